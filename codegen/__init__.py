@@ -1,0 +1,1 @@
+"""Code generation: fused kernels to loop IR to LLVM IR to machine code."""

@@ -1,0 +1,1 @@
+"""weft: a PyTorch-shaped tensor library whose functions compile."""

@@ -1,0 +1,1 @@
+"""The intermediate representation: types, graphs, primitives, text form, verifier, reference interpreter."""

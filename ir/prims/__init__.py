@@ -1,0 +1,1 @@
+"""All primitives, by family. Importing this package fills the registry."""

@@ -1,0 +1,1 @@
+"""The runtime: buffers, threads, the just-in-time linker, executables and the kernel cache."""
