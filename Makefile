@@ -1,0 +1,43 @@
+# Each target makes its own virtual environment when there is none and installs what it needs:
+# a machine needs Python 3.11 or later and make, nothing else.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+SOURCES = $(shell find frontend ir passes codegen runtime -name '*.py') pyproject.toml
+
+.PHONY: demo test check bench accuracy clean
+
+demo: $(VENV)/.run
+	$(BIN)/python examples/digits.py
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+# Peers (torch, jax) are measured where they are installed: pip install 'weft[parity]' jax
+bench: $(VENV)/.run
+	$(BIN)/python -m benchmarks.bench
+
+accuracy: $(VENV)/.run
+	$(BIN)/python -m benchmarks.accuracy
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# The tests run against an installed wheel, so that a sub-package missing from pyproject.toml shows.
+$(VENV)/.run: $(VENV)/bin/python $(SOURCES)
+	$(BIN)/python -m pip install -q --upgrade --force-reinstall --no-deps .
+	$(BIN)/python -m pip install -q '.[examples]'
+	rm -rf build *.egg-info
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(BIN)/python -m pip install -q '.[dev]'
+	rm -rf build *.egg-info
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo-ir weft-dump
