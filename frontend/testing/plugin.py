@@ -1,0 +1,1 @@
+"""pytest plugin: fixtures that run a test eagerly and compiled."""
