@@ -1,0 +1,113 @@
+"""What may stand before and after a contraction inside one fused kernel: the legality that fusion asks for.
+
+A kernel of form ``contract`` or ``conv`` holds one CONTRACT op. Around it may stand
+
+* a *prologue*: ops between the kernel's operands and the operands of the contraction (evaluated while packing);
+* an *epilogue*: ops from the contraction's result on, of its very shape, evaluated on each finished tile;
+* *side* ops: what feeds the epilogue besides the contraction (a broadcast bias, a constant, random bits).
+
+Each predicate returns None for yes, or the reason for no. They look at one op at a time: the caller grows the group.
+"""
+
+from __future__ import annotations
+
+from weft.ir.graph import Op
+from weft.ir.prims.base import Kind
+from weft.ir.types import TensorType
+
+FORMS = {"dot_general": "contract", "conv": "conv"}
+# Moves that send an output coordinate to one operand coordinate, possibly none (pad).
+INDEX_MOVES = frozenset({"reshape", "permute", "broadcast", "slice", "flip", "pad", "copy"})
+
+
+def form_of(contract: Op) -> str:
+    """The kernel form of a CONTRACT op; ValueError for another kind."""
+    if contract.prim.kind is not Kind.CONTRACT:
+        raise ValueError(f"{contract.prim.name} is not a contraction")
+    return FORMS[contract.prim.name]
+
+
+def unsupported(contract: Op) -> str | None:
+    """Why the contraction itself cannot be a compiled kernel, or None."""
+    if any(_complex(v.type) for v in (*contract.operands, *contract.results)):
+        return "complex contractions are not compiled"
+    if contract.result.type.size == 0:
+        return "the result is empty"
+    return None
+
+
+def _complex(t: TensorType) -> bool:
+    return t.dtype.is_complex
+
+
+def _common(op: Op) -> str | None:
+    if len(op.results) != 1:
+        return f"{op.prim.name} has {len(op.results)} results"
+    if any(_complex(v.type) for v in (*op.operands, *op.results)):
+        return "complex values are not fused"
+    if op.result.type.size == 0:
+        return "an empty value"
+    return None
+
+
+def prologue_refusal(contract: Op, op: Op, operand: int = 0) -> str | None:
+    """Why ``op`` may not be computed while packing operand number ``operand`` of ``contract``.
+
+    >>> from weft.ir.types import TensorType, f32
+    >>> from weft.ir import prims as P
+    >>> from weft.ir.prims.base import trace
+    >>> def f(a, b):
+    ...     return P.dot_general_p.bind(P.permute_p.bind(a, perm=(1, 0)), b, contract=((1,), (0,)), batch=((), ()))
+    >>> move, dot = trace(f, TensorType((3, 4), f32), TensorType((3, 5), f32)).ops
+    >>> prologue_refusal(dot, move) is None
+    True
+    """
+    reason = _common(op)
+    if reason is not None:
+        return reason
+    kind = op.prim.kind
+    if kind is Kind.MOVE:
+        return None if op.prim.name in INDEX_MOVES else f"{op.prim.name} is not an index map of one operand"
+    if kind is Kind.SOURCE:
+        return None
+    if kind is not Kind.MAP:
+        return f"a {kind.value} op cannot be computed while packing"
+    if form_of(contract) == "conv" and operand == 0 and not _is_cast(op):
+        return "each element of a convolution's data operand is packed several times; only casts and moves are free"
+    return None
+
+
+def _is_cast(op: Op) -> bool:
+    """A one-operand map that changes the dtype: cheap enough to repeat."""
+    return len(op.operands) == 1 and op.operands[0].type.dtype is not op.result.type.dtype
+
+
+def epilogue_refusal(contract: Op, op: Op) -> str | None:
+    """Why ``op``, which reads a value of the epilogue, may not join the epilogue of ``contract``."""
+    reason = _common(op)
+    if reason is not None:
+        return reason
+    if op.prim.kind is not Kind.MAP:
+        return f"a {op.prim.kind.value} op does not run on a tile of the result"
+    if op.result.type.shape != contract.result.type.shape:
+        return "the epilogue keeps the shape of the contraction"
+    return None
+
+
+def side_refusal(contract: Op, op: Op) -> str | None:
+    """Why ``op``, which feeds the epilogue but does not depend on the contraction, may not be computed there.
+
+    Index moves, sources, random bits and maps of any shape are allowed; that a map on a large value under a
+    broadcast is then repeated per tile is for the caller to weigh (it costs nothing for a bias).
+    """
+    reason = _common(op)
+    if reason is not None:
+        return reason
+    kind = op.prim.kind
+    if kind is Kind.MOVE:
+        return None if op.prim.name in INDEX_MOVES else f"{op.prim.name} is not an index map of one operand"
+    if kind in (Kind.MAP, Kind.SOURCE):
+        return None
+    if kind is Kind.RANDOM and op.prim.scalar is not None:
+        return None
+    return f"a {kind.value} op cannot be computed on a tile"
