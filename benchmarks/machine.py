@@ -1,0 +1,113 @@
+"""What machine this is and what it can do: fma peak and copy bandwidth, measured by kernels of our own."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_PEAK_IR = """
+define void @fma_peak(ptr %out, i64 %n) #0 {{
+entry:
+  br label %loop
+loop:
+  %i = phi i64 [0, %entry], [%i1, %loop]
+{phis}
+{fmas}
+  %i1 = add i64 %i, 1
+  %more = icmp slt i64 %i1, %n
+  br i1 %more, label %loop, label %done
+done:
+{stores}
+  ret void
+}}
+declare <{w} x float> @llvm.fma.v{w}f32(<{w} x float>, <{w} x float>, <{w} x float>)
+attributes #0 = {{ "prefer-vector-width"="{bits}" "target-cpu"="{cpu}" "target-features"="{features}" }}
+"""
+
+
+def cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def fma_peak() -> float:
+    """Flop/s of one thread: twelve independent chains of the host's widest fma, in registers."""
+    import ctypes
+
+    from llvmlite import binding as llvm
+    from weft.codegen.target import host_target
+
+    target = host_target()
+    w = target.vector_bits // 32
+    chains = range(12)
+    vec = f"<{w} x float>"
+    cpu, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+    fma = f"call {vec} @llvm.fma.v{w}f32"
+    text = _PEAK_IR.format(
+        w=w, bits=target.vector_bits, cpu=cpu, features=features,
+        phis="\n".join(f"  %a{c} = phi {vec} [zeroinitializer, %entry], [%b{c}, %loop]" for c in chains),
+        fmas="\n".join(
+            f"  %b{c} = {fma}({vec} %a{c}, {vec} %a{c}, {vec} %a{(c + 1) % 12})" for c in chains
+        ),
+        stores="\n".join(
+            f"  %p{c} = getelementptr {vec}, ptr %out, i64 {c}\n  store {vec} %b{c}, ptr %p{c}"
+            for c in chains
+        ),
+    )  # fmt: skip
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    machine = llvm.Target.from_default_triple().create_target_machine(
+        cpu=cpu, features=features, opt=1, codemodel="small", reloc="pic"
+    )  # fmt: skip
+    jit = llvm.create_lljit_compiler(machine)
+    tracker = llvm.JITLibraryBuilder().add_ir(text).export_symbol("fma_peak").link(jit, "peak")
+    run = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(tracker["fma_peak"])
+    out = np.zeros(16 * 64, np.float32)
+    n = 2_000_000
+    best = min(_seconds(lambda: run(out.ctypes.data, n)) for _ in range(5))
+    return 2.0 * w * len(chains) * n / best
+
+
+def copy_bandwidth() -> float:
+    """Bytes per second, read and written, of a compiled copy of 256 MB on all threads."""
+    import weft
+
+    x = weft.ones(64 * 2**20)
+    copy = weft.compile(lambda x: x + 1.0)
+    copy(x)
+    return 2.0 * 4 * x.numel() / min(_seconds(lambda: copy(x)) for _ in range(7))
+
+
+def _seconds(call: Any) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def describe() -> dict[str, Any]:
+    """The machine's description that stands with every committed result."""
+    import llvmlite
+    import weft
+    from llvmlite import binding as llvm
+
+    threads = weft.get_num_threads()
+    return {
+        "cpu": cpu_name(),
+        "llvm cpu": llvm.get_host_cpu_name(),
+        "threads": threads,
+        "memory GiB": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "fma peak Gflop/s per thread": round(fma_peak() / 1e9),
+        "copy GB/s": round(copy_bandwidth() / 1e9, 1),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "llvmlite": llvmlite.__version__,
+        "weft": weft.__version__,
+        "OPENBLAS_CORETYPE": os.environ.get("OPENBLAS_CORETYPE", "unset"),
+    }
