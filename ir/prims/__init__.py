@@ -1,1 +1,7 @@
 """All primitives, by family. Importing this package fills the registry."""
+
+from weft.ir.prims.bits import *  # noqa: F403
+from weft.ir.prims.complex_ import *  # noqa: F403
+from weft.ir.prims.convert import *  # noqa: F403
+from weft.ir.prims.elementwise import *  # noqa: F403
+from weft.ir.prims.transcendental import *  # noqa: F403
