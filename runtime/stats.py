@@ -1,0 +1,44 @@
+"""Counters of what the runtime did. Tests assert on them; ``weft.explain`` prints them.
+
+>>> reset()
+>>> count("compiles")
+>>> snapshot()["compiles"]
+1
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+_counters: Counter[str] = Counter()
+
+NAMES = (
+    "compiles",  # graphs lowered, emitted and compiled
+    "cache_memory_hits",
+    "cache_disk_hits",
+    "cache_disk_misses",
+    "cache_disk_writes",
+    "cache_disk_damaged",  # entries thrown away: checksum, format or load error
+    "calls",  # calls through the general Python path
+    "host_calls",  # operations run by Python from a native entry
+    "kernels_launched",
+    "bytes_allocated",  # fresh memory taken from the system by the caching allocator
+    "blocks_allocated",
+    "blocks_reused",
+    "arena_allocations",
+)
+
+
+def count(name: str, by: int = 1) -> None:
+    """Add ``by`` to the counter ``name``."""
+    _counters[name] += by
+
+
+def snapshot() -> dict[str, int]:
+    """All counters, zeros included."""
+    return {n: 0 for n in NAMES} | dict(_counters)
+
+
+def reset() -> None:
+    """Set every counter to zero."""
+    _counters.clear()
