@@ -1,0 +1,92 @@
+"""Descriptions of the machines that code is generated for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+
+@dataclass(frozen=True)
+class Target:
+    """A CPU as LLVM names it, and what the schedules need to know of it.
+
+    ``features`` is LLVM's feature string (``"+avx2,+fma"``), ``vector_bits`` the width of the vectors that kernels
+    use, ``registers`` the number of vector registers, ``l1_bytes`` and ``l2_bytes`` the caches of one core.
+    """
+
+    triple: str
+    cpu: str
+    features: str
+    vector_bits: int = 256
+    registers: int = 16
+    l1_bytes: int = 32 << 10
+    l2_bytes: int = 512 << 10
+
+    @property
+    def masked(self) -> bool:
+        """True where masked loads and stores of every element size are one instruction (AVX-512)."""
+        return self.vector_bits == 512
+
+    def lanes(self, bits: int) -> int:
+        """Elements of ``bits`` bits in one vector."""
+        return max(1, self.vector_bits // max(bits, 8))
+
+    @property
+    def attributes(self) -> str:
+        """The module line that defines ``#0``, the attributes of every kernel function."""
+        width = f'"prefer-vector-width"="{self.vector_bits}" "min-legal-vector-width"="{self.vector_bits}"'
+        cpu = f'"target-cpu"="{self.cpu}" "target-features"="{self.features}"'
+        return f"attributes #0 = {{ nounwind {width} {cpu} }}"
+
+
+_HASWELL = (
+    "+64bit,+aes,+avx,+avx2,+bmi,+bmi2,+cmov,+cx16,+cx8,+f16c,+fma,+fsgsbase,+fxsr,+lzcnt,+mmx,+movbe,+pclmul,"
+    "+popcnt,+rdrnd,+sahf,+sse,+sse2,+sse3,+sse4.1,+sse4.2,+ssse3,+xsave,+xsaveopt"
+)
+_SKYLAKE = _HASWELL + ",+adx,+avx512bw,+avx512cd,+avx512dq,+avx512f,+avx512vl"
+_NAMED = {
+    "haswell": ("haswell", _HASWELL, 256, 16),
+    "skylake-avx512": ("skylake-avx512", _SKYLAKE, 512, 32),
+}
+
+
+def named_target(name: str) -> Target:
+    """A target by name: ``haswell`` (AVX2) or ``skylake-avx512``. KeyError for others.
+
+    >>> named_target("haswell").vector_bits
+    256
+    """
+    cpu, features, bits, registers = _NAMED[name]
+    return Target(_triple(), cpu, features, bits, registers)
+
+
+@cache
+def host_target() -> Target:
+    """The CPU that this process runs on: AVX-512 vectors where it has them (with BW, DQ and VL), else 256 bits."""
+    import llvmlite.binding as llvm
+
+    found = llvm.get_host_cpu_features()
+    features = ",".join(("+" if on else "-") + name for name, on in sorted(found.items()))
+    wide = all(found.get(f) for f in ("avx512f", "avx512bw", "avx512dq", "avx512vl"))
+    bits = 512 if wide else 256 if found.get("avx2") else 128
+    return Target(_triple(), llvm.get_host_cpu_name(), features, bits, 32 if wide else 16,
+                  _cache_bytes(0, 32 << 10), _cache_bytes(2, 512 << 10))
+
+
+@cache
+def _triple() -> str:
+    import llvmlite.binding as llvm
+
+    return llvm.get_process_triple()
+
+
+def _cache_bytes(index: int, otherwise: int) -> int:
+    """Size of a data cache of CPU 0 as Linux tells it."""
+    try:
+        with open(f"/sys/devices/system/cpu/cpu0/cache/index{index}/size") as f:
+            text = f.read().strip()
+    except OSError:
+        return otherwise
+    scale = {"K": 1 << 10, "M": 1 << 20}.get(text[-1:], 1)
+    digits = text.rstrip("KM")
+    return int(digits) * scale if digits.isdigit() else otherwise
