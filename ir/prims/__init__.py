@@ -2,6 +2,11 @@
 
 from weft.ir.prims.bits import *  # noqa: F403
 from weft.ir.prims.complex_ import *  # noqa: F403
+from weft.ir.prims.contract import *  # noqa: F403
 from weft.ir.prims.convert import *  # noqa: F403
 from weft.ir.prims.elementwise import *  # noqa: F403
+from weft.ir.prims.gather import *  # noqa: F403
+from weft.ir.prims.move import *  # noqa: F403
+from weft.ir.prims.reduce import *  # noqa: F403
+from weft.ir.prims.source import *  # noqa: F403
 from weft.ir.prims.transcendental import *  # noqa: F403

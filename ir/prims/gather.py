@@ -1,0 +1,241 @@
+"""Indexed reads and writes.
+
+Indices are i64 or i32 and non-negative; out of range raises IndexError. ``gather`` and ``scatter`` address
+the dims ``axes`` of x by the last dim of the index (like x[i0, i1, ...]); the ``_along`` pair is torch's gather
+and scatter. Where several updates meet in one element, ``set`` keeps the last one; its gradient, as torch's, is
+that of distinct indices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from weft.ir.prims.base import Kind, Primitive, full_like, type_of
+from weft.ir.prims.rules import (
+    apply,
+    as_dtype,
+    check_axes,
+    check_axis,
+    check_index_dtype,
+    check_rank,
+    check_same_dtype,
+    conjugate,
+    others,
+    zeros,
+    zeros_like,
+)
+from weft.ir.types import DTYPES, TensorType
+
+__all__ = ["gather_p", "scatter_along_p", "scatter_p", "take_along_p"]
+
+Ints = tuple[int, ...]
+MODES = ("set", "add", "max", "min", "mul")
+_UFUNCS = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
+
+
+def _check_range(prim: str, idx: np.ndarray, size: int, axis: int) -> None:
+    if idx.size and not (idx.min() >= 0 and idx.max() < size):
+        bad = idx[(idx < 0) | (idx >= size)].flat[0]
+        raise IndexError(f"{prim}: index {bad} is out of bounds for dimension {axis} with size {size}")
+
+
+def _store(out: np.ndarray, where: tuple[Any, ...], upd: np.ndarray, mode: str) -> None:
+    if mode == "set":
+        out[where] = upd
+    else:
+        _UFUNCS[mode].at(out, where, upd)
+
+
+# gather, scatter ----------------------------------------------------------------
+
+
+def _index_infer(prim: str, x: TensorType, idx: TensorType, axes: Ints) -> tuple[Any, ...]:
+    check_index_dtype(prim, idx)
+    check_axes(prim, axes, x.ndim)
+    if idx.ndim == 0 or idx.shape[-1] != len(axes):
+        raise ValueError(f"{prim}: the last dimension of the indices {idx} must be {len(axes)}")
+    return (*idx.shape[:-1], *(x.shape[i] for i in others(axes, x.ndim)))
+
+
+def _point(
+    prim: str, x: np.ndarray, idx: np.ndarray, axes: Ints
+) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """x with ``axes`` moved to the front, and the index arrays into them."""
+    for j, a in enumerate(axes):
+        _check_range(prim, idx[..., j], x.shape[a], a)
+    return x.transpose((*axes, *others(axes, x.ndim))), tuple(idx[..., j] for j in range(len(axes)))
+
+
+def _gather_eval(x: np.ndarray, idx: np.ndarray, *, axes: Ints) -> np.ndarray:
+    front, where = _point("gather", x, idx, axes)
+    out = front[where]
+    if not where:  # no axes: idx[..., 0] only repeats x
+        out = np.broadcast_to(x, (*idx.shape[:-1], *x.shape))
+    return np.array(out, order="C", copy=None if out.base is None else True)
+
+
+def _gather_vjp(ct: Any, out: Any, x: Any, idx: Any, *, axes: Ints) -> tuple[Any, ...]:
+    return apply("scatter", zeros(ct, type_of(x).shape), idx, ct, axes=axes, mode="add"), None
+
+
+gather_p = Primitive(
+    "gather", Kind.GATHER, eval=_gather_eval, vjp=_gather_vjp, needs="1", dtypes=DTYPES,
+    infer=lambda x, idx, *, axes: x.with_(shape=_index_infer("gather", x, idx, axes)),
+)  # fmt: skip
+
+
+def _check_mode(prim: str, mode: str, x: TensorType) -> None:
+    if mode not in MODES:
+        raise ValueError(f"{prim}: mode must be one of {', '.join(MODES)}, got {mode!r}")
+    if mode in ("max", "min") and x.dtype.is_complex:
+        raise TypeError(f"{prim}: mode {mode!r} needs an ordered dtype, got {x}")
+
+
+def _scatter_infer(x: TensorType, idx: TensorType, upd: TensorType, *, axes: Ints, mode: str) -> TensorType:
+    _check_mode("scatter", mode, x)
+    check_same_dtype("scatter", x, upd)
+    shape = _index_infer("scatter", x, idx, axes)
+    if upd.shape != shape:
+        raise ValueError(f"scatter: updates must have shape {shape}, got {upd}")
+    return x
+
+
+def _scatter_eval(x: np.ndarray, idx: np.ndarray, upd: np.ndarray, *, axes: Ints, mode: str) -> np.ndarray:
+    out = x.copy(order="C")
+    front, where = _point("scatter", out, idx, axes)
+    if not where:  # no axes: every update covers the whole of x
+        where = (np.zeros(idx.shape[:-1], np.int64),)
+        front = out[None]
+    _store(front, where, upd, mode)
+    return out
+
+
+Read = Callable[[Any], Any]  # values at the indices
+Write = Callable[[Any, Any, str], Any]  # updates written at the indices
+
+
+def _write_vjp(ct: Any, out: Any, x: Any, upd: Any, mode: str, read: Read, write: Write) -> tuple[Any, ...]:
+    """Cotangents of x and of the updates of any indexed write, given how it reads and writes."""
+    if mode == "set":
+        return write(ct, zeros(ct, type_of(upd).shape), "set"), None, read(ct)
+    if mode == "add":
+        return ct, None, read(ct)
+    if mode == "mul":
+        return _product_vjp(ct, x, upd, read, write)
+    return _extreme_vjp(ct, out, x, upd, read, write)
+
+
+def _extreme_vjp(ct: Any, out: Any, x: Any, upd: Any, read: Read, write: Write) -> tuple[Any, ...]:
+    """Divided evenly among the elements that reach the extreme (as torch.scatter_reduce)."""
+    dtype = type_of(x).dtype
+    mine = as_dtype(apply("eq", x, out), dtype)
+    theirs = as_dtype(apply("eq", upd, read(out)), dtype)
+    share = apply("div", ct, write(mine, theirs, "add"))
+    return apply("mul", share, mine), None, apply("mul", read(share), theirs)
+
+
+def _product_vjp(ct: Any, x: Any, upd: Any, read: Read, write: Write) -> tuple[Any, ...]:
+    """Each factor gets the product of the others; zeros are counted apart, so that none is divided by."""
+    zero = zeros_like(upd)
+    one = full_like(upd, 1)
+    is_zero = apply("eq", upd, zero)
+    factors = apply("where", is_zero, one, upd)
+    product = read(write(x, factors, "mul"))  # of x and all updates but zeros
+    n_zeros = read(write(zeros_like(x), apply("where", is_zero, one, zero), "add"))
+    alone = apply("eq", n_zeros, one)
+    none = apply("eq", n_zeros, zero)
+    rest = apply(
+        "where",
+        is_zero,
+        apply("where", alone, product, zero),
+        apply("where", none, apply("div", product, factors), zero),
+    )
+    ct_x = apply("mul", ct, conjugate(write(full_like(x, 1), upd, "mul")))
+    return ct_x, None, apply("mul", read(ct), conjugate(rest))
+
+
+def _scatter_vjp(ct: Any, out: Any, x: Any, idx: Any, upd: Any, *, axes: Ints, mode: str) -> tuple[Any, ...]:
+    def read(v: Any) -> Any:
+        return apply("gather", v, idx, axes=axes)
+
+    def write(v: Any, u: Any, how: str) -> Any:
+        return apply("scatter", v, idx, u, axes=axes, mode=how)
+
+    return _write_vjp(ct, out, x, upd, mode, read, write)
+
+
+scatter_p = Primitive(
+    "scatter", Kind.SCATTER, infer=_scatter_infer, eval=_scatter_eval, vjp=_scatter_vjp, needs="012o",
+    defaults={"mode": "set"}, dtypes=DTYPES,
+)  # fmt: skip
+
+
+# take_along, scatter_along ----------------------------------------------------------------
+
+
+def _along_infer(prim: str, x: TensorType, idx: TensorType, axis: int) -> None:
+    check_index_dtype(prim, idx)
+    check_axis(prim, axis, x.ndim)
+    check_rank(prim, "index shape", idx.shape, x.ndim)
+    if any(i != axis and n > d for i, (n, d) in enumerate(zip(idx.shape, x.shape, strict=True))):
+        raise ValueError(f"{prim}: indices {idx} reach outside {x} beside axis {axis}")
+
+
+def _along_index(prim: str, x: np.ndarray, idx: np.ndarray, axis: int) -> tuple[np.ndarray, ...]:
+    _check_range(prim, idx, x.shape[axis], axis)
+    grid = np.ogrid[tuple(map(slice, idx.shape))]
+    return tuple(idx if i == axis else g for i, g in enumerate(grid))
+
+
+def _take_along_infer(x: TensorType, idx: TensorType, *, axis: int) -> TensorType:
+    _along_infer("take_along", x, idx, axis)
+    return x.with_(shape=idx.shape)
+
+
+def _take_along_vjp(ct: Any, out: Any, x: Any, idx: Any, *, axis: int) -> tuple[Any, ...]:
+    return apply("scatter_along", zeros(ct, type_of(x).shape), idx, ct, axis=axis, mode="add"), None
+
+
+take_along_p = Primitive(
+    "take_along", Kind.GATHER, infer=_take_along_infer, vjp=_take_along_vjp, needs="1", dtypes=DTYPES,
+    eval=lambda x, idx, *, axis: np.ascontiguousarray(x[_along_index("take_along", x, idx, axis)]),
+)  # fmt: skip
+
+
+def _scatter_along_infer(
+    x: TensorType, idx: TensorType, upd: TensorType, *, axis: int, mode: str
+) -> TensorType:
+    _check_mode("scatter_along", mode, x)
+    check_same_dtype("scatter_along", x, upd)
+    _along_infer("scatter_along", x, idx, axis)
+    if upd.shape != idx.shape:
+        raise ValueError(f"scatter_along: updates must have the shape of the indices {idx}, got {upd}")
+    return x
+
+
+def _scatter_along_eval(
+    x: np.ndarray, idx: np.ndarray, upd: np.ndarray, *, axis: int, mode: str
+) -> np.ndarray:
+    out = x.copy(order="C")
+    _store(out, _along_index("scatter_along", x, idx, axis), upd, mode)
+    return out
+
+
+def _scatter_along_vjp(
+    ct: Any, out: Any, x: Any, idx: Any, upd: Any, *, axis: int, mode: str
+) -> tuple[Any, ...]:
+    def read(v: Any) -> Any:
+        return apply("take_along", v, idx, axis=axis)
+
+    def write(v: Any, u: Any, how: str) -> Any:
+        return apply("scatter_along", v, idx, u, axis=axis, mode=how)
+
+    return _write_vjp(ct, out, x, upd, mode, read, write)
+
+
+scatter_along_p = Primitive(
+    "scatter_along", Kind.SCATTER, infer=_scatter_along_infer, eval=_scatter_along_eval,
+    vjp=_scatter_along_vjp, needs="012o", defaults={"mode": "set"}, dtypes=DTYPES,
+)  # fmt: skip
