@@ -31,9 +31,11 @@ class Phase:
 class KernelCode:
     """The code of one kernel.
 
-    Each phase is a function ``void @symbol(ptr %bufs, i64 %begin, i64 %end, i64 %thread)``; ``bufs`` holds pointers:
-    operands, results, scratch (``scratch_bytes``, 64-byte aligned, shared by phases and threads), status (i64, set to
-    1 by an index out of range). ``llvm`` holds the functions, ``declares`` the module-level lines they need.
+    Each phase is a function ``void @symbol(ptr %bufs, i64 %begin, i64 %end, i64 %thread)``; ``bufs`` holds
+    pointers: operands, results, scratch (``scratch_bytes``, 64-byte aligned, shared by phases and threads), status
+    (i64, set to 1 by an index out of range). ``llvm`` holds the functions, ``declares`` the module-level lines.
+    ``inplace`` lists the pairs (operand, result) that may share memory: each element is read before it is written,
+    by the same thread.
     """
 
     name: str
@@ -45,7 +47,6 @@ class KernelCode:
     bytes_moved: int = 0
     flops: int = 0
     inplace: frozenset[tuple[int, int]] = field(default_factory=frozenset)
-    """Pairs (operand, result) that may share memory: each element is read before it is written, by one thread."""
 
 
 Emitter = Callable[[Op, Target, str], KernelCode]

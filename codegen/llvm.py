@@ -1,7 +1,7 @@
 """A small builder of LLVM IR text: functions, blocks, SSA names, loops with carried values.
 
-Strings only. Instructions go to the innermost open scope, or (``at``) to the preheader of an enclosing loop, so that
-invariant code is hoisted as it is emitted.
+Strings only. Instructions go to the innermost open scope, or (``at``) to the preheader of an enclosing loop, so
+that invariant code is hoisted as it is emitted.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from weft.codegen.target import Target
 from weft.ir.types import DType
 
 _SCALARS = {
-    "bool": "i1", "u8": "i8", "i8": "i8", "u16": "i16", "i16": "i16", "u32": "i32", "i32": "i32", "u64": "i64",
-    "i64": "i64", "f16": "float", "bf16": "float", "f32": "float", "f64": "double",
+    "bool": "i1", "u8": "i8", "i8": "i8", "u16": "i16", "i16": "i16", "u32": "i32", "i32": "i32",
+    "u64": "i64", "i64": "i64", "f16": "float", "bf16": "float", "f32": "float", "f64": "double",
 }  # fmt: skip
 _MEMORY = {**_SCALARS, "bool": "i8", "f16": "half", "bf16": "i16"}
 
@@ -82,6 +82,7 @@ class Function:
         self._body: list[Any] = ["entry:", self._allocas]
         self._current = self._body
         self._pre: list[list[Any]] = []  # preheader lists of the open loops, outermost first
+        self.memos: list[dict[Any, Any]] = [{}]  # what builders remember, per depth; dropped with the scope
         self.block = "entry"
 
     # -- names, instructions, blocks
@@ -153,7 +154,7 @@ class Function:
              runs: bool = False) -> Iterator[LoopScope]:
         """``for (var = start; var < stop; var += step)`` over i64 with carried (type, initial value) pairs.
 
-        ``runs`` promises at least one iteration. After the block ``scope.results`` names the carried values' ends.
+        ``runs`` promises at least one iteration. After the block ``scope.results`` names the last carried values.
         """
         carried = carried or []
         pre: list[Any] = []
@@ -166,7 +167,8 @@ class Function:
             entry = self.block
             c = self.op(f"icmp slt i64 {start}, {stop}")
             self.cond_br(c, head, done)
-        outer, self._pre = self._pre, [*self._pre, pre]
+        self._pre.append(pre)
+        self.memos.append({})
         self.label(head)
         iv = self.phi("i64")
         iv.add(start, entry)
@@ -183,7 +185,8 @@ class Function:
         for p in scope.phis:
             p.add(scope.next.get(p.name, p.name), latch)
         self.cond_br(again, head, done)
-        self._pre = outer
+        self._pre.pop()
+        self.memos.pop()
         self.label(done)
         for p, (t, init) in zip(scope.phis, carried, strict=True):
             if runs:
@@ -200,7 +203,10 @@ class Function:
         yes, done = self.new_label("then"), self.new_label("fi")
         self.cond_br(cond, yes, done)
         self.label(yes)
+        outside = self.memos[-1]
+        self.memos[-1] = dict(outside)
         yield
+        self.memos[-1] = outside
         self.br(done)
         self.label(done)
 

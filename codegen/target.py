@@ -10,8 +10,8 @@ from functools import cache
 class Target:
     """A CPU as LLVM names it, and what the schedules need to know of it.
 
-    ``features`` is LLVM's feature string (``"+avx2,+fma"``), ``vector_bits`` the width of the vectors that kernels
-    use, ``registers`` the number of vector registers, ``l1_bytes`` and ``l2_bytes`` the caches of one core.
+    ``features`` is LLVM's feature string (``"+avx2,+fma"``), ``vector_bits`` the width of the vectors that
+    kernels use, ``registers`` the number of vector registers, ``l1_bytes`` and ``l2_bytes`` a core's caches.
     """
 
     triple: str
@@ -62,7 +62,7 @@ def named_target(name: str) -> Target:
 
 @cache
 def host_target() -> Target:
-    """The CPU that this process runs on: AVX-512 vectors where it has them (with BW, DQ and VL), else 256 bits."""
+    """The CPU that this process runs on: 512-bit vectors where it has AVX-512 BW, DQ and VL, else 256."""
     import llvmlite.binding as llvm
 
     found = llvm.get_host_cpu_features()
