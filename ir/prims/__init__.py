@@ -10,3 +10,4 @@ from weft.ir.prims.move import *  # noqa: F403
 from weft.ir.prims.reduce import *  # noqa: F403
 from weft.ir.prims.source import *  # noqa: F403
 from weft.ir.prims.transcendental import *  # noqa: F403
+from weft.ir.prims.random import *  # noqa: F403
