@@ -1,4 +1,4 @@
-"""Contractions: dot_general and conv. Both are closed under differentiation. f16 and bf16 accumulate in f32."""
+"""Contractions: dot_general and conv, closed under differentiation. f16 and bf16 accumulate in f32."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _dot_eval(a: np.ndarray, b: np.ndarray, *, contract: Pair, batch: Pair = (()
 
 
 def _dot_operand_vjp(ct: Any, x: Any, y: Any, contract: Pair, batch: Pair, *, left: bool) -> Any:
-    """The cotangent of ``x``, which stood left or right of ``y`` (with ``contract`` and ``batch`` as x, y)."""
+    """The cotangent of ``x``, which stood left or right of ``y``; ``contract`` and ``batch`` go x, y."""
     x_ndim, y_ndim, n_batch = type_of(x).ndim, type_of(y).ndim, len(batch[0])
     x_free, y_free = free_axes(x_ndim, contract[0], batch[0]), free_axes(y_ndim, contract[1], batch[1])
     first = n_batch + (len(x_free) if left else 0)
@@ -105,7 +105,8 @@ def conv_lengths(
 ) -> Ints:
     """Spatial result sizes; 0 where the kernel does not fit."""
     out = []
-    for n, k, s, (lo, hi), ld, rd in zip(size, kernel, stride, padding, lhs_dilation, rhs_dilation, strict=True):
+    dims = zip(size, kernel, stride, padding, lhs_dilation, rhs_dilation, strict=True)
+    for n, k, s, (lo, hi), ld, rd in dims:
         room = dilated(n, ld) + lo + hi - dilated(k, rd)
         out.append(room // s + 1 if room >= 0 else 0)
     return tuple(out)
@@ -119,7 +120,7 @@ def _conv_infer(
     check_dtype("conv", x, NUMERIC)
     rank = x.ndim - 2
     if not 1 <= rank <= 3 or w.ndim != x.ndim:
-        raise ValueError(f"conv: needs x[N,C,*S] and w[O,C/groups,*K] of 1 to 3 spatial dimensions, got {x}, {w}")
+        raise ValueError(f"conv: needs x[N,C,*S] and w[O,C/groups,*K] with 1 to 3 dims in S, got {x} and {w}")
     for name, values in (("stride", stride), ("padding", padding), ("lhs_dilation", lhs_dilation),
                          ("rhs_dilation", rhs_dilation)):  # fmt: skip
         check_rank("conv", name, values, rank)

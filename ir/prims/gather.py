@@ -1,9 +1,9 @@
 """Indexed reads and writes.
 
 Indices are i64 or i32 and non-negative; out of range raises IndexError. ``gather`` and ``scatter`` address
-the dims ``axes`` of x by the last dim of the index (like x[i0, i1, ...]); the ``_along`` pair is torch's gather
-and scatter. Where several updates meet in one element, ``set`` keeps the last one; its gradient, as torch's, is
-that of distinct indices.
+the dims ``axes`` of x by the last dim of the index (like x[i0, i1, ...]); the ``_along`` pair is torch's
+gather and scatter. Where several updates meet in one element, ``set`` keeps the last one; its gradient, as
+torch's, is that of distinct indices.
 """
 
 from __future__ import annotations

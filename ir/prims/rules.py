@@ -13,7 +13,7 @@ INDEX_DTYPES = (i64, i32)
 
 
 def apply(name: str, *operands: Any, **attrs: Any) -> Any:
-    """Bind the primitive called ``name``: gradient rules use this, so that families do not import each other."""
+    """Bind the primitive called ``name``: for gradient rules, so that families do not import each other."""
     return PRIMITIVES[name].bind(*operands, **attrs)
 
 
