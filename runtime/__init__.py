@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from weft.runtime import buffers, stats
-from weft.runtime.compile import compile_graph
+from weft.runtime.compile import compile_graph, compile_only
 from weft.runtime.executable import Executable
 from weft.runtime.threads import get_num_threads, set_num_threads
 
-__all__ = ["Executable", "buffers", "compile_graph", "get_num_threads", "set_num_threads", "stats"]
+__all__ = ["Executable", "buffers", "compile_graph", "compile_only", "get_num_threads", "set_num_threads", "stats"]

@@ -13,7 +13,6 @@ import threading
 from typing import Any
 
 import numpy as np
-
 from weft.ir.types import DType
 from weft.runtime import stats
 

@@ -1,27 +1,57 @@
-"""From a graph to an executable: passes, plan, code, link, cache."""
+"""From a graph to an executable, through the caches."""
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping
-from types import SimpleNamespace
-from typing import Any
 
+from weft.codegen.target import Target, host_target
 from weft.ir.graph import Graph
-from weft.runtime import stats
-from weft.runtime.executable import Executable
+from weft.runtime import jit, stats
+from weft.runtime.build import build
+from weft.runtime.executable import Artifact, Executable
+from weft.runtime.fingerprint import fingerprint
 
-
-def _lower(graph: Graph, target_kind: str) -> Any:
-    try:
-        from weft.passes.pipeline import lower
-    except ImportError:
-        return SimpleNamespace(stages=[("captured", graph)], graph=graph)
-    return lower(graph, target_kind)
+_MEMORY_LIMIT = 1024  # executables kept for graphs that come again
+_memory: OrderedDict[str, Executable] = OrderedDict()
+_lock = threading.RLock()
 
 
 def compile_graph(
-    graph: Graph, *, donate: Mapping[int, int] | None = None, target: Any = None, name: str | None = None
+    graph: Graph, *, donate: Mapping[int, int] | None = None, target: Target | None = None, name: str | None = None
 ) -> Executable:
-    """Compile ``graph`` for the host (or ``target``). Result ``i`` is written into the buffer of param ``donate[i]``."""
+    """Compile ``graph`` for the host. Result ``i`` is written into the buffer of param ``donate[i]``.
+
+    With another ``target`` the graph is compiled only: the executable shows its code and refuses to run.
+    """
+    donate = dict(donate or {})
+    key = fingerprint(graph) + repr(sorted(donate.items())) + repr(target)
+    with _lock:
+        found = _memory.get(key)
+        if found is not None:
+            _memory.move_to_end(key)
+            stats.count("cache_memory_hits")
+            return found
+        made = _compile(graph, donate, target, name or graph.name)
+        _memory[key] = made
+        if len(_memory) > _MEMORY_LIMIT:
+            _memory.popitem(last=False)
+        return made
+
+
+def compile_only(graph: Graph, target: Target, name: str | None = None) -> Executable:
+    """Compile for any machine LLVM knows and run nothing."""
+    return compile_graph(graph, target=target, name=name)
+
+
+def _compile(graph: Graph, donate: dict[int, int], target: Target | None, name: str) -> Executable:
     stats.count("compiles")
-    return Executable(graph, _lower(graph, "cpu"), dict(donate or {}), name or graph.name)
+    machine = target or host_target()
+    built = build(graph, machine, donate)
+    native = sum(k.native for k in built.kernels)
+    artifact = Artifact(
+        jit.compile_object(built.llvm, machine), built.arena_bytes, built.hosts, len(built.kernels), native, built.cost_ns
+    )
+    foreign = target is not None and target != host_target()
+    return Executable(graph, donate, machine, name, artifact, built, compile_only=foreign)

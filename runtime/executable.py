@@ -1,52 +1,140 @@
-"""What a graph is compiled to."""
+"""What a graph is compiled to: one native entry and what is needed to call it and to look into it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ctypes
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-
+from weft.codegen.target import Target
 from weft.ir.graph import Graph
-from weft.runtime import stats
+from weft.ir.types import TensorType
+from weft.runtime import buffers, hostcall, jit, stats
+from weft.runtime.build import ENTRY, Built, KernelInfo, build
+
+RELEASE_GIL_NS = 30_000.0  # shorter calls keep the interpreter lock: giving it up costs more
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """The part of a compiled graph that is kept on disk: enough to run it without any pass."""
+
+    image: bytes
+    arena_bytes: int
+    hosts: tuple[hostcall.HostOp, ...]
+    n_kernels: int
+    n_native: int
+    cost_ns: float
 
 
 class Executable:
-    """A compiled graph. ``call`` checks its arguments; ``runner`` does not."""
+    """A compiled graph.
 
-    def __init__(self, graph: Graph, lowered: Any, donate: dict[int, int], name: str) -> None:
-        self.graph, self.name = graph, name
-        self.stages = lowered.stages
-        self._final = lowered.graph
-        self._donate = donate
-        self.in_types = tuple(p.type for p in graph.params)
-        self.out_types = tuple(r.type for r in graph.results)
-        self.kernels: list[Any] = []
-        self.n_kernels = sum(1 for op in self._final.walk() if op.prim.name == "kernel")
-        self.plan: Any = ""
+    ``call(arrays)`` checks its arguments and copies those that are not contiguous; ``runner(*arrays)`` is the fast
+    path. Both give a list of new arrays (a donated result is the parameter's array) and may be called by several
+    threads at once. ``stages``, ``kernels``, ``plan``, ``llvm()`` and ``asm()`` show how it was made; where the code
+    came from the disk cache they are worked out again when asked for.
+    """
 
-    def call(self, arrays: Sequence[Any]) -> list[np.ndarray]:
-        """Run on arrays (checked, made contiguous)."""
-        return self.runner(*(np.ascontiguousarray(a, t.dtype.np).reshape(t.shape)
-                             if not isinstance(a, np.ndarray) else a
-                             for a, t in zip(arrays, self.in_types, strict=True)))
+    def __init__(
+        self, graph: Graph, donate: Mapping[int, int], target: Target, name: str, artifact: Artifact,
+        built: Built | None = None, compile_only: bool = False,
+    ) -> None:  # fmt: skip
+        self.graph, self.name, self.target = graph, name, target
+        self.donate = dict(donate)
+        self.in_types: tuple[TensorType, ...] = tuple(p.type for p in graph.params)
+        self.out_types: tuple[TensorType, ...] = tuple(r.type for r in graph.results)
+        self.artifact = artifact
+        self.n_kernels = artifact.n_kernels
+        self._built = built
+        self.runner: Callable[..., list[np.ndarray]] = self._refuse
+        if not compile_only:
+            self._load()
 
-    def runner(self, *arrays: Any) -> list[np.ndarray]:
-        stats.count("calls")
-        g = self._final
-        env: dict[Any, Any] = {p: np.asarray(a, p.type.dtype.np) for p, a in zip(g.params, arrays, strict=True)}
-        with np.errstate(all="ignore"):
-            for op in g.ops:
-                out = op.prim.evaluate([env[v] for v in op.operands], op.attrs, op.regions)
-                env.update(zip(op.results, out, strict=True))
-        outs = [np.array(env[r]) for r in g.results]
-        for i, j in self._donate.items():
-            arrays[j][...] = outs[i]
-            outs[i] = arrays[j]
-        return outs
+    def _refuse(self, *arrays: Any) -> list[np.ndarray]:
+        raise RuntimeError(f"{self.name} was compiled for {self.target.cpu}, not to run here")
+
+    def _load(self) -> None:
+        from weft.runtime import threads
+
+        imports = {"weft_parallel_for": threads.parallel_for_address(),
+                   "weft_host": hostcall.callback_address()}  # fmt: skip
+        self._address = jit.link(self.artifact.image, (ENTRY,), imports)[ENTRY]
+        self._context = hostcall.register(self.artifact.hosts) if self.artifact.hosts else 0
+        keep = self.artifact.cost_ns < RELEASE_GIL_NS
+        self._entry = (ctypes.PYFUNCTYPE if keep else ctypes.CFUNCTYPE)(None, ctypes.c_void_p)(self._address)
+        self.runner = self._run
+
+    @cached_property
+    def built(self) -> Built:
+        """The passes' products."""
+        return self._built or build(self.graph, self.target, self.donate)
+
+    @property
+    def stages(self) -> list[tuple[str, Graph]]:
+        return self.built.stages
+
+    @property
+    def kernels(self) -> list[KernelInfo]:
+        return self.built.kernels
+
+    @property
+    def plan(self) -> Any:
+        return self.built.plan
 
     def llvm(self) -> str:
-        return ""
+        """The LLVM IR of the whole module."""
+        return self.built.llvm
 
     def asm(self) -> str:
-        return ""
+        """The assembly of the whole module."""
+        return jit.assembly(self.llvm(), self.target)
+
+    def call(self, arrays: Sequence[Any]) -> list[np.ndarray]:
+        """Run on arrays of the right shapes and dtypes; TypeError or ValueError names the one that is wrong."""
+        if len(arrays) != len(self.in_types):
+            raise TypeError(f"{self.name} takes {len(self.in_types)} arrays, but got {len(arrays)}")
+        given = [np.asarray(a, t.dtype.np) if isinstance(a, (bool, int, float)) else np.asarray(a)
+                 for a, t in zip(arrays, self.in_types, strict=True)]  # fmt: skip
+        for i, (a, t) in enumerate(zip(given, self.in_types, strict=True)):
+            if a.dtype != t.dtype.np:
+                raise TypeError(f"argument {i} of {self.name}: expected {t.dtype.name}, got {a.dtype}")
+            if a.shape != t.shape:
+                raise ValueError(f"argument {i} of {self.name}: expected shape {t.shape}, got {a.shape}")
+        packed = [_packed(a) for a in given]
+        outs = self.runner(*packed)
+        for i, j in self.donate.items():
+            if packed[j] is not given[j]:
+                given[j][...] = packed[j]
+                outs[i] = given[j]
+        return outs
+
+    def _run(self, *arrays: Any) -> list[np.ndarray]:
+        """Call the entry through ctypes."""
+        stats.count("kernels_launched", self.artifact.n_native)
+        ins = [_prepared(a, t) for a, t in zip(arrays, self.in_types, strict=True)]
+        outs = [
+            ins[self.donate[i]] if i in self.donate else buffers.empty(t.shape, t.dtype)
+            for i, t in enumerate(self.out_types)
+        ]
+        held, arena = buffers.lease(self.artifact.arena_bytes) if self.artifact.arena_bytes else (None, 0)
+        status = ctypes.c_int64(0)
+        at = ctypes.addressof(status)
+        pointers = [a.ctypes.data for a in (*ins, *outs)]
+        block = (ctypes.c_void_p * (len(pointers) + 3))(*pointers, arena, at, self._context)
+        self._entry(ctypes.addressof(block))
+        if status.value:
+            hostcall.raise_status(status.value, at)
+        del held
+        return outs
+
+
+def _packed(a: np.ndarray) -> np.ndarray:
+    return a if a.flags.c_contiguous and a.flags.aligned else np.ascontiguousarray(a).reshape(a.shape)
+
+
+def _prepared(a: Any, t: TensorType) -> np.ndarray:
+    return a if isinstance(a, np.ndarray) else np.asarray(a, t.dtype.np)

@@ -36,7 +36,7 @@ def count(name: str, by: int = 1) -> None:
 
 def snapshot() -> dict[str, int]:
     """All counters, zeros included."""
-    return {n: 0 for n in NAMES} | dict(_counters)
+    return dict.fromkeys(NAMES, 0) | dict(_counters)
 
 
 def reset() -> None:

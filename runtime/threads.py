@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+from functools import cache
+
+from weft.codegen.target import host_target
+from weft.runtime import jit
 
 
 def available_cpus() -> int:
@@ -51,3 +55,18 @@ def set_num_threads(n: int) -> None:
     if n < 1:
         raise RuntimeError("set_num_threads expects a positive integer")
     _wanted = n
+
+
+_PARALLEL_FOR = """
+define void @weft_parallel_for(ptr %fn, ptr %bufs, i64 %units, i64 %grain) {
+  call void %fn(ptr %bufs, i64 0, i64 %units, i64 0)
+  ret void
+}
+"""
+
+
+@cache
+def parallel_for_address() -> int:
+    """The address of ``weft_parallel_for``."""
+    image = jit.compile_object(_PARALLEL_FOR, host_target())
+    return jit.link(image, ("weft_parallel_for",), {})["weft_parallel_for"]

@@ -1,0 +1,371 @@
+"""The native entry of a graph: one function that runs every step of a plan over one block of pointers.
+
+``void @entry(ptr %block)``, where block = inputs, outputs, arena, status (i64), context. Kernels go through
+``@weft_parallel_for(ptr fn, ptr bufs, i64 units, i64 grain)`` or are called at once where the work is small;
+operations without native code go through
+``@weft_host(ptr context, i64 index, ptr bufs, ptr status)``, which may set the status.
+Regions of control operations are entries themselves, called with blocks of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from weft.codegen.kernel import Phase
+from weft.codegen.target import Target
+
+INLINE_NS = 15_000.0  # work below this is not worth waking another thread
+CHUNK_NS = 8_000.0  # least work in one chunk of a parallel region
+
+
+class Loc(NamedTuple):
+    """A buffer: ``kind`` is in, out, const or arena; ``index`` a position or a byte offset in the arena."""
+
+    kind: str
+    index: int
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Run the phases of one kernel."""
+
+    phases: tuple[Phase, ...]
+    operands: tuple[Loc, ...]
+    results: tuple[Loc, ...]
+    scratch: Loc | None = None
+
+
+@dataclass(frozen=True)
+class Host:
+    """Run operation ``index`` of the context in Python."""
+
+    index: int
+    operands: tuple[Loc, ...]
+    results: tuple[Loc, ...]
+
+
+@dataclass(frozen=True)
+class Move:
+    """Copy ``nbytes`` bytes."""
+
+    target: Loc
+    source: Loc
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Call one of two entries by a bool."""
+
+    predicate: Loc
+    entries: tuple[str, str]
+    operands: tuple[Loc, ...]
+    results: tuple[Loc, ...]
+    arena: Loc
+
+
+@dataclass(frozen=True)
+class While:
+    """Call ``body`` on the carried buffers until ``condition`` writes false to ``flag``. The carry alternates
+    between the results and the ``spare`` buffers."""
+
+    condition: str
+    body: str
+    operands: tuple[Loc, ...]
+    results: tuple[Loc, ...]
+    spare: tuple[Loc, ...]
+    sizes: tuple[int, ...]
+    flag: Loc
+    arena: Loc
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Call ``body`` once for each of ``length`` slices along the leading axis; carries come first in operands and
+    results. ``sizes`` are the bytes of the carries, ``in_strides`` and ``out_strides`` those of one slice."""
+
+    body: str
+    length: int
+    reverse: bool
+    operands: tuple[Loc, ...]
+    results: tuple[Loc, ...]
+    spare: tuple[Loc, ...]
+    sizes: tuple[int, ...]
+    in_strides: tuple[int, ...]
+    out_strides: tuple[int, ...]
+    arena: Loc
+
+
+Step = Launch | Host | Move | Branch | While | Scan
+
+
+@dataclass
+class Program:
+    """What one entry runs."""
+
+    symbol: str
+    n_in: int
+    n_out: int
+    steps: list[Step] = field(default_factory=list)
+    constants: list[bytes] = field(default_factory=list)
+
+
+DECLARES = frozenset({
+    "declare void @weft_parallel_for(ptr, ptr, i64, i64)",
+    "declare void @weft_host(ptr, i64, ptr, ptr)",
+    "declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)",
+})
+
+
+def emit_entry(program: Program) -> str:
+    """The LLVM functions and constants of one program."""
+    return _Emitter(program).run()
+
+
+def module_text(target: Target, parts: Sequence[str], declares: Sequence[str] | frozenset[str]) -> str:
+    """A module for ``target`` from function texts and the module-level lines they need."""
+    head = f'target triple = "{target.triple}"'
+    lines = sorted({*declares, *DECLARES, target.attributes})
+    return "\n".join([head, "", *parts, "", *lines, ""])
+
+
+def cost_ns(step: Step) -> float:
+    """A rough estimate of the time of one step on one core."""
+    if isinstance(step, Launch):
+        return sum(p.units * p.cost_ns for p in step.phases)
+    return 100.0 if isinstance(step, Move) else 100_000.0
+
+
+class _Emitter:
+    """Writes one function; ``line`` appends an instruction, ``name`` makes a fresh register."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.allocas: list[str] = []
+        self.lines: list[str] = []
+        self.count = 0
+        self.block = "start"
+        self.cached: dict[Loc, str] = {}
+        self.steps: dict[type, Callable[..., None]] = {
+            Launch: self._launch, Host: self._host, Move: self._move,
+            Branch: self._branch, While: self._while, Scan: self._scan,
+        }  # fmt: skip
+
+    def run(self) -> str:
+        p = self.program
+        arena, status, context = (self._slot(p.n_in + p.n_out + k) for k in range(3))
+        self.arena, self.status, self.context = arena, status, context
+        head = self.lines
+        self.lines = []
+        for step in p.steps:
+            self.cached = {k: v for k, v in self.cached.items() if k.kind in ("in", "out")}
+            self.steps[type(step)](step)
+        body = "\n".join([*self.allocas, *self.top(head), *self.lines, "  br label %exit", "exit:", "  ret void"])
+        text = f"define void @{p.symbol}(ptr %block) #0 {{\nstart:\n{body}\n}}\n"
+        return "\n".join([*(self._constant(k, c) for k, c in enumerate(p.constants)), text])
+
+    def top(self, head: list[str]) -> list[str]:
+        """The pointers of inputs and outputs, loaded once."""
+        loads = []
+        for loc, reg in self.cached.items():
+            if loc.kind in ("in", "out"):
+                at = loc.index + (self.program.n_in if loc.kind == "out" else 0)
+                loads += [f"  {reg}.a = getelementptr ptr, ptr %block, i64 {at}", f"  {reg} = load ptr, ptr {reg}.a"]
+        return head + loads
+
+    def name(self) -> str:
+        self.count += 1
+        return f"%v{self.count}"
+
+    def line(self, text: str) -> None:
+        self.lines.append("  " + text)
+
+    def label(self, stem: str) -> str:
+        self.count += 1
+        return f"{stem}{self.count}"
+
+    def start(self, label: str) -> None:
+        self.lines.append(f"{label}:")
+        self.block = label
+
+    def _constant(self, k: int, data: bytes) -> str:
+        text = "".join(f"\\{b:02x}" for b in data)
+        return f'@{self.program.symbol}.c{k} = internal constant [{len(data)} x i8] c"{text}", align 64'
+
+    def _slot(self, index: int) -> str:
+        """The pointer at ``index`` of the block."""
+        at, out = self.name(), self.name()
+        self.line(f"{at} = getelementptr ptr, ptr %block, i64 {index}")
+        self.line(f"{out} = load ptr, ptr {at}")
+        return out
+
+    def pointer(self, loc: Loc) -> str:
+        """A register (or symbol) with the address of a buffer."""
+        if loc.kind == "const":
+            return f"@{self.program.symbol}.c{loc.index}"
+        found = self.cached.get(loc)
+        if found is None:
+            found = self.cached[loc] = self.name()
+            if loc.kind == "arena":
+                self.line(f"{found} = getelementptr i8, ptr {self.arena}, i64 {loc.index}")
+        return found
+
+    def array(self, n: int) -> str:
+        """Room on the stack for ``n`` pointers."""
+        reg = self.name()
+        self.allocas.append(f"  {reg} = alloca [{max(n, 1)} x ptr], align 16")
+        return reg
+
+    def fill(self, array: str, pointers: Sequence[str]) -> None:
+        for k, pointer in enumerate(pointers):
+            at = self.name()
+            self.line(f"{at} = getelementptr ptr, ptr {array}, i64 {k}")
+            self.line(f"store ptr {pointer}, ptr {at}")
+
+    def pointers(self, locs: Sequence[Loc]) -> list[str]:
+        return [self.pointer(loc) for loc in locs]
+
+    def _launch(self, step: Launch) -> None:
+        bufs = self.array(len(step.operands) + len(step.results) + 2)
+        scratch = self.pointer(step.scratch) if step.scratch else "null"
+        self.fill(bufs, [*self.pointers(step.operands), *self.pointers(step.results), scratch, self.status])
+        for phase in step.phases:
+            self._phase(phase, bufs)
+
+    def _phase(self, phase: Phase, bufs: str) -> None:
+        grain = max(1, -int(-CHUNK_NS // max(phase.cost_ns, 1e-3)))
+        if not phase.parallel or phase.units <= grain or phase.units * phase.cost_ns < INLINE_NS:
+            self.line(f"call void @{phase.symbol}(ptr {bufs}, i64 0, i64 {phase.units}, i64 0)")
+        else:
+            self.line(
+                f"call void @weft_parallel_for(ptr @{phase.symbol}, ptr {bufs}, i64 {phase.units}, i64 {grain})"
+            )
+
+    def _host(self, step: Host) -> None:
+        bufs = self.array(len(step.operands) + len(step.results))
+        self.fill(bufs, [*self.pointers(step.operands), *self.pointers(step.results)])
+        self.line(f"call void @weft_host(ptr {self.context}, i64 {step.index}, ptr {bufs}, ptr {self.status})")
+        self._stop_if(self._failed())
+
+    def _failed(self) -> str:
+        status, bad = self.name(), self.name()
+        self.line(f"{status} = load i64, ptr {self.status}")
+        self.line(f"{bad} = icmp ne i64 {status}, 0")
+        return bad
+
+    def _stop_if(self, condition: str, target: str = "exit") -> None:
+        go_on = self.label("on")
+        self.line(f"br i1 {condition}, label %{target}, label %{go_on}")
+        self.start(go_on)
+
+    def copy(self, target: str, source: str, nbytes: int) -> None:
+        if nbytes and target != source:
+            self.line(f"call void @llvm.memcpy.p0.p0.i64(ptr {target}, ptr {source}, i64 {nbytes}, i1 false)")
+
+    def _move(self, step: Move) -> None:
+        self.copy(self.pointer(step.target), self.pointer(step.source), step.nbytes)
+
+    def call(self, symbol: str, ins: Sequence[str], outs: Sequence[str], arena: str) -> None:
+        """Call a nested entry with a block of its own."""
+        block = self.array(len(ins) + len(outs) + 3)
+        self.fill(block, [*ins, *outs, arena, self.status, self.context])
+        self.line(f"call void @{symbol}(ptr {block})")
+
+    def _branch(self, step: Branch) -> None:
+        ins, outs, arena = self.pointers(step.operands), self.pointers(step.results), self.pointer(step.arena)
+        raw, flag = self.name(), self.name()
+        self.line(f"{raw} = load i8, ptr {self.pointer(step.predicate)}")
+        self.line(f"{flag} = icmp ne i8 {raw}, 0")
+        yes, no, join = self.label("yes"), self.label("no"), self.label("join")
+        self.line(f"br i1 {flag}, label %{yes}, label %{no}")
+        for label, symbol in zip((yes, no), step.entries, strict=True):
+            self.start(label)
+            self.call(symbol, ins, outs, arena)
+            self.line(f"br label %{join}")
+        self.start(join)
+        self._stop_if(self._failed())
+
+    def _alternate(self, swap: str, a: Sequence[str], b: Sequence[str]) -> list[str]:
+        """``b`` where the flag holds, else ``a``."""
+        out = []
+        for x, y in zip(a, b, strict=True):
+            reg = self.name()
+            self.line(f"{reg} = select i1 {swap}, ptr {y}, ptr {x}")
+            out.append(reg)
+        return out
+
+    def _bring_home(self, swap: str, results: Sequence[str], spare: Sequence[str], sizes: Sequence[int]) -> None:
+        """Where the last carry lies in the spare buffers, copy it to the results."""
+        move, join = self.label("home"), self.label("join")
+        self.line(f"br i1 {swap}, label %{move}, label %{join}")
+        self.start(move)
+        for r, s, n in zip(results, spare, sizes, strict=True):
+            self.copy(r, s, n)
+        self.line(f"br label %{join}")
+        self.start(join)
+        self._stop_if(self._failed())
+
+    def _while(self, step: While) -> None:
+        results, spare, arena = self.pointers(step.results), self.pointers(step.spare), self.pointer(step.arena)
+        flag_at = self.pointer(step.flag)
+        for r, o, n in zip(results, self.pointers(step.operands), step.sizes, strict=True):
+            self.copy(r, o, n)
+        head, body, done, before = self.label("head"), self.label("body"), self.label("done"), self.block
+        swap, swapped = self.name(), self.name()
+        self.line(f"br label %{head}")
+        self.start(head)
+        self.line(f"{swap} = phi i1 [ false, %{before} ], [ {swapped}, %{body} ]")
+        now = self._alternate(swap, results, spare)
+        self.call(step.condition, now, [flag_at], arena)
+        raw, ended, bad, stop = self.name(), self.name(), self._failed(), self.name()
+        self.line(f"{raw} = load i8, ptr {flag_at}")
+        self.line(f"{ended} = icmp eq i8 {raw}, 0")
+        self.line(f"{stop} = or i1 {ended}, {bad}")
+        self.line(f"br i1 {stop}, label %{done}, label %{body}")
+        self.start(body)
+        self.call(step.body, now, self._alternate(swap, spare, results), arena)
+        self.line(f"{swapped} = xor i1 {swap}, true")
+        self.line(f"br label %{head}")
+        self.start(done)
+        self._bring_home(swap, results, spare, step.sizes)
+
+    def _scan(self, step: Scan) -> None:
+        n = len(step.spare)
+        results, spare, arena = self.pointers(step.results), self.pointers(step.spare), self.pointer(step.arena)
+        operands = self.pointers(step.operands)
+        for r, o, size in zip(results, operands, step.sizes, strict=False):
+            self.copy(r, o, size)
+        head, body, done, before = self.label("head"), self.label("body"), self.label("done"), self.block
+        i, after, swap, swapped, stop = (self.name() for _ in range(5))
+        self.line(f"br label %{head}")
+        self.start(head)
+        self.line(f"{i} = phi i64 [ 0, %{before} ], [ {after}, %{body} ]")
+        self.line(f"{swap} = phi i1 [ false, %{before} ], [ {swapped}, %{body} ]")
+        bad, ended = self._failed(), self.name()
+        self.line(f"{ended} = icmp sge i64 {i}, {step.length}")
+        self.line(f"{stop} = or i1 {ended}, {bad}")
+        self.line(f"br i1 {stop}, label %{done}, label %{body}")
+        self.start(body)
+        at = i
+        if step.reverse:
+            at = self.name()
+            self.line(f"{at} = sub i64 {step.length - 1}, {i}")
+        ins = self._alternate(swap, results[:n], spare) + self._slices(operands[n:], step.in_strides, at)
+        outs = self._alternate(swap, spare, results[:n]) + self._slices(results[n:], step.out_strides, at)
+        self.call(step.body, ins, outs, arena)
+        self.line(f"{after} = add i64 {i}, 1")
+        self.line(f"{swapped} = xor i1 {swap}, true")
+        self.line(f"br label %{head}")
+        self.start(done)
+        self._bring_home(swap, results[:n], spare, step.sizes)
+
+    def _slices(self, bases: Sequence[str], strides: Sequence[int], at: str) -> list[str]:
+        out = []
+        for base, stride in zip(bases, strides, strict=True):
+            offset, reg = self.name(), self.name()
+            self.line(f"{offset} = mul i64 {at}, {stride}")
+            self.line(f"{reg} = getelementptr i8, ptr {base}, i64 {offset}")
+            out.append(reg)
+        return out

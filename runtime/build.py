@@ -1,0 +1,230 @@
+"""From a graph to object code: passes, one emission per distinct kernel, the memory plan, the entry."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from weft.codegen.entry import (
+    Branch,
+    Host,
+    Launch,
+    Loc,
+    Move,
+    Program,
+    Scan,
+    Step,
+    While,
+    cost_ns,
+    emit_entry,
+    module_text,
+)  # fmt: skip
+from weft.codegen.kernel import KernelCode, Unsupported, emit_kernel
+from weft.codegen.target import Target
+from weft.ir.graph import Graph, Op, Value
+from weft.ir.prims.base import Kind
+from weft.passes.plan import Place, Plan, is_constant, is_free_view, plan_memory
+from weft.runtime.fingerprint import op_fingerprint
+from weft.runtime.hostcall import HostOp
+
+ENTRY = "weft_entry"
+
+
+@dataclass(frozen=True)
+class KernelInfo:
+    """One kernel as reports show it: the fused graph, the loops, bytes moved and operations per call."""
+
+    name: str
+    form: str
+    text: str
+    loops: str
+    bytes_moved: int
+    flops: int
+    native: bool = True
+    why: str = ""
+
+
+@dataclass
+class Built:
+    """Everything that compiling a graph made, before machine code."""
+
+    stages: list[tuple[str, Graph]]
+    graph: Graph
+    plan: Plan
+    llvm: str
+    kernels: list[KernelInfo]
+    hosts: tuple[HostOp, ...]
+    arena_bytes: int
+    cost_ns: float
+
+
+def lower(graph: Graph) -> Any:
+    """Run the pipeline (imported here: it pulls in all passes)."""
+    try:
+        from weft.passes.pipeline import lower as run
+    except ImportError:
+        from types import SimpleNamespace
+        return SimpleNamespace(stages=[("captured", graph)], graph=graph)
+
+    return run(graph, "cpu")
+
+
+def build(graph: Graph, target: Target, donate: Mapping[int, int]) -> Built:
+    """Lower a graph and write its LLVM module."""
+    lowered = lower(graph)
+    b = _Builder(target)
+    plan, cost = b.program(lowered.graph, ENTRY, donate)
+    text = module_text(target, b.parts, frozenset(b.declares))
+    return Built(lowered.stages, lowered.graph, plan, text, b.infos, tuple(b.hosts), plan.arena_bytes, cost)
+
+
+@dataclass
+class _Region:
+    symbol: str
+    arena_bytes: int
+
+
+@dataclass
+class _Control:
+    """The nested entries of a control operation and where, in its scratch memory, their buffers stand."""
+
+    regions: list[_Region]
+    spare: list[int] = field(default_factory=list)
+    flag: int = 0
+    arena: int = 0
+    nbytes: int = 0
+
+
+def _round(nbytes: int) -> int:
+    return -(-nbytes // 64) * 64
+
+
+class _Builder:
+    """Collects the parts of one module while it walks a graph and its regions."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.parts: list[str] = []
+        self.declares: set[str] = set()
+        self.hosts: list[HostOp] = []
+        self.infos: list[KernelInfo] = []
+        self.codes: dict[str, KernelCode | Unsupported] = {}
+        self.programs = 0
+
+    def program(self, graph: Graph, symbol: str, donate: Mapping[int, int]) -> tuple[Plan, float]:
+        """Emit the entry of ``graph``; its plan and the estimated time of one run."""
+        codes = {i: self.kernel(op) for i, op in enumerate(graph.ops) if _wants_code(op)}
+        native = {i: c for i, c in codes.items() if c is not None}
+        control = {i: self.control(op) for i, op in enumerate(graph.ops) if op.prim.kind is Kind.CONTROL}
+        scratch = {i: c.scratch_bytes for i, c in native.items()} | {i: c.nbytes for i, c in control.items()}
+        plan = plan_memory(graph, donate, scratch, {i: c.inplace for i, c in native.items()})
+        out = Program(symbol, len(graph.params), len(graph.results))
+        for i, op in enumerate(graph.ops):
+            if is_constant(op):
+                out.constants.append(op.attrs["value"].tobytes())
+            elif is_free_view(op) or (_idle(op) and op.prim.kind is not Kind.HOST):
+                continue
+            elif i in control:
+                out.steps.append(_control_step(op, i, plan, control[i]))
+            elif i in native:
+                out.steps.append(_launch(op, i, plan, native[i]))
+            else:
+                out.steps.append(Host(self.host(op), _locs(plan, op.operands), _locs(plan, op.results)))
+        out.steps += [Move(_loc(c.target), _loc(c.source), c.nbytes) for c in plan.copies]
+        self.parts.append(emit_entry(out))
+        return plan, sum(cost_ns(s) for s in out.steps)
+
+    def host(self, op: Op) -> int:
+        self.hosts.append(HostOp.of(op))
+        return len(self.hosts) - 1
+
+    def kernel(self, op: Op) -> KernelCode | None:
+        """The code of a kernel, emitted once for all kernels alike; None where it must run in Python."""
+        key = op_fingerprint(op)
+        code = self.codes.get(key)
+        if code is None:
+            name = re.sub(r"\W", "_", str(op.attrs["name"]))
+            try:
+                code = emit_kernel(op, self.target, f"k{len(self.codes)}_{name}")
+            except Unsupported as e:
+                code = e
+            except ModuleNotFoundError as e:
+                code = Unsupported(str(e))
+            else:
+                self.parts.append(code.llvm)
+                self.declares |= code.declares
+            self.codes[key] = code
+        self.infos.append(_info(op, code))
+        return None if isinstance(code, Unsupported) else code
+
+    def control(self, op: Op) -> _Control:
+        """Emit the regions of a control operation and lay out the memory they share."""
+        regions = [self.region(g) for g in op.regions]
+        layout = _Control(regions)
+        n_carry = {"while_loop": len(op.results)}.get(op.prim.name, op.attrs.get("n_carry", 0))
+        for r in op.results[:n_carry]:
+            layout.spare.append(layout.nbytes)
+            layout.nbytes += _round(r.type.nbytes)
+        layout.flag = layout.nbytes
+        layout.arena = layout.nbytes + 64
+        layout.nbytes = layout.arena + max(r.arena_bytes for r in regions)
+        return layout
+
+    def region(self, graph: Graph) -> _Region:
+        symbol = f"{ENTRY}_{self.programs}"
+        self.programs += 1
+        if not any(op.prim.kind is Kind.KERNEL for op in graph.ops):
+            graph = lower(graph).graph
+        plan, _ = self.program(graph, symbol, {})
+        return _Region(symbol, plan.arena_bytes)
+
+
+def _idle(op: Op) -> bool:
+    """Nothing to compute: all results are empty."""
+    return all(r.type.nbytes == 0 for r in op.results)
+
+
+def _wants_code(op: Op) -> bool:
+    """Kernels with elements on both sides; code for empty operands is not worth having."""
+    return op.prim.kind is Kind.KERNEL and all(v.type.nbytes for v in (*op.operands, *op.results))
+
+
+def _info(op: Op, code: KernelCode | Unsupported) -> KernelInfo:
+    name, form, text = str(op.attrs["name"]), str(op.attrs["form"]), str(op.regions[0])
+    if isinstance(code, Unsupported):
+        return KernelInfo(name, form, text, "", 0, 0, native=False, why=str(code))
+    return KernelInfo(name, form, text, code.loops, code.bytes_moved, code.flops)
+
+
+def _loc(place: Place) -> Loc:
+    return Loc({"param": "in", "result": "out"}.get(place.kind, place.kind), place.index)
+
+
+def _locs(plan: Plan, values: tuple[Value, ...]) -> tuple[Loc, ...]:
+    return tuple(_loc(plan.places[v]) for v in values)
+
+
+def _launch(op: Op, i: int, plan: Plan, code: KernelCode) -> Launch:
+    scratch = Loc("arena", plan.scratch[i]) if i in plan.scratch else None
+    return Launch(code.phases, _locs(plan, op.operands), _locs(plan, op.results), scratch)
+
+
+def _control_step(op: Op, i: int, plan: Plan, c: _Control) -> Step:
+    base = plan.scratch[i]
+    operands, results = _locs(plan, op.operands), _locs(plan, op.results)
+    arena, symbols = Loc("arena", base + c.arena), [r.symbol for r in c.regions]
+    spare = tuple(Loc("arena", base + s) for s in c.spare)
+    sizes = tuple(r.type.nbytes for r in op.results[: len(spare)])
+    if op.prim.name == "cond":
+        return Branch(operands[0], (symbols[0], symbols[1]), operands[1:], results, arena)
+    if op.prim.name == "while_loop":
+        flag = Loc("arena", base + c.flag)
+        return While(symbols[0], symbols[1], operands, results, spare, sizes, flag, arena)
+    strides = [
+        tuple(p.type.nbytes for p in values[len(spare) :])
+        for values in (op.regions[0].params, op.regions[0].results)
+    ]
+    return Scan(symbols[0], op.attrs["length"], bool(op.attrs["reverse"]), operands, results, spare, sizes,
+                strides[0], strides[1], arena)

@@ -1,0 +1,65 @@
+"""A canonical hash of a graph: equal for graphs that compile to the same code, whatever their values are called."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from weft.ir.graph import Graph, Op, Value
+from weft.ir.types import Device, Dim, DType
+
+
+def fingerprint(graph: Graph) -> str:
+    """Hex digest of the structure of a graph: types, operations, attributes, regions; not names, not source lines."""
+    parts: list[str] = []
+    _graph(graph, parts)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def op_fingerprint(op: Op) -> str:
+    """Hex digest of one operation and the types of its operands."""
+    parts = [_attrs(op.attrs), *(str(v.type) for v in op.operands), *(str(r.type) for r in op.results)]
+    parts.append(op.prim.name)
+    for region in op.regions:
+        _graph(region, parts)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _graph(graph: Graph, parts: list[str]) -> None:
+    number: dict[Value, int] = {}
+    for p in graph.params:
+        number[p] = len(number)
+        parts.append(str(p.type))
+    for op in graph.ops:
+        operands = ",".join([str(number[v]) for v in op.operands])
+        types = ",".join([str(r.type) for r in op.results])
+        parts.append(f"{op.prim.name}({operands}){{{_attrs(op.attrs)}}}{types}")
+        for region in op.regions:
+            parts.append("(")
+            _graph(region, parts)
+            parts.append(")")
+        for r in op.results:
+            number[r] = len(number)
+    parts.append("return " + ",".join([str(number[r]) for r in graph.results]))
+
+
+def _attrs(attrs: Mapping[str, Any]) -> str:
+    return ";".join([f"{k}={_attr(v)}" for k, v in sorted(attrs.items())]) if attrs else ""
+
+
+def _attr(value: Any) -> str:
+    """One attribute, typed: ``1``, ``1.0`` and ``True`` differ, and so do ``0.0`` and ``-0.0``."""
+    if isinstance(value, (tuple, list)):
+        return "(" + ",".join([_attr(v) for v in value]) + ")"
+    if isinstance(value, np.ndarray):
+        data = np.ascontiguousarray(value).view(np.uint8) if value.ndim else np.frombuffer(value.tobytes(), np.uint8)
+        return f"array:{value.dtype}:{value.shape}:{hashlib.sha256(data.tobytes()).hexdigest()}"
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
+        return f"{type(value).__name__}:{value!r}"
+    if isinstance(value, DType):
+        return "dtype:" + value.name
+    if isinstance(value, (Device, Dim, np.generic)):
+        return f"{type(value).__name__}:{value}"
+    raise TypeError(f"an attribute of type {type(value).__name__} cannot be hashed")

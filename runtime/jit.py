@@ -1,0 +1,144 @@
+"""From LLVM IR text to callable machine code: parse, verify, compile to an object, link the object.
+
+Compiling and linking are apart, so that an object can come from the disk cache. Nothing here can abort the process:
+text is parsed and verified first, and an object that asks for a symbol we do not provide is refused before the
+linker sees it. Linked code is never unloaded: other threads, or arrays at interpreter exit, may still need it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import struct
+import threading
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from weft.codegen.target import Target
+from weft.ir.errors import CompilerError
+
+# what an object may take from the process
+LIBC = frozenset({"memcpy", "memset", "memmove"})
+_lock = threading.RLock()
+_serial = itertools.count()
+_kept: list[Any] = []
+
+
+@cache
+def _llvm() -> Any:
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return llvm
+
+
+@cache
+def _all_targets() -> None:
+    _llvm().initialize_all_targets()
+    _llvm().initialize_all_asmprinters()
+
+
+@cache
+def machine(target: Target, level: int = 1) -> Any:
+    """The target machine of a target. Code generation level 1 is as fast as 3; 0 is useless."""
+    llvm = _llvm()
+    try:
+        found = llvm.Target.from_triple(target.triple)
+    except RuntimeError:
+        _all_targets()
+        found = llvm.Target.from_triple(target.triple)
+    return found.create_target_machine(
+        cpu=target.cpu, features=target.features, opt=level, reloc="pic", codemodel="small"
+    )
+
+
+def parse(text: str) -> Any:
+    """A verified module; CompilerError with the offending text where LLVM refuses it."""
+    llvm = _llvm()
+    try:
+        module = llvm.parse_assembly(text)
+        module.verify()
+    except RuntimeError as e:
+        raise CompilerError(f"LLVM refused the generated code: {e}", text) from None
+    return module
+
+
+def compile_object(text: str, target: Target) -> bytes:
+    """The object code of a module."""
+    with _lock:
+        return machine(target).emit_object(parse(text))
+
+
+def assembly(text: str, target: Target) -> str:
+    """The assembly listing of a module."""
+    with _lock:
+        return machine(target).emit_assembly(parse(text))
+
+
+@cache
+def _lljit() -> Any:
+    from weft.codegen.target import host_target
+
+    llvm = _llvm()
+    target = host_target()
+    own = llvm.Target.from_triple(target.triple).create_target_machine(
+        cpu=target.cpu, features=target.features, opt=1, reloc="pic", codemodel="small"
+    )
+    engine = llvm.create_lljit_compiler(own, use_jit_link=False, suppress_errors=True)
+    _keep(engine)
+    return engine
+
+
+def _keep(thing: Any) -> None:
+    """Make an object outlive the interpreter: it is never finalised."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+    _kept.append(thing)
+
+
+def link(image: bytes, symbols: tuple[str, ...], imports: Mapping[str, int]) -> dict[str, int]:
+    """Load object code; the addresses of ``symbols``. CompilerError where it needs a symbol that is not there."""
+    llvm = _llvm()
+    missing = undefined_symbols(image) - LIBC - imports.keys() - {"_GLOBAL_OFFSET_TABLE_"}
+    if missing:
+        raise CompilerError("generated code calls what weft does not provide: " + ", ".join(sorted(missing)))
+    with _lock:
+        builder = llvm.JITLibraryBuilder().add_object_img(image).add_current_process()
+        for name, address in imports.items():
+            builder.import_symbol(name, address)
+        for name in symbols:
+            builder.export_symbol(name)
+        try:
+            tracker = builder.link(_lljit(), f"weft{next(_serial)}")
+        except RuntimeError as e:
+            raise CompilerError(f"linking generated code failed: {e}") from None
+    _keep(tracker)
+    return {name: tracker[name] for name in symbols}
+
+
+def undefined_symbols(image: bytes) -> set[str]:
+    """Names an ELF64 object expects from elsewhere. CompilerError where the image is no such object."""
+    try:
+        return set(_undefined(image))
+    except (struct.error, IndexError, ValueError) as e:
+        raise CompilerError(f"damaged object code: {e}") from None
+
+
+def _undefined(image: bytes) -> list[str]:
+    if image[:6] != b"\x7fELF\x02\x01":
+        raise ValueError("not a little-endian ELF64 object")
+    at = struct.unpack_from("<Q", image, 0x28)[0]
+    entry_size, count = struct.unpack_from("<HH", image, 0x3A)
+    sections = [struct.unpack_from("<IIQQQQIIQQ", image, at + k * entry_size) for k in range(count)]
+    out = []
+    for s in sections:
+        if s[1] != 2:  # SHT_SYMTAB
+            continue
+        names = sections[s[6]][4]
+        for k in range(1, s[5] // 24):
+            name, _, _, section = struct.unpack_from("<IBBH", image, s[4] + 24 * k)
+            if section == 0:
+                start = names + name
+                out.append(image[start : image.index(b"\0", start)].decode())
+    return out
