@@ -3,7 +3,9 @@
 Indices are i64 or i32 and non-negative; out of range raises IndexError. ``gather`` and ``scatter`` address
 the dims ``axes`` of x by the last dim of the index (like x[i0, i1, ...]); the ``_along`` pair is torch's
 gather and scatter. Where several updates meet in one element, ``set`` keeps the last one; its gradient, as
-torch's, is that of distinct indices.
+torch's, is that of distinct indices. The modes max, min and mul are primitives of their own
+(``scatter_reduce``, ``scatter_reduce_along``), because their gradients read values that those of set and add
+need not keep.
 """
 
 from __future__ import annotations
@@ -28,10 +30,17 @@ from weft.ir.prims.rules import (
 )
 from weft.ir.types import DTYPES, TensorType
 
-__all__ = ["gather_p", "scatter_along_p", "scatter_p", "take_along_p"]
+__all__ = [
+    "gather_p",
+    "scatter_along_p",
+    "scatter_p",
+    "scatter_reduce_along_p",
+    "scatter_reduce_p",
+    "take_along_p",
+]
 
 Ints = tuple[int, ...]
-MODES = ("set", "add", "max", "min", "mul")
+WRITES, REDUCTIONS = ("set", "add"), ("max", "min", "mul")
 _UFUNCS = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
 
 
@@ -86,20 +95,23 @@ gather_p = Primitive(
 )  # fmt: skip
 
 
-def _check_mode(prim: str, mode: str, x: TensorType) -> None:
-    if mode not in MODES:
-        raise ValueError(f"{prim}: mode must be one of {', '.join(MODES)}, got {mode!r}")
+def _check_mode(prim: str, mode: str, modes: tuple[str, ...], x: TensorType) -> None:
+    if mode not in modes:
+        raise ValueError(f"{prim}: mode must be one of {', '.join(modes)}, got {mode!r}")
     if mode in ("max", "min") and x.dtype.is_complex:
         raise TypeError(f"{prim}: mode {mode!r} needs an ordered dtype, got {x}")
 
 
-def _scatter_infer(x: TensorType, idx: TensorType, upd: TensorType, *, axes: Ints, mode: str) -> TensorType:
-    _check_mode("scatter", mode, x)
-    check_same_dtype("scatter", x, upd)
-    shape = _index_infer("scatter", x, idx, axes)
-    if upd.shape != shape:
-        raise ValueError(f"scatter: updates must have shape {shape}, got {upd}")
-    return x
+def _scatter_infer(prim: str, modes: tuple[str, ...]) -> Callable[..., TensorType]:
+    def infer(x: TensorType, idx: TensorType, upd: TensorType, *, axes: Ints, mode: str) -> TensorType:
+        _check_mode(prim, mode, modes, x)
+        check_same_dtype(prim, x, upd)
+        shape = _index_infer(prim, x, idx, axes)
+        if upd.shape != shape:
+            raise ValueError(f"{prim}: updates must have shape {shape}, got {upd}")
+        return x
+
+    return infer
 
 
 def _scatter_eval(x: np.ndarray, idx: np.ndarray, upd: np.ndarray, *, axes: Ints, mode: str) -> np.ndarray:
@@ -116,12 +128,16 @@ Read = Callable[[Any], Any]  # values at the indices
 Write = Callable[[Any, Any, str], Any]  # updates written at the indices
 
 
-def _write_vjp(ct: Any, out: Any, x: Any, upd: Any, mode: str, read: Read, write: Write) -> tuple[Any, ...]:
-    """Cotangents of x and of the updates of any indexed write, given how it reads and writes."""
+def _write_vjp(ct: Any, upd: Any, mode: str, read: Read, write: Write) -> tuple[Any, ...]:
+    """Cotangents of x, the indices and the updates of an indexed write, given how it reads and writes."""
     if mode == "set":
         return write(ct, zeros(ct, type_of(upd).shape), "set"), None, read(ct)
-    if mode == "add":
-        return ct, None, read(ct)
+    return ct, None, read(ct)
+
+
+def _reduce_vjp(
+    ct: Any, out: Any, x: Any, upd: Any, mode: str, read: Read, write: Write
+) -> tuple[Any, ...]:
     if mode == "mul":
         return _product_vjp(ct, x, upd, read, write)
     return _extreme_vjp(ct, out, x, upd, read, write)
@@ -156,19 +172,35 @@ def _product_vjp(ct: Any, x: Any, upd: Any, read: Read, write: Write) -> tuple[A
     return ct_x, None, apply("mul", read(ct), conjugate(rest))
 
 
-def _scatter_vjp(ct: Any, out: Any, x: Any, idx: Any, upd: Any, *, axes: Ints, mode: str) -> tuple[Any, ...]:
-    def read(v: Any) -> Any:
-        return apply("gather", v, idx, axes=axes)
+def _accessors(read: str, write: str, idx: Any, **where: Any) -> tuple[Read, Write]:
+    """How to read and write at ``idx``, by primitives of these names (with ``_reduce`` for some modes)."""
 
-    def write(v: Any, u: Any, how: str) -> Any:
-        return apply("scatter", v, idx, u, axes=axes, mode=how)
+    def write_(x: Any, upd: Any, mode: str) -> Any:
+        name = write if mode in WRITES else write.replace("scatter", "scatter_reduce")
+        return apply(name, x, idx, upd, mode=mode, **where)
 
-    return _write_vjp(ct, out, x, upd, mode, read, write)
+    return lambda x: apply(read, x, idx, **where), write_
+
+
+def _scatter_vjp(
+    ct: Any, out: Any, x: Any, idx: Any, upd: Any, *, axes: Ints, mode: str
+) -> tuple[Any, ...]:
+    return _write_vjp(ct, upd, mode, *_accessors("gather", "scatter", idx, axes=axes))
+
+
+def _scatter_reduce_vjp(
+    ct: Any, out: Any, x: Any, idx: Any, upd: Any, *, axes: Ints, mode: str
+) -> tuple[Any, ...]:
+    return _reduce_vjp(ct, out, x, upd, mode, *_accessors("gather", "scatter", idx, axes=axes))
 
 
 scatter_p = Primitive(
-    "scatter", Kind.SCATTER, infer=_scatter_infer, eval=_scatter_eval, vjp=_scatter_vjp, needs="012o",
-    defaults={"mode": "set"}, dtypes=DTYPES,
+    "scatter", Kind.SCATTER, infer=_scatter_infer("scatter", WRITES), eval=_scatter_eval, vjp=_scatter_vjp,
+    needs="1", defaults={"mode": "set"}, dtypes=DTYPES,
+)  # fmt: skip
+scatter_reduce_p = Primitive(
+    "scatter_reduce", Kind.SCATTER, infer=_scatter_infer("scatter_reduce", REDUCTIONS), eval=_scatter_eval,
+    vjp=_scatter_reduce_vjp, needs="012o", dtypes=DTYPES,
 )  # fmt: skip
 
 
@@ -204,15 +236,16 @@ take_along_p = Primitive(
 )  # fmt: skip
 
 
-def _scatter_along_infer(
-    x: TensorType, idx: TensorType, upd: TensorType, *, axis: int, mode: str
-) -> TensorType:
-    _check_mode("scatter_along", mode, x)
-    check_same_dtype("scatter_along", x, upd)
-    _along_infer("scatter_along", x, idx, axis)
-    if upd.shape != idx.shape:
-        raise ValueError(f"scatter_along: updates must have the shape of the indices {idx}, got {upd}")
-    return x
+def _scatter_along_infer(prim: str, modes: tuple[str, ...]) -> Callable[..., TensorType]:
+    def infer(x: TensorType, idx: TensorType, upd: TensorType, *, axis: int, mode: str) -> TensorType:
+        _check_mode(prim, mode, modes, x)
+        check_same_dtype(prim, x, upd)
+        _along_infer(prim, x, idx, axis)
+        if upd.shape != idx.shape:
+            raise ValueError(f"{prim}: updates must have the shape of the indices {idx}, got {upd}")
+        return x
+
+    return infer
 
 
 def _scatter_along_eval(
@@ -226,16 +259,20 @@ def _scatter_along_eval(
 def _scatter_along_vjp(
     ct: Any, out: Any, x: Any, idx: Any, upd: Any, *, axis: int, mode: str
 ) -> tuple[Any, ...]:
-    def read(v: Any) -> Any:
-        return apply("take_along", v, idx, axis=axis)
+    return _write_vjp(ct, upd, mode, *_accessors("take_along", "scatter_along", idx, axis=axis))
 
-    def write(v: Any, u: Any, how: str) -> Any:
-        return apply("scatter_along", v, idx, u, axis=axis, mode=how)
 
-    return _write_vjp(ct, out, x, upd, mode, read, write)
+def _scatter_reduce_along_vjp(
+    ct: Any, out: Any, x: Any, idx: Any, upd: Any, *, axis: int, mode: str
+) -> tuple[Any, ...]:
+    return _reduce_vjp(ct, out, x, upd, mode, *_accessors("take_along", "scatter_along", idx, axis=axis))
 
 
 scatter_along_p = Primitive(
-    "scatter_along", Kind.SCATTER, infer=_scatter_along_infer, eval=_scatter_along_eval,
-    vjp=_scatter_along_vjp, needs="012o", defaults={"mode": "set"}, dtypes=DTYPES,
+    "scatter_along", Kind.SCATTER, infer=_scatter_along_infer("scatter_along", WRITES),
+    eval=_scatter_along_eval, vjp=_scatter_along_vjp, needs="1", defaults={"mode": "set"}, dtypes=DTYPES,
+)  # fmt: skip
+scatter_reduce_along_p = Primitive(
+    "scatter_reduce_along", Kind.SCATTER, infer=_scatter_along_infer("scatter_reduce_along", REDUCTIONS),
+    eval=_scatter_along_eval, vjp=_scatter_reduce_along_vjp, needs="012o", dtypes=DTYPES,
 )  # fmt: skip
