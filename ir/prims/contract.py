@@ -64,7 +64,7 @@ def _dot_eval(a: np.ndarray, b: np.ndarray, *, contract: Pair, batch: Pair = (()
     rows, cols = a.shape[n_batch : a.ndim - n_contract], b.shape[n_batch + n_contract :]
     lead, k = a.shape[:n_batch], prod(a.shape[a.ndim - n_contract :])
     out = np.matmul(a.reshape(*lead, prod(rows), k), b.reshape(*lead, k, prod(cols)))
-    return out.reshape(*lead, *rows, *cols).astype(dtype, copy=False)
+    return out.reshape((*lead, *rows, *cols)).astype(dtype, copy=False)
 
 
 def _dot_operand_vjp(ct: Any, x: Any, y: Any, contract: Pair, batch: Pair, *, left: bool) -> Any:
