@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 
 from weft.codegen.target import Target, host_target
+from weft.ir.errors import CompilerError
 from weft.ir.graph import Graph
 from weft.runtime import jit, stats
 from weft.runtime.build import build
+from weft.runtime.cache import DiskCache, disk_cache, key_of
 from weft.runtime.executable import Artifact, Executable
 from weft.runtime.fingerprint import fingerprint
 
@@ -18,8 +22,21 @@ _memory: OrderedDict[str, Executable] = OrderedDict()
 _lock = threading.RLock()
 
 
+def _renew_lock() -> None:
+    """In the child of a fork: the thread that may have held the lock is gone."""
+    global _lock
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
+
+
 def compile_graph(
-    graph: Graph, *, donate: Mapping[int, int] | None = None, target: Target | None = None, name: str | None = None
+    graph: Graph,
+    *,
+    donate: Mapping[int, int] | None = None,
+    target: Target | None = None,
+    name: str | None = None,
 ) -> Executable:
     """Compile ``graph`` for the host. Result ``i`` is written into the buffer of param ``donate[i]``.
 
@@ -33,7 +50,7 @@ def compile_graph(
             _memory.move_to_end(key)
             stats.count("cache_memory_hits")
             return found
-        made = _compile(graph, donate, target, name or graph.name)
+        made = _compile(graph, key, donate, target, name or graph.name)
         _memory[key] = made
         if len(_memory) > _MEMORY_LIMIT:
             _memory.popitem(last=False)
@@ -45,13 +62,37 @@ def compile_only(graph: Graph, target: Target, name: str | None = None) -> Execu
     return compile_graph(graph, target=target, name=name)
 
 
-def _compile(graph: Graph, donate: dict[int, int], target: Target | None, name: str) -> Executable:
-    stats.count("compiles")
+def _compile(graph: Graph, key: str, donate: dict[int, int], target: Target | None, name: str) -> Executable:
     machine = target or host_target()
-    built = build(graph, machine, donate)
-    native = sum(k.native for k in built.kernels)
-    artifact = Artifact(
-        jit.compile_object(built.llvm, machine), built.arena_bytes, built.hosts, len(built.kernels), native, built.cost_ns
-    )
+    store = disk_cache()
+    entry = key_of("graph", repr(machine), key)
     foreign = target is not None and target != host_target()
+    if store:
+        found = _load(store, entry, machine)
+        if found is not None:
+            with contextlib.suppress(CompilerError):  # an object the linker refuses is made again
+                made = Executable(graph, donate, machine, name, found, compile_only=foreign)
+                stats.count("cache_disk_hits")
+                return made
+            store.discard(entry)
+    stats.count("compiles")
+    built = build(graph, machine, donate)
+    artifact = Artifact.of(built, jit.compile_object(built.llvm, machine), repr(machine))
+    if store:
+        store.store(entry, artifact.to_bytes())
     return Executable(graph, donate, machine, name, artifact, built, compile_only=foreign)
+
+
+def _load(store: DiskCache, entry: str, machine: Target) -> Artifact | None:
+    """The artifact of an entry; None where there is none, or it is not what its name promises."""
+    payload = store.load(entry)
+    if payload is None:
+        return None
+    try:
+        artifact = Artifact.from_bytes(payload)
+    except Exception:  # whatever unpickling stumbles over, the entry is of no use
+        artifact = None
+    if artifact is None or artifact.target != repr(machine):
+        store.discard(entry)
+        return None
+    return artifact

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import io
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,6 +31,34 @@ class Artifact:
     n_kernels: int
     n_native: int
     cost_ns: float
+    target: str
+
+    @staticmethod
+    def of(built: Built, image: bytes, target: str) -> Artifact:
+        native = sum(k.native for k in built.kernels)
+        return Artifact(image, built.arena_bytes, built.hosts, len(built.kernels), native, built.cost_ns, target)
+
+    def to_bytes(self) -> bytes:
+        out = io.BytesIO()
+        _Pickler(out, 5).dump(self)
+        return out.getvalue()
+
+    @staticmethod
+    def from_bytes(data: bytes) -> Artifact:
+        """The artifact of ``to_bytes``; TypeError for anything else."""
+        found = pickle.loads(data)
+        if not isinstance(found, Artifact):
+            raise TypeError("not an artifact")
+        return found
+
+
+class _Pickler(pickle.Pickler):
+    """Also takes the read-only attribute mappings of operations."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, MappingProxyType):
+            return MappingProxyType, (dict(obj),)
+        return NotImplemented
 
 
 class Executable:

@@ -17,6 +17,7 @@ from typing import Any
 
 from weft.codegen.target import Target
 from weft.ir.errors import CompilerError
+from weft.runtime import stats
 
 # what an object may take from the process
 LIBC = frozenset({"memcpy", "memset", "memmove"})
@@ -67,6 +68,7 @@ def parse(text: str) -> Any:
 
 def compile_object(text: str, target: Target) -> bytes:
     """The object code of a module."""
+    stats.count("objects_compiled")
     with _lock:
         return machine(target).emit_object(parse(text))
 
@@ -97,10 +99,14 @@ def _keep(thing: Any) -> None:
     _kept.append(thing)
 
 
-def link(image: bytes, symbols: tuple[str, ...], imports: Mapping[str, int]) -> dict[str, int]:
-    """Load object code; the addresses of ``symbols``. CompilerError where it needs a symbol that is not there."""
+def link(
+    image: bytes, symbols: tuple[str, ...], imports: Mapping[str, int], libc: frozenset[str] = LIBC
+) -> dict[str, int]:
+    """Load object code; the addresses of ``symbols``. ``imports`` gives addresses of ours that it calls, ``libc``
+    what it may take from the process. CompilerError where it needs anything else.
+    """
     llvm = _llvm()
-    missing = undefined_symbols(image) - LIBC - imports.keys() - {"_GLOBAL_OFFSET_TABLE_"}
+    missing = undefined_symbols(image) - libc - imports.keys() - {"_GLOBAL_OFFSET_TABLE_"}
     if missing:
         raise CompilerError("generated code calls what weft does not provide: " + ", ".join(sorted(missing)))
     with _lock:

@@ -14,18 +14,16 @@ _counters: Counter[str] = Counter()
 
 NAMES = (
     "compiles",  # graphs lowered, emitted and compiled
+    "objects_compiled",  # modules that went through LLVM's code generation
     "cache_memory_hits",
     "cache_disk_hits",
     "cache_disk_misses",
     "cache_disk_writes",
     "cache_disk_damaged",  # entries thrown away: checksum, format or load error
-    "calls",  # calls through the general Python path
     "host_calls",  # operations run by Python from a native entry
     "kernels_launched",
     "bytes_allocated",  # fresh memory taken from the system by the caching allocator
     "blocks_allocated",
-    "blocks_reused",
-    "arena_allocations",
 )
 
 

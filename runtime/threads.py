@@ -1,12 +1,16 @@
-"""The native thread pool."""
+"""The native thread pool: how many threads it has, and its life through forks and the end of the process."""
 
 from __future__ import annotations
 
+import atexit
+import ctypes
 import os
+import threading
 from functools import cache
 
 from weft.codegen.target import host_target
-from weft.runtime import jit
+from weft.runtime import cache as disk
+from weft.runtime import jit, pool_ir
 
 
 def available_cpus() -> int:
@@ -36,6 +40,7 @@ def _cgroup_quota() -> int | None:
 
 
 _wanted: int | None = None
+_lock = threading.Lock()
 
 
 def get_num_threads() -> int:
@@ -44,29 +49,37 @@ def get_num_threads() -> int:
     if _wanted is None:
         text = os.environ.get("WEFT_NUM_THREADS", "")
         _wanted = max(1, int(text)) if text.isdigit() else available_cpus()
-    return _wanted
+    return min(_wanted, pool_ir.MAX_WORKERS + 1)
 
 
 def set_num_threads(n: int) -> None:
-    """Use ``n`` threads from now on. Results do not depend on it."""
+    """Use ``n`` threads from now on. Results do not depend on it. TypeError or RuntimeError unless ``n`` >= 1."""
     global _wanted
     if not isinstance(n, int) or isinstance(n, bool):
         raise TypeError(f"set_num_threads expects an int, but got {type(n).__name__}")
     if n < 1:
         raise RuntimeError("set_num_threads expects a positive integer")
-    _wanted = n
+    with _lock:
+        _wanted = n
+        if _pool.cache_info().currsize:
+            _resize()
 
 
-_PARALLEL_FOR = """
-define void @weft_parallel_for(ptr %fn, ptr %bufs, i64 %units, i64 %grain) {
-  call void %fn(ptr %bufs, i64 0, i64 %units, i64 0)
-  ret void
-}
-"""
+def parallel_for_address() -> int:
+    """The address of ``weft_parallel_for``. The workers start when the first parallel kernel runs."""
+    return _pool()["weft_parallel_for"]
 
 
 @cache
-def parallel_for_address() -> int:
-    """The address of ``weft_parallel_for``."""
-    image = jit.compile_object(_PARALLEL_FOR, host_target())
-    return jit.link(image, ("weft_parallel_for",), {})["weft_parallel_for"]
+def _pool() -> dict[str, int]:
+    target = host_target()
+    image = disk.object_for(pool_ir.module(target.triple), target)
+    found = jit.link(image, pool_ir.EXPORTS, {}, pool_ir.LIBC)
+    ctypes.CFUNCTYPE(None, ctypes.c_int64)(found["weft_pool_resize"])(get_num_threads() - 1)
+    os.register_at_fork(after_in_child=ctypes.CFUNCTYPE(None)(found["weft_pool_reset"]))
+    atexit.register(ctypes.CFUNCTYPE(None)(found["weft_pool_stop"]))
+    return found
+
+
+def _resize() -> None:
+    ctypes.CFUNCTYPE(None, ctypes.c_int64)(_pool()["weft_pool_resize"])(get_num_threads() - 1)
