@@ -47,7 +47,7 @@ def fold_small(r: Rewriter, op: Op) -> Rewritten:
             return None
         arrays.append(array)
     (out,) = _evaluate(op, arrays)
-    return r.emit("constant", value=np.ascontiguousarray(out), device=op.result.type.device)
+    return r.emit("constant", value=np.array(out, order="C"), device=op.result.type.device)
 
 
 def _evaluate(op: Op, arrays: list[np.ndarray]) -> tuple[np.ndarray, ...]:

@@ -99,9 +99,10 @@ def slice_of_slice(r: Rewriter, op: Op) -> Rewritten:
     if inner is None:
         return None
     first, steps = inner.attrs["start"], inner.attrs["step"]
-    start = tuple(a + s * b for a, s, b in _each(first, steps, op.attrs["start"]))
+    sizes = op.result.type.shape
+    start = tuple(a + s * b if n else 0 for a, s, b, n in _each(first, steps, op.attrs["start"], sizes))
     step = tuple(a * b for a, b in _each(steps, op.attrs["step"]))
-    stop = tuple(a + extent(n, s) for a, s, n in _each(start, step, op.result.type.shape))
+    stop = tuple(a + extent(n, s) for a, s, n in _each(start, step, sizes))
     return r.emit("slice", inner.operands[0], start=start, stop=stop, step=step)
 
 
