@@ -1,14 +1,14 @@
 """Control flow: cond, while_loop and scan.
 
 Their bodies are regions: closed graphs that take all they read as parameters. The gradient rules get the
-regions and a callback ``differentiate(graph, wrt, outputs)``, which gives the graph ``(params..., cotangents of
-outputs...) -> gradients of the params wrt...`` (:func:`weft.passes.autodiff.gradient_graph`).
+regions and a callback ``differentiate(graph, wrt, outputs)``, which gives the graph ``(params..., cotangents
+of outputs...) -> gradients of the params wrt...`` (:func:`weft.passes.autodiff.gradient_graph`).
 
 * ``cond(pred, *xs)``, regions (then, otherwise): each ``(*xs) -> results``.
 * ``while_loop(*carry)``, regions (test, body): ``(*carry) -> bool[]`` and ``(*carry) -> carry``.
-* ``scan(*consts, *init, *xs)``, region ``(*consts, *carry, *x) -> (*carry, *y)``, run ``length`` times with x a
-  slice along the first axis of each of xs; gives the last carry and the stacked ys. With ``reverse`` from the
-  last slice to the first.
+* ``scan(*consts, *init, *xs)``, region ``(*consts, *carry, *x) -> (*carry, *y)``, run ``length`` times with
+  x a slice along the first axis of each of xs; gives the last carry and the stacked ys. With ``reverse`` from
+  the last slice to the first.
 """
 
 from __future__ import annotations
@@ -169,8 +169,8 @@ def _keeping_carries(region: Graph, n_consts: int, n_carry: int) -> Graph:
 def _backward_step(
     region: Graph, gradient: Graph, n_consts: int, n_carry: int, wrt: Sequence[int], outputs: Sequence[int]
 ) -> Graph:
-    """One step backward: ``(consts, cotangents of the carry, sums for the consts, carry, x, cotangents of y) ->
-    (cotangents of the carry that came in, sums, cotangents of x)``.
+    """One step backward: ``(consts, cotangents of the carry, sums for the consts, carry, x, cotangents of
+    y) -> (cotangents of the carry that came in, sums, cotangents of x)``.
     """
     b = GraphBuilder(gradient.name)
     consts, carry, xs = _split([p.type for p in region.params], n_consts, n_carry)
