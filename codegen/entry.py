@@ -83,12 +83,14 @@ class While:
 
 @dataclass(frozen=True)
 class Scan:
-    """Call ``body`` once for each of ``length`` slices along the leading axis; carries come first in operands and
-    results. ``sizes`` are the bytes of the carries, ``in_strides`` and ``out_strides`` those of one slice."""
+    """Call ``body`` once for each of ``length`` slices along the leading axis, on the ``consts``, the carries and
+    the slices; carries come first in operands and results. ``sizes`` are the bytes of the carries, ``in_strides``
+    and ``out_strides`` those of one slice."""
 
     body: str
     length: int
     reverse: bool
+    consts: tuple[Loc, ...]
     operands: tuple[Loc, ...]
     results: tuple[Loc, ...]
     spare: tuple[Loc, ...]
@@ -162,7 +164,8 @@ class _Emitter:
         for step in p.steps:
             self.cached = {k: v for k, v in self.cached.items() if k.kind in ("in", "out")}
             self.steps[type(step)](step)
-        body = "\n".join([*self.allocas, *self.top(head), *self.lines, "  br label %exit", "exit:", "  ret void"])
+        lines = [*self.allocas, *self.top(head), *self.lines, "  br label %exit", "exit:", "  ret void"]
+        body = "\n".join(lines)
         text = f"define void @{p.symbol}(ptr %block) #0 {{\nstart:\n{body}\n}}\n"
         return "\n".join([*(self._constant(k, c) for k, c in enumerate(p.constants)), text])
 
@@ -172,7 +175,8 @@ class _Emitter:
         for loc, reg in self.cached.items():
             if loc.kind in ("in", "out"):
                 at = loc.index + (self.program.n_in if loc.kind == "out" else 0)
-                loads += [f"  {reg}.a = getelementptr ptr, ptr %block, i64 {at}", f"  {reg} = load ptr, ptr {reg}.a"]
+                loads.append(f"  {reg}.a = getelementptr ptr, ptr %block, i64 {at}")
+                loads.append(f"  {reg} = load ptr, ptr {reg}.a")
         return head + loads
 
     def name(self) -> str:
@@ -239,14 +243,14 @@ class _Emitter:
         if not phase.parallel or phase.units <= grain or phase.units * phase.cost_ns < INLINE_NS:
             self.line(f"call void @{phase.symbol}(ptr {bufs}, i64 0, i64 {phase.units}, i64 0)")
         else:
-            self.line(
-                f"call void @weft_parallel_for(ptr @{phase.symbol}, ptr {bufs}, i64 {phase.units}, i64 {grain})"
-            )
+            work = f"ptr @{phase.symbol}, ptr {bufs}, i64 {phase.units}, i64 {grain}"
+            self.line(f"call void @weft_parallel_for({work})")
 
     def _host(self, step: Host) -> None:
         bufs = self.array(len(step.operands) + len(step.results))
         self.fill(bufs, [*self.pointers(step.operands), *self.pointers(step.results)])
-        self.line(f"call void @weft_host(ptr {self.context}, i64 {step.index}, ptr {bufs}, ptr {self.status})")
+        where = f"ptr {self.context}, i64 {step.index}, ptr {bufs}, ptr {self.status}"
+        self.line(f"call void @weft_host({where})")
         self._stop_if(self._failed())
 
     def _failed(self) -> str:
@@ -296,7 +300,9 @@ class _Emitter:
             out.append(reg)
         return out
 
-    def _bring_home(self, swap: str, results: Sequence[str], spare: Sequence[str], sizes: Sequence[int]) -> None:
+    def _bring_home(
+        self, swap: str, results: Sequence[str], spare: Sequence[str], sizes: Sequence[int]
+    ) -> None:
         """Where the last carry lies in the spare buffers, copy it to the results."""
         move, join = self.label("home"), self.label("join")
         self.line(f"br i1 {swap}, label %{move}, label %{join}")
@@ -308,7 +314,8 @@ class _Emitter:
         self._stop_if(self._failed())
 
     def _while(self, step: While) -> None:
-        results, spare, arena = self.pointers(step.results), self.pointers(step.spare), self.pointer(step.arena)
+        results, spare = self.pointers(step.results), self.pointers(step.spare)
+        arena = self.pointer(step.arena)
         flag_at = self.pointer(step.flag)
         for r, o, n in zip(results, self.pointers(step.operands), step.sizes, strict=True):
             self.copy(r, o, n)
@@ -333,8 +340,9 @@ class _Emitter:
 
     def _scan(self, step: Scan) -> None:
         n = len(step.spare)
-        results, spare, arena = self.pointers(step.results), self.pointers(step.spare), self.pointer(step.arena)
-        operands = self.pointers(step.operands)
+        results, spare = self.pointers(step.results), self.pointers(step.spare)
+        arena = self.pointer(step.arena)
+        operands, consts = self.pointers(step.operands), self.pointers(step.consts)
         for r, o, size in zip(results, operands, step.sizes, strict=False):
             self.copy(r, o, size)
         head, body, done, before = self.label("head"), self.label("body"), self.label("done"), self.block
@@ -352,7 +360,8 @@ class _Emitter:
         if step.reverse:
             at = self.name()
             self.line(f"{at} = sub i64 {step.length - 1}, {i}")
-        ins = self._alternate(swap, results[:n], spare) + self._slices(operands[n:], step.in_strides, at)
+        carried = self._alternate(swap, results[:n], spare)
+        ins = consts + carried + self._slices(operands[n:], step.in_strides, at)
         outs = self._alternate(swap, spare, results[:n]) + self._slices(results[n:], step.out_strides, at)
         self.call(step.body, ins, outs, arena)
         self.line(f"{after} = add i64 {i}, 1")

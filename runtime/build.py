@@ -222,9 +222,8 @@ def _control_step(op: Op, i: int, plan: Plan, c: _Control) -> Step:
     if op.prim.name == "while_loop":
         flag = Loc("arena", base + c.flag)
         return While(symbols[0], symbols[1], operands, results, spare, sizes, flag, arena)
-    strides = [
-        tuple(p.type.nbytes for p in values[len(spare) :])
-        for values in (op.regions[0].params, op.regions[0].results)
-    ]
-    return Scan(symbols[0], op.attrs["length"], bool(op.attrs["reverse"]), operands, results, spare, sizes,
-                strides[0], strides[1], arena)
+    region, n = op.regions[0], op.attrs["n_consts"]
+    ins = tuple(p.type.nbytes for p in region.params[n + len(spare) :])
+    outs = tuple(r.type.nbytes for r in region.results[len(spare) :])
+    return Scan(symbols[0], op.attrs["length"], bool(op.attrs["reverse"]), operands[:n], operands[n:], results,
+                spare, sizes, ins, outs, arena)  # fmt: skip
