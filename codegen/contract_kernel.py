@@ -1,0 +1,497 @@
+"""Kernels of form ``contract``: one dot_general with what fusion put before and after it.
+
+The result is cut into tiles; a tile's products are summed in registers (:mod:`weft.codegen.microkernel`), left in a
+buffer in the first-level cache, and taken from there through the epilogue into the results. Operands that do not lie
+well in memory (or have a prologue, or are narrower than their accumulator) are packed first, in a phase of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from weft.codegen.blocks import Code, Ix
+from weft.codegen.epilogue import Output, emit_epilogue, emit_partial_store, kernel_pointers
+from weft.codegen.kernel import KernelCode, Phase, Unsupported
+from weft.codegen.microkernel import (
+    Tile,
+    accumulator,
+    inner_kernel,
+    inner_shape,
+    outer_kernel,
+    rows_for,
+    widest,
+)
+from weft.codegen.operands import Matrix, Packing, element_of, matrix, pack
+from weft.codegen.places import Coord, Region
+from weft.codegen.target import Target
+from weft.ir.contraction import unsupported
+from weft.ir.graph import Graph, Op
+from weft.ir.prims.base import Kind
+
+_GFLOPS = 60.0  # assumed of one core, for the cost of a unit
+_CHUNK_BYTES = 2048  # of k per block: a panel of B then takes a fraction of the second-level cache
+_UNIT_FLOPS = 1 << 20  # units are not cut below this
+_UNITS = 24  # units wanted, so that threads of unequal speed end together
+_PACK_ROWS = 256  # rows of a packed matrix per unit
+
+
+def contraction_of(graph: Graph) -> Op:
+    """The CONTRACT op of a kernel's region; Unsupported if there is not exactly one."""
+    found = [op for op in graph.ops if op.prim.kind is Kind.CONTRACT]
+    if len(found) != 1:
+        raise Unsupported(f"{len(found)} contractions in one kernel")
+    reason = unsupported(found[0])
+    if reason is not None:
+        raise Unsupported(reason)
+    return found[0]
+
+
+def emit(op: Op, target: Target, prefix: str) -> KernelCode:
+    """The code of a kernel of form ``contract``."""
+    return _Contract(op, target, prefix).code()
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Tiles that cover some columns of the result. Panels are one tile wide; the last tile of a panel overlaps.
+
+    ``start`` is the first column; ``per_unit`` the panels and tiles of one unit of work; ``inner`` chooses the
+    kernel of inner products. ``partial`` is the number of columns where there are fewer than lanes, else 0.
+    """
+
+    tile: Tile
+    start: int
+    panels: int
+    tiles: int
+    rows: int
+    per_unit: tuple[int, int]
+    inner: bool
+    partial: int
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """Blocks of panels and of tiles."""
+        return -(-self.panels // self.per_unit[0]), -(-self.tiles // self.per_unit[1])
+
+    def row(self, fn: Code, t: Ix) -> Ix:
+        """First row of tile number ``t``."""
+        return fn.min(fn.mul(t, self.tile.rows), self.rows - self.tile.rows)
+
+    def col(self, fn: Code, p: Ix) -> Ix:
+        return fn.add(self.start, fn.mul(p, self.tile.cols))
+
+
+class _Contract:
+    def __init__(self, op: Op, target: Target, prefix: str) -> None:
+        self.op, self.target, self.prefix = op, target, prefix
+        self.graph = op.regions[0]
+        self.dot = contraction_of(self.graph)
+        self.acc = accumulator(self.dot.result.type.dtype)
+        self.lanes = target.lanes(self.acc.bits)
+        self._operands()
+        self.m, self.n, self.k = self.a.rows, self.b.rows, self.a.depth
+        self.batch = self.a.batch
+        if self.k == 0:
+            raise Unsupported("nothing is contracted")
+        self._modes()
+        self._grids()
+        self._layout()
+
+    # -- decisions
+
+    def _operands(self) -> None:
+        contract, batch = self.dot.attrs["contract"], self.dot.attrs["batch"]
+        sides = []
+        for v, c, s in zip(self.dot.operands, contract, batch, strict=True):
+            free = tuple(i for i in range(v.type.ndim) if i not in c and i not in s)
+            sides.append(matrix(v, self.graph, (tuple(s), free, tuple(c))))
+        # both orders of the contracted axes are right; take the one in which A's run as one
+        self.a, self.b = sides
+        rows, cols = self.a.sizes(1), self.b.sizes(1)
+        self.swapped = self.b.rows == 1 and self.a.rows > 1
+        if self.swapped:  # a column is a row in memory: matrix-vector becomes vector-matrix
+            self.a, self.b = self.b, self.a
+        self.output = Output(self.a.sizes(0), rows, cols, self.swapped)
+
+    def _modes(self) -> None:
+        a, b = self.a, self.b
+        self.inner = a.pure and b.pure and a.k_stride == 1 and b.k_stride == 1 and self.m <= 12
+        large = self.m >= 48 and self.k * self.n > 1 << 18
+        self.pack_a = not self.inner and not (a.in_registers and not self._scattered(a))
+        self.pack_b = not self.inner and (not (b.in_registers and b.row_stride == 1) or large)
+
+    def _scattered(self, a: Matrix) -> bool:
+        """True where walking along k jumps so far, and so often, that a packed copy is cheaper."""
+        stride = abs(a.k_stride or 0) * self.acc.itemsize
+        return stride >= 1024 and self.k >= 256 and self.n >= 256
+
+    def _grids(self) -> None:
+        n, lanes = self.n, self.lanes
+        wide = widest(self.target)
+        if self.inner:
+            wide = 1
+        elif self.m == 1 and self.target.registers >= 32:
+            wide = 8
+        self.chunks = -(-self.k // max(1, _CHUNK_BYTES // self.acc.itemsize)) if not self.inner else 1
+        if self.k * self.acc.itemsize <= 1.5 * _CHUNK_BYTES:
+            self.chunks = 1
+        self.chunk = -(-self.k // self.chunks)
+        self.chunks = -(-self.k // self.chunk)
+        self.grids: list[Grid] = []
+        main = n // (wide * lanes)
+        if main:
+            self._grid(wide, 0, main, 0)
+        rest = n - main * wide * lanes
+        vectors = -(-rest // lanes)
+        if not rest:
+            pass
+        elif vectors * lanes <= n:  # the last panel overlaps the one before
+            self._grid(vectors, n - vectors * lanes, 1, 0)
+        elif vectors == 1:
+            self._grid(1, 0, 1, n)
+        else:
+            self._grid(vectors - 1, 0, 1, 0)
+            self._grid(1, n - lanes, 1, 0)
+        self._splits()
+
+    def _grid(self, vectors: int, start: int, panels: int, partial: int) -> None:
+        rows = min(self.m, 12) if self.inner else rows_for(self.target, vectors, self.m)
+        tile = Tile(rows, vectors, self.lanes, self.acc)
+        tiles = -(-self.m // rows)
+        per_panel = 2 * tile.rows * tile.cols * self.k
+        tall, broad = min(tiles, max(1, 120 // rows)), min(panels, 4)
+        while panels * tiles * self.batch < _UNITS * tall * broad and tall * broad * per_panel > 2 * _UNIT_FLOPS:
+            if broad > 1:
+                broad = -(-broad // 2)
+            elif tall > 1:
+                tall = -(-tall // 2)
+            else:
+                break
+        self.grids.append(Grid(tile, start, panels, tiles, self.m, (broad, tall), self.inner, partial))
+
+    def _splits(self) -> None:
+        """Cut k into independent parts where the result alone gives too few units for the work."""
+        units = self.batch * sum(prod(g.blocks) for g in self.grids)
+        work = 2 * self.batch * self.m * self.n * self.k
+        self.splits = 1
+        if units < 6 and work > 8 * _UNIT_FLOPS and self.chunks >= 4:
+            self.splits = min(8, self.chunks // 2)
+
+    def _layout(self) -> None:
+        """Where the packed operands and partial sums lie in the scratch memory."""
+        size, at = self.acc.itemsize, 0
+        self.a_ld = self.k + (16 if self.k * size % 2048 == 0 else 0)
+        self.a_batch = 1 if self.a.same_for_batch else self.batch
+        self.b_batch = 1 if self.b.same_for_batch else self.batch
+        self.b_cols = sum(g.panels * g.tile.cols for g in self.grids)
+        self.a_at, at = at, at + _aligned(self.a_batch * self.m * self.a_ld * size if self.pack_a else 0)
+        self.b_at, at = at, at + _aligned(self.b_batch * self.k * self.b_cols * size if self.pack_b else 0)
+        self.partial_at = at
+        self.partial_bytes = self.batch * self.m * self.n * size
+        if self.splits > 1:
+            at += self.splits * self.partial_bytes
+        self.scratch = at
+
+    # -- code
+
+    def code(self) -> KernelCode:
+        self.functions: list[str] = []
+        self.declares: set[str] = set()
+        self.epilogue = emit_epilogue(
+            self._start(f"{self.prefix}_epilogue", _EPILOGUE), self.op, self.dot, self.output, self.acc, self.lanes,
+            any(g.partial for g in self.grids),
+        )  # fmt: skip
+        self.keep(self.epilogue)
+        flops = 2 * self.batch * self.m * self.n * self.k
+        phases = self._pack_phases()
+        parts = [self._grid_part(i, g) for i, g in enumerate(self.grids)]
+        units = sum(n for _, n in parts)
+        phases.append(self._phase("main", parts, flops / units / _GFLOPS))
+        if self.splits > 1:
+            phases.append(self._phase("combine", [self._combine()], self.n * self.splits * 0.2))
+        nbytes = sum(v.type.nbytes for v in (*self.op.operands, *self.op.results))
+        return KernelCode(
+            self.prefix, "\n".join(self.functions), frozenset(self.declares), tuple(phases), self.scratch,
+            self._describe(), nbytes, flops,
+        )  # fmt: skip
+
+    def _start(self, symbol: str, params: str) -> Code:
+        return Code(symbol, params, linkage="internal")
+
+    def keep(self, fn: Code) -> None:
+        self.functions.append(fn.finish())
+        self.declares |= fn.declares
+
+    def _phase(self, name: str, parts: list[tuple[str, int]], cost: float) -> Phase:
+        """A phase that runs unit u in the part it falls into."""
+        fn = Code(f"{self.prefix}_{name}")
+        dispatch(fn, parts)
+        self.keep(fn)
+        return Phase(fn.symbol, sum(n for _, n in parts), cost)
+
+    def _scratch(self, fn: Code) -> str:
+        return fn.arg(len(self.op.operands) + len(self.op.results))
+
+    # packing
+
+    def _pack_phases(self) -> list[Phase]:
+        parts, elements = [], 0
+        if self.pack_a:
+            parts.append(self._pack_a())
+            elements += self.a_batch * self.m * self.k
+        if self.pack_b:
+            parts.extend(self._pack_b(i, g) for i, g in enumerate(self.grids))
+            elements += self.b_batch * self.n * self.k
+        if not parts:
+            return []
+        return [self._phase("pack", parts, 0.3 * elements / sum(n for _, n in parts))]
+
+    def _pack_a(self) -> tuple[str, int]:
+        fn = self._start(f"{self.prefix}_pack_a", "ptr %bufs, i64 %u")
+        pointers = kernel_pointers(fn, self.op)
+        blocks = -(-self.m // _PACK_ROWS)
+        first = fn.mul(fn.mod("%u", blocks), _PACK_ROWS)
+        batch = fn.div("%u", blocks) if self.a_batch > 1 else 0
+        down = self.a.row_stride == 1 and self.a.k_stride != 1
+        size = self.acc.itemsize
+        dst = fn.at(self._scratch(fn), fn.add(self.a_at, fn.mul(batch, self.m * self.a_ld * size)))
+        pack(
+            fn, lambda mask: Region(fn, self.graph, self.lanes, pointers, mask),
+            lambda r, row, col: element_of(r, self.a, pointers, batch, row, col),
+            Packing(self.m, self.k, self.a_ld, down), self.acc, dst, self.lanes,
+            first, fn.min(fn.add(first, _PACK_ROWS), self.m),
+        )  # fmt: skip
+        self.keep(fn)
+        return fn.symbol, self.a_batch * blocks
+
+    def _pack_b(self, number: int, g: Grid) -> tuple[str, int]:
+        fn = self._start(f"{self.prefix}_pack_b{number}", "ptr %bufs, i64 %u")
+        pointers = kernel_pointers(fn, self.op)
+        blocks, width = -(-self.k // _PACK_ROWS), g.tile.cols
+        first = fn.mul(fn.mod("%u", blocks), _PACK_ROWS)
+        rest = fn.div("%u", blocks)
+        panel = fn.mod(rest, g.panels)
+        batch = fn.div(rest, g.panels) if self.b_batch > 1 else 0
+        col0 = g.col(fn, panel)
+        dst = self._packed_b(fn, self._scratch(fn), number, batch, panel)
+
+        def source(r: Region, row: Coord, col: Coord) -> str:
+            return element_of(r, self.b, pointers, batch, r.plus(col, Coord(col0)), row)
+
+        down = self.b.k_stride == 1 and self.b.row_stride != 1
+        pack(
+            fn, lambda mask: Region(fn, self.graph, self.lanes, pointers, mask), source,
+            Packing(self.k, g.partial or width, width, down), self.acc, dst, self.lanes,
+            first, fn.min(fn.add(first, _PACK_ROWS), self.k),
+        )  # fmt: skip
+        self.keep(fn)
+        return fn.symbol, self.b_batch * g.panels * blocks
+
+    def _packed_b(self, fn: Code, scratch: str, number: int, batch: Ix, panel: Ix) -> str:
+        size = self.k * self.acc.itemsize
+        before = sum(g.panels * g.tile.cols for g in self.grids[:number])
+        at = fn.add(fn.mul(batch, self.b_cols), fn.add(before, fn.mul(panel, self.grids[number].tile.cols)))
+        return fn.at(scratch, fn.add(self.b_at, fn.mul(at, size)))
+
+    # the tiles
+
+    def _grid_part(self, number: int, g: Grid) -> tuple[str, int]:
+        """The function that computes one unit of a grid, and the number of units."""
+        fn = self._start(f"{self.prefix}_grid{number}", "ptr %bufs, i64 %u")
+        n_blocks, m_blocks = g.blocks
+        mb = fn.mod("%u", m_blocks)
+        rest = fn.div("%u", m_blocks)
+        nb = fn.mod(rest, n_blocks)
+        rest = fn.div(rest, n_blocks)
+        split = fn.mod(rest, self.splits)
+        batch = fn.div(rest, self.splits) if self.batch > 1 else 0
+        _Unit(self, fn, number, g, batch, split).emit(nb, mb)
+        self.keep(fn)
+        return fn.symbol, self.batch * self.splits * n_blocks * m_blocks
+
+    def _combine(self) -> tuple[str, int]:
+        """Add the partial sums of one row, always in the same order, and run the epilogue on it."""
+        fn = self._start(f"{self.prefix}_combine", "ptr %bufs, i64 %u")
+        row, batch = fn.mod("%u", self.m), fn.div("%u", self.m)
+        partial = Partial(self.partial_at, self.partial_bytes, self.splits)
+        emit_combine(fn, self._scratch(fn), partial, self.epilogue.symbol, self.acc, self.lanes, self.n,
+                     fn.mul("%u", self.n), (batch, row))  # fmt: skip
+        self.keep(fn)
+        return fn.symbol, self.batch * self.m
+
+    def _describe(self) -> str:
+        lines = [f"contract {self.batch} x [{self.m}, {self.k}] x [{self.k}, {self.n}] {self.acc.name}"]
+        for name, packed in (("a", self.pack_a), ("b", self.pack_b)):
+            lines.append(f"  {name}: {'packed' if packed else 'in place'}")
+        for g in self.grids:
+            kind = "inner products" if g.inner else "broadcasts"
+            lines.append(
+                f"  grid: columns {g.start}.., {g.panels} panels x {g.tiles} tiles of {g.tile.rows} x {g.tile.cols} "
+                f"by {kind}, {g.per_unit[0]} x {g.per_unit[1]} per unit"
+            )
+        lines.append(f"  k: {self.chunks} blocks of {self.chunk}, {self.splits} parts")
+        return "\n".join(lines)
+
+
+_EPILOGUE = "ptr %bufs, ptr %tile, i64 %stride, i64 %batch, i64 %row, i64 %rows, i64 %col, i64 %cols"
+
+
+def _aligned(n: int) -> int:
+    return -(-n // 64) * 64
+
+
+def dispatch(fn: Code, parts: list[tuple[str, int]]) -> None:
+    """Run units %begin..%end, numbered through the parts (function, units)."""
+    with fn.range("%begin", "%end") as u:
+        base = 0
+        for i, (symbol, n) in enumerate(parts):
+            if len(parts) == 1:
+                fn.do(f"call void @{symbol}(ptr %bufs, i64 {u.i})")
+                continue
+            own = fn.sub(u.i, base)
+            test = fn.op(f"icmp ult i64 {own}, {n}")
+            with fn.when(test):
+                fn.do(f"call void @{symbol}(ptr %bufs, i64 {own})")
+            base += n
+
+
+@dataclass(frozen=True)
+class Partial:
+    """Partial sums in the scratch memory: ``count`` arrays of ``nbytes`` from byte ``at``."""
+
+    at: int
+    nbytes: int
+    count: int
+
+
+def emit_combine(
+    fn: Code, scratch: str, partial: Partial, epilogue: str, acc, lanes: int, cols: int, first: Ix,
+    where: tuple[Ix, Ix],
+) -> None:
+    """Sum ``cols`` elements from number ``first`` of every partial array, block by block, into the epilogue."""
+    from weft.codegen.lanes import load_lanes, store_lanes, tail_mask
+    from weft.codegen.llvm import reg_type
+
+    t, size = reg_type(acc, lanes), acc.itemsize
+    block = 8 * lanes
+    stack = fn.alloca(block * size)
+    base = fn.at(scratch, fn.add(partial.at, fn.mul(first, size)))
+    batch, row = where
+    with fn.range(0, cols, block) as c:
+        count = fn.min(fn.sub(cols, c.i), block)
+        with fn.range(0, count, lanes) as v:
+            mask = tail_mask(fn, fn.sub(count, v.i), lanes)
+            at = fn.at(base, fn.mul(fn.add(c.i, v.i), size))
+            with fn.range(0, partial.count, 1, [(t, "zeroinitializer")]) as s:
+                x = load_lanes(fn, fn.at(at, fn.mul(s.i, partial.nbytes)), acc, lanes, mask)
+                add = "fadd" if acc.is_floating_point else "add"
+                s.next[0] = fn.op(f"{add} {t} {s.vars[0]}, {x}")
+            store_lanes(fn, s.out[0], fn.at(stack, fn.mul(v.i, size)), acc, lanes)
+        fn.do(f"call void @{epilogue}(ptr %bufs, ptr {stack}, i64 {block * size}, i64 {batch}, i64 {row}, i64 1, "
+              f"i64 {c.i}, i64 {count})")
+
+
+class _Unit:
+    """The code of one unit of work: some panels by some tiles, over the blocks of k."""
+
+    def __init__(self, c: _Contract, fn: Code, number: int, g: Grid, batch: Ix, split: Ix) -> None:
+        self.c, self.fn, self.number, self.g, self.batch, self.split = c, fn, number, g, batch, split
+        self.pointers = kernel_pointers(fn, c.op)
+        self.scratch = c._scratch(fn)
+        self.blocked = c.chunks > c.splits
+        slots = prod(g.per_unit) if self.blocked else 1
+        self.tiles = fn.alloca(slots * _aligned(g.tile.bytes))
+        self.a_base = self._a_base()
+        self.b_in_place = "" if c.pack_b else c.b.base(fn, self.pointers, batch)
+
+    def _a_base(self) -> str:
+        c, fn = self.c, self.fn
+        if not c.pack_a:
+            return c.a.base(fn, self.pointers, self.batch)
+        batch = self.batch if c.a_batch > 1 else 0
+        return fn.at(self.scratch, fn.add(c.a_at, fn.mul(batch, c.m * c.a_ld * c.acc.itemsize)))
+
+    def emit(self, nb: Ix, mb: Ix) -> None:
+        fn, g, c = self.fn, self.g, self.c
+        broad, tall = g.per_unit
+        p0, t0 = fn.mul(nb, broad), fn.mul(mb, tall)
+        p1, t1 = fn.min(fn.add(p0, broad), g.panels), fn.min(fn.add(t0, tall), g.tiles)
+        k0 = fn.div(fn.mul(self.split, c.chunks), c.splits)
+        k1 = fn.div(fn.mul(fn.add(self.split, 1), c.chunks), c.splits)
+        if self.blocked:
+            nbytes = prod(g.per_unit) * _aligned(g.tile.bytes)
+            fn.declare("declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)")
+            fn.do(f"call void @llvm.memset.p0.i64(ptr align 64 {self.tiles}, i8 0, i64 {nbytes}, i1 false)")
+        with fn.range(k0, k1, runs=True) as chunk:
+            start = fn.mul(chunk.i, c.chunk)
+            count = fn.min(c.chunk, fn.sub(c.k, start))
+            with fn.range(p0, p1, runs=True) as p:
+                b = self._b_panel(p.i, start)
+                with fn.range(t0, t1, runs=True) as t:
+                    slot = fn.add(fn.mul(fn.sub(p.i, p0), tall), fn.sub(t.i, t0)) if self.blocked else 0
+                    tile = fn.at(self.tiles, fn.mul(slot, _aligned(g.tile.bytes)))
+                    row = g.row(fn, t.i)
+                    self._multiply(row, b, start, count, tile)
+                    if not self.blocked:
+                        self._finish(tile, row, g.col(fn, p.i))
+        if self.blocked:
+            with fn.range(p0, p1, runs=True) as p, fn.range(t0, t1, runs=True) as t:
+                slot = fn.add(fn.mul(fn.sub(p.i, p0), tall), fn.sub(t.i, t0))
+                tile = fn.at(self.tiles, fn.mul(slot, _aligned(g.tile.bytes)))
+                self._finish(tile, g.row(fn, t.i), g.col(fn, p.i))
+
+    def _b_panel(self, panel: Ix, start: Ix) -> str:
+        """The address of a panel of B at k ``start``; for inner products, of its first row."""
+        c, fn, size = self.c, self.fn, self.c.b.dtype.itemsize
+        if c.pack_b:
+            batch = self.batch if c.b_batch > 1 else 0
+            base = c._packed_b(fn, self.scratch, self.number, batch, panel)
+            return fn.at(base, fn.mul(start, self.g.tile.row_bytes))
+        b = c.b
+        assert b.row_stride is not None and b.k_stride is not None
+        index = fn.add(fn.mul(self.g.col(fn, panel), b.row_stride), fn.mul(start, b.k_stride))
+        return fn.at(self.b_in_place, fn.mul(index, size))
+
+    def _multiply(self, row: Ix, b: str, start: Ix, count: Ix, tile: str) -> None:
+        c, fn, g = self.c, self.fn, self.g
+        row_stride, k_stride = (c.a_ld, 1) if c.pack_a else (c.a.row_stride or 0, c.a.k_stride or 0)
+        size = c.acc.itemsize if c.pack_a else c.a.dtype.itemsize
+        index = fn.add(fn.mul(row, row_stride), fn.mul(start, k_stride))
+        a = fn.at(self.a_base, fn.mul(index, size))
+        if g.inner:
+            self._inner(a, row_stride * size, b, count, tile)
+            return
+        step = "k" if k_stride == 1 else "m" if row_stride == 1 else "any"
+        b_step = g.tile.row_bytes if c.pack_b else (c.b.k_stride or 0) * size
+        masked = bool(g.partial) and not c.pack_b
+        name = outer_kernel(fn, g.tile, step=step, accumulate=self.blocked, masked=masked)
+        fn.do(f"call void @{name}(ptr {a}, i64 {row_stride * size}, i64 {k_stride * size}, ptr {b}, i64 {b_step}, "
+              f"i64 {count}, ptr {tile}, i64 {g.partial})")
+
+    def _inner(self, a: str, a_step: int, b: str, count: Ix, tile: str) -> None:
+        """Fill the tile from smaller ones of the inner-product kernel, which overlap at the edges."""
+        c, fn, g = self.c, self.fn, self.g
+        cols = g.partial or g.tile.cols
+        high, broad = inner_shape(c.target, g.tile.rows)
+        broad = min(broad, cols)
+        b_step = (c.b.row_stride or 0) * c.b.dtype.itemsize
+        name = inner_kernel(fn, high, broad, c.b.dtype, g.tile.lanes)
+        with fn.range(0, -(-g.tile.rows // high)) as i, fn.range(0, -(-cols // broad)) as j:
+            r = fn.min(fn.mul(i.i, high), g.tile.rows - high)
+            s = fn.min(fn.mul(j.i, broad), cols - broad)
+            at = fn.add(fn.mul(r, g.tile.row_bytes), fn.mul(s, c.acc.itemsize))
+            fn.do(f"call void @{name}(ptr {fn.at(a, fn.mul(r, a_step))}, i64 {a_step}, "
+                  f"ptr {fn.at(b, fn.mul(s, b_step))}, i64 {b_step}, i64 {count}, ptr {fn.at(tile, at)}, "
+                  f"i64 {g.tile.row_bytes})")
+
+    def _finish(self, tile: str, row: Ix, col: Ix) -> None:
+        c, fn, g = self.c, self.fn, self.g
+        cols = g.partial or g.tile.cols
+        if c.splits == 1:
+            fn.do(f"call void @{c.epilogue.symbol}(ptr %bufs, ptr {tile}, i64 {g.tile.row_bytes}, i64 {self.batch}, "
+                  f"i64 {row}, i64 {g.tile.rows}, i64 {col}, i64 {cols})")
+            return
+        index = fn.add(fn.mul(fn.add(fn.mul(self.batch, c.m), row), c.n), col)
+        at = fn.add(c.partial_at, fn.add(fn.mul(self.split, c.partial_bytes), fn.mul(index, c.acc.itemsize)))
+        emit_partial_store(fn, tile, g.tile, fn.at(self.scratch, at), c.n, g.partial)

@@ -1,0 +1,104 @@
+"""From a finished tile of sums to the results of the kernel, through the epilogue's scalar rules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+from weft.codegen.blocks import Code, Ix
+from weft.codegen.emit import Reg
+from weft.codegen.lanes import load_lanes, store_lanes, tail_mask
+from weft.codegen.llvm import mem_type
+from weft.codegen.microkernel import Tile, narrowed
+from weft.codegen.places import Coord, Place, Region
+from weft.ir.graph import Op, Value
+from weft.ir.types import DType
+
+Ints = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Output:
+    """The result's dimensions: batch, rows, columns, in memory order.
+
+    ``swapped`` means that the kernel's columns are the result's rows (which then has a single column).
+    """
+
+    batch: Ints
+    rows: Ints
+    cols: Ints
+    swapped: bool = False
+
+    @property
+    def shape(self) -> Ints:
+        return (*self.batch, *self.rows, *self.cols)
+
+    def place(self, region: Region, batch: Ix, row: Ix, col: Coord) -> Place:
+        """The place of the elements from ``col`` on."""
+        fn = region.fn
+        rows, cols = prod(self.rows), prod(self.cols)
+        r, c = (col, Coord(row)) if self.swapped else (Coord(row), col)
+
+        def coords() -> list[Coord]:
+            return [
+                *region.split(Coord(batch), self.batch), *region.split(r, self.rows), *region.split(c, self.cols),
+            ]  # fmt: skip
+
+        def linear() -> Coord:
+            whole = fn.mul(fn.mul(batch, rows), cols)
+            return region.plus(Coord(whole), region.plus(region.times(r, cols), c))
+
+        return Place(self.shape, coords, linear)
+
+
+def kernel_pointers(fn: Code, op: Op) -> Mapping[Value, str]:
+    """The addresses of the kernel's operands, by parameter of its region."""
+    return {v: fn.arg(i) for i, v in enumerate(op.regions[0].params)}
+
+
+def emit_epilogue(
+    fn: Code, op: Op, contract: Op, output: Output, acc: DType, lanes: int, masked: bool
+) -> Code:
+    """Write ``fn(bufs, tile, stride, batch, row, rows, col, cols)``: store rows x cols of results from there on.
+
+    ``stride`` is in bytes between rows of the tile. Unless ``masked``, ``cols`` is a multiple of the lanes.
+    """
+    graph = op.regions[0]
+    pointers = kernel_pointers(fn, op)
+    results = [fn.arg(len(op.operands) + i) for i in range(len(op.results))]
+    dtype = contract.result.type.dtype
+    with fn.range(0, "%rows", runs=True) as r:
+        row = fn.add("%row", r.i)
+        line = fn.at("%tile", fn.mul(r.i, "%stride"))
+        with fn.range(0, "%cols", lanes, runs=True) as v:
+            mask = tail_mask(fn, fn.sub("%cols", v.i), lanes) if masked else None
+            region = Region(fn, graph, lanes, pointers, mask)
+            place = output.place(region, "%batch", row, Coord(fn.add("%col", v.i), 1))
+            sums = load_lanes(fn, fn.at(line, fn.mul(v.i, acc.itemsize)), acc, lanes)
+            region.given[(contract.result, id(place))] = _result(region, sums, acc, dtype)
+            for value, base in zip(graph.results, results, strict=True):
+                got = region.wide(region.value(value, place))
+                elem = mem_type(value.type.dtype)
+                at = fn.at(base, region.linear(place).base, elem)
+                store_lanes(fn, got, at, value.type.dtype, lanes, mask)
+    return fn
+
+
+def _result(region: Region, sums: str, acc: DType, dtype: DType) -> Reg:
+    """The contraction's own result, rounded to its dtype."""
+    b = region.builder
+    if dtype.is_floating_point:
+        return b.convert(b.reg(sums, acc, region.lanes), dtype)
+    return b.reg(narrowed(region.fn, sums, dtype, region.lanes), dtype, region.lanes)
+
+
+def emit_partial_store(fn: Code, tile: str, shape: Tile, dst: str, cols: int, partial: int) -> None:
+    """Copy a tile of sums as it is to rows of ``cols`` elements at ``dst``."""
+    size = shape.dtype.itemsize
+    mask = tail_mask(fn, partial, shape.lanes) if partial else None
+    with fn.range(0, shape.rows) as r:
+        for v in range(shape.vectors):
+            at = v * shape.lanes * size
+            x = load_lanes(fn, fn.at(tile, fn.add(fn.mul(r.i, shape.row_bytes), at)), shape.dtype, shape.lanes)
+            store_lanes(fn, x, fn.at(dst, fn.add(fn.mul(r.i, cols * size), at)), shape.dtype, shape.lanes, mask)

@@ -1,0 +1,195 @@
+"""The inner loops of contractions: register-blocked tiles of A times B, as functions shared by a module's kernels.
+
+Each is ``internal`` and named by everything it depends on, so kernels of one module share it. Operands and tiles are
+given by addresses and byte strides at run time, which keeps the number of different functions small.
+
+Register blocking after Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", TOMS 2008.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from weft.codegen.blocks import Code
+from weft.codegen.lanes import load_lanes, tail_mask
+from weft.codegen.llvm import mem_type, reg_type
+from weft.codegen.target import Target
+from weft.ir.types import DType, bool_, f32, f64, i32, i64
+
+def accumulator(dtype: DType) -> DType:
+    """The dtype in which products of ``dtype`` are summed: f32 for the half types, i32 for what is narrower."""
+    if dtype.is_floating_point:
+        return f64 if dtype is f64 else f32
+    return i64 if dtype.bits == 64 else i32
+
+
+def rows_for(target: Target, vectors: int, rows: int) -> int:
+    """Rows of a tile of ``vectors`` vectors: what the registers hold beside a row of B and a broadcast of A.
+
+    At most ``rows``; fewer where that spreads them evenly over the tiles (tiles overlap at the lower edge, so an
+    uneven height computes rows twice).
+    """
+    most = max(1, min((target.registers - 1 - vectors) // vectors, 14, rows))
+    tiles = -(-rows // most)
+    return most if tiles * most <= 1.06 * rows else -(-rows // tiles)
+
+
+def widest(target: Target) -> int:
+    """Vectors per row of the usual tile."""
+    return 4 if target.registers >= 32 else 2
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A tile of ``rows`` by ``vectors`` vectors of ``lanes`` lanes of the accumulator ``dtype``."""
+
+    rows: int
+    vectors: int
+    lanes: int
+    dtype: DType
+
+    @property
+    def cols(self) -> int:
+        return self.vectors * self.lanes
+
+    @property
+    def row_bytes(self) -> int:
+        return self.cols * self.dtype.itemsize
+
+    @property
+    def bytes(self) -> int:
+        return self.rows * self.row_bytes
+
+
+def multiply_add(fn: Code, dtype: DType, lanes: int, x: str, y: str, z: str) -> str:
+    """x * y + z; rounded once for floats, modulo 2**n for integers."""
+    t = reg_type(dtype, lanes)
+    if dtype.is_floating_point:
+        suffix = f"v{lanes}{'f64' if dtype is f64 else 'f32'}"
+        return fn.call(f"llvm.fma.{suffix}", t, f"{t} {x}, {t} {y}, {t} {z}")
+    return fn.op(f"add {t} {fn.op(f'mul {t} {x}, {y}')}, {z}")
+
+
+def outer_kernel(fn: Code, tile: Tile, *, step: str, accumulate: bool = False, masked: bool = False) -> str:
+    """Declare in ``fn`` and name the kernel that broadcasts A and reads rows of B.
+
+    Its arguments: a, bytes between rows of A, bytes between k of A, b, bytes between k of B, k (positive), tile,
+    number of columns (read only if ``masked``: then B has a single, partial vector). ``step`` says what is known of A:
+    ``"k"`` if consecutive k are neighbours, ``"m"`` if consecutive rows are, ``"any"``.
+    """
+    name = (
+        f"weft_outer_{tile.dtype.name}_{tile.rows}x{tile.vectors}x{tile.lanes}_{step}"
+        f"{'_acc' if accumulate else ''}{'_masked' if masked else ''}"
+    )
+    k = Code(name, "ptr noalias %a, i64 %ars, i64 %aks, ptr noalias %b, i64 %bks, i64 %k, ptr noalias %t, i64 %n",
+             linkage="internal")  # fmt: skip
+    t, lanes, dtype, size = reg_type(tile.dtype, tile.lanes), tile.lanes, tile.dtype, tile.dtype.itemsize
+    ars = size if step == "m" else "%ars"
+    aks = size if step == "k" else "%aks"
+    mask = tail_mask(k, "%n", lanes) if masked else None
+    slots = [(r, v, r * tile.vectors + v) for r in range(tile.rows) for v in range(tile.vectors)]
+    carried = [("ptr", "%a"), ("ptr", "%b")]
+    for _, _, i in slots:
+        init = load_lanes(k, k.at("%t", i, t), dtype, lanes) if accumulate else "zeroinitializer"
+        carried.append((t, init))
+    with k.range(0, "%k", 1, carried, runs=True) as turn:
+        ap, bp, acc = turn.vars[0], turn.vars[1], turn.vars[2:]
+        row = [load_lanes(k, k.at(bp, v, t), dtype, lanes, mask) for v in range(tile.vectors)]
+        at = ap
+        for r in range(tile.rows):
+            x = k.splat(reg_type(dtype), k.load(reg_type(dtype), at, size), lanes)
+            at = k.at(at, ars)  # a chain of additions: no register per row
+            for v in range(tile.vectors):
+                i = r * tile.vectors + v
+                turn.next[2 + i] = multiply_add(k, dtype, lanes, x, row[v], acc[i])
+        turn.next[0] = k.at(ap, aks)
+        turn.next[1] = k.at(bp, "%bks")
+    for _, _, i in slots:
+        k.store(t, turn.out[2 + i], k.at("%t", i, t), size)
+    return _share(fn, k)
+
+
+def inner_shape(target: Target, rows: int) -> tuple[int, int]:
+    """Rows of A and of B that the inner-product kernel takes at once, for an A of ``rows`` rows."""
+    if target.registers >= 32:
+        return (rows, 8) if rows <= 3 else (min(rows, 6), 4)
+    return (rows, 8) if rows == 1 else (min(rows, 3), 4 if rows == 2 else 2)
+
+
+def inner_kernel(fn: Code, rows: int, cols: int, operand: DType, lanes: int) -> str:
+    """Declare in ``fn`` and name the kernel for operands that are both contiguous along k.
+
+    Its arguments: a, bytes between rows of A, b, bytes between rows of B, k, tile, bytes between rows of the tile.
+    """
+    dtype = accumulator(operand)
+    k = Code(f"weft_inner_{operand.name}_{rows}x{cols}x{lanes}",
+             "ptr noalias %a, i64 %ars, ptr noalias %b, i64 %brs, i64 %k, ptr noalias %t, i64 %trs",
+             linkage="internal")  # fmt: skip
+    t, mem = reg_type(dtype, lanes), mem_type(operand)
+    count = rows * cols
+
+    a_rows = [k.at("%a", k.mul(r, "%ars")) for r in range(rows)]
+    b_rows = [k.at("%b", k.mul(c, "%brs")) for c in range(cols)]
+
+    def step(at: str, acc: list[str], mask: str | None) -> list[str]:
+        def row(base: str) -> str:
+            return widened(k, load_lanes(k, k.at(base, at, mem), operand, lanes, mask), operand, lanes)
+
+        xs = [row(p) for p in a_rows]
+        out = list(acc)
+        for c in range(cols):
+            y = row(b_rows[c])
+            for r in range(rows):
+                out[r * cols + c] = multiply_add(k, dtype, lanes, xs[r], y, acc[r * cols + c])
+        return out
+
+    whole = k.op(f"and i64 %k, {-lanes}")
+    with k.range(0, whole, lanes, [(t, "zeroinitializer")] * count) as turn:
+        turn.next[:] = step(str(turn.i), turn.vars, None)
+    rest = k.sub("%k", whole)
+    # one more turn if k is no multiple of the lanes
+    with k.range(0, rest, lanes, [(t, v) for v in turn.out]) as tail:
+        tail.next[:] = step(whole, tail.vars, tail_mask(k, rest, lanes))
+    for r in range(rows):
+        for c in range(cols):
+            s = reduce_add(k, tail.out[r * cols + c], dtype, lanes)
+            p = k.at(k.at("%t", k.mul(r, "%trs")), c, reg_type(dtype))
+            k.store(reg_type(dtype), s, p, dtype.itemsize)
+    return _share(fn, k)
+
+
+def widened(fn: Code, x: str, operand: DType, lanes: int) -> str:
+    """Registers of an operand dtype as its accumulator dtype."""
+    have, want = reg_type(operand, lanes), reg_type(accumulator(operand), lanes)
+    if have == want:
+        return x
+    return fn.op(f"{'sext' if operand.is_signed else 'zext'} {have} {x} to {want}")
+
+
+def narrowed(fn: Code, x: str, dtype: DType, lanes: int) -> str:
+    """Accumulator registers as a dtype other than the half types (those are rounded by the scalar builder)."""
+    have, want = reg_type(accumulator(dtype), lanes), reg_type(dtype, lanes)
+    if have == want:
+        return x
+    if dtype is bool_:
+        return fn.op(f"icmp ne {have} {x}, zeroinitializer")
+    return fn.op(f"trunc {have} {x} to {want}")
+
+
+def reduce_add(fn: Code, x: str, dtype: DType, lanes: int) -> str:
+    """The sum of the lanes (in any order)."""
+    v, s = reg_type(dtype, lanes), reg_type(dtype)
+    if dtype.is_floating_point:
+        suffix = f"v{lanes}{'f64' if dtype is f64 else 'f32'}"
+        zero = "-0.0"
+        return fn.call(f"llvm.vector.reduce.fadd.{suffix}", s, f"{s} {zero}, {v} {x}", flags="reassoc ")
+    return fn.call(f"llvm.vector.reduce.add.v{lanes}{s}", s, f"{v} {x}")
+
+
+def _share(fn: Code, k: Code) -> str:
+    """Make a finished function part of the module of ``fn``; returns its name."""
+    fn.declares |= k.declares
+    fn.declare(k.finish())
+    return k.symbol
+
+
