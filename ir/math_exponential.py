@@ -1,0 +1,480 @@
+"""Exponentials, logarithms, hyperbolic functions and powers of f32 and f64, over the base vocabulary.
+
+Cody-Waite range reduction with fma and minimax polynomials (Remez exchange, coefficients rounded to the working
+precision). No tables, no branches: one path serves all elements of a vector, special values are selected at the end.
+"""
+
+from __future__ import annotations
+
+import math
+
+from weft.ir.scalarexpr import (
+    BIAS,
+    MANTISSA,
+    SIGNED,
+    UNSIGNED,
+    Num,
+    fast_two_sum,
+    horner,
+    pick,
+    two_product,
+    two_sum,
+)
+from weft.ir.types import DType, f32, f64
+
+INF, NAN = math.inf, math.nan
+
+# ln 2 as a sum of two numbers of the working precision
+LN2 = {
+    f32: (0.6931471824645996, -1.9046542121259336e-09),
+    f64: (0.6931471805599453, 2.3190468138462996e-17),
+}
+LOG2E = 1.4426950408889634
+# log2(e) likewise
+LOG2E_PARTS = {
+    f32: (1.4426950216293335, 1.925963033500011e-08),
+    f64: (1.4426950408889634, 2.0355273740931033e-17),
+}
+# adding and taking away 1.5 * 2^mantissa rounds to an integer, and leaves it in the low bits
+ROUNDER = {f32: 1.5 * 2.0**23, f64: 1.5 * 2.0**52}
+
+# (exp(r) - 1 - r) / r^2 on |r| <= ln2/2, best for exp and best for expm1
+EXP = {
+    f32: (
+        0.4999999403953552,
+        0.16666507720947266,
+        0.04166798293590546,
+        0.008370251394808292,
+        0.0013852789998054504,
+    ),
+    f64: (
+        0.5000000000000012,
+        0.1666666666666613,
+        0.04166666666651132,
+        0.008333333333445384,
+        0.001388888895095612,
+        0.00019841269965805602,
+        2.4801483335111855e-05,
+        2.7556940686695213e-06,
+        2.7634342042049237e-07,
+        2.5261836256185187e-08,
+    ),
+}
+EXPM1 = {
+    f32: (
+        0.4999999701976776,
+        0.16666534543037415,
+        0.04166771471500397,
+        0.008367720060050488,
+        0.001384137780405581,
+    ),
+    f64: (
+        0.5,
+        0.1666666666666668,
+        0.04166666666666672,
+        0.008333333333318923,
+        0.0013888888888842117,
+        0.00019841269893434448,
+        2.4801587429575217e-05,
+        2.755723654406975e-06,
+        2.75571728665518e-07,
+        2.5111791854011896e-08,
+        2.0948272055425918e-09,
+    ),
+}
+# (2^r - 1) / r on |r| <= 1/2
+EXP2 = {
+    f32: (
+        0.6931471824645996,
+        0.24022594094276428,
+        0.055503662675619125,
+        0.00962543673813343,
+        0.0013387887738645077,
+        0.0001333514228463173,
+    ),
+    f64: (
+        0.6931471805599453,
+        0.24022650695910072,
+        0.05550410866482416,
+        0.009618129107628416,
+        0.0013333558145624926,
+        0.00015403530392724582,
+        1.5252734870974276e-05,
+        1.3215487873080799e-06,
+        1.0177399105315145e-07,
+        7.054330594506144e-09,
+        4.657538674179149e-10,
+        2.6713189663629938e-11,
+        -2.378244250819816e-11,
+    ),
+}
+EXP2_MID = (
+    0.6931471807063969,
+    0.24022651066633213,
+    0.05550410361770462,
+    0.00961803811001369,
+    0.0013333937403794188,
+    0.00015466765908872347,
+    1.5195786111832746e-05,
+)
+# (log(1+f) - f + f^2/2) / f^3 on |f| <= 1/3
+LOG_F32 = (
+    0.3333321511745453,
+    -0.24999795854091644,
+    0.2001039832830429,
+    -0.16680534183979034,
+    0.14005954563617706,
+    -0.12183673679828644,
+    0.13984158635139465,
+    -0.1289399117231369,
+)
+# (log((1+s)/(1-s))/s - 2) / s^2 as a polynomial in s^2, |s| <= 1/5
+LOG_F64 = (
+    0.6666666666666666,
+    0.4000000000000857,
+    0.2857142856699808,
+    0.2222222309409636,
+    0.18181734072904132,
+    0.15389008416721806,
+    0.13206966973925782,
+    0.13629909431046372,
+)
+LOG_MID = (
+    0.6666666667026555,
+    0.3999999556881311,
+    0.28572299480860625,
+    0.2216255847588253,
+    0.19833789225428605,
+)
+# (log((1+s)/(1-s))/s - 2 - 2/3 s^2) / s^4 in s^2
+LOG_DD = (
+    0.4,
+    0.2857142857142149,
+    0.2222222222592315,
+    0.18181817444610288,
+    0.1538468757122249,
+    0.13329485691017276,
+    0.11878923001054906,
+    0.0873713046777628,
+    0.21488926888262588,
+)
+# (log2(1+f) - f log2(e)) / f^2
+LOG2_F32 = (
+    -0.7213475108146667,
+    0.4808962941169739,
+    -0.3606741726398468,
+    0.2887098789215088,
+    -0.24049988389015198,
+    0.20171873271465302,
+    -0.17794272303581238,
+    0.20346952974796295,
+    -0.1761016994714737,
+)
+# (sinh(x)/x - 1) / x^2 in x^2, |x| <= 1; (tanh(x)/x - 1) / x^2 in x^2, |x| <= 0.56
+SINH = {
+    f32: (
+        0.1666666716337204,
+        0.00833331048488617,
+        0.00019842895562760532,
+        2.782211822704994e-06,
+    ),
+    f64: (
+        0.16666666666666669,
+        0.008333333333332912,
+        0.00019841269841593405,
+        2.7557319106762763e-06,
+        2.505213099669303e-08,
+        1.6056659430184429e-10,
+        7.776588517413244e-13,
+    ),
+}
+TANH_F32 = (
+    -0.3333331346511841,
+    0.13332436978816986,
+    -0.053835757076740265,
+    0.021000979468226433,
+    -0.0061719221994280815,
+)
+
+EXP_RANGE = {f32: (-104.0, 89.0), f64: (-746.0, 710.0)}
+EXP2_RANGE = {f32: (-151.0, 129.0), f64: (-1076.0, 1025.0)}
+
+
+def reduce_exp(x: Num) -> tuple[Num, Num]:
+    """n and r with x = n ln2 + r, |r| <= ln2/2, n an integral float."""
+    magic = ROUNDER[x.dtype]
+    hi, lo = LN2[x.dtype]
+    n = x.fma(LOG2E, magic) - magic
+    return n, n.fma(-lo, n.fma(-hi, x))
+
+
+def exp_poly(r: Num) -> Num:
+    return (r * r).fma(horner(r, EXP[r.dtype]), r) + 1.0
+
+
+def power_of_two(n: Num) -> Num:
+    """2^n for an integral float n within the exponents of normal numbers."""
+    dt = n.dtype
+    t = n + (ROUNDER[dt] + BIAS[dt])
+    return (t.bits() << MANTISSA[dt]).as_float()
+
+
+def scale2(p: Num, n: Num) -> Num:
+    """p * 2^n rounded once, for an integral float n, |n| <= 2 * (bias - 1): by two powers of two."""
+    dt = p.dtype
+    t = (n + (ROUNDER[dt] + 2 * BIAS[dt])).bits()
+    # the low bits of t hold n + 2 bias; the shifts push its other bits out
+    half = t >> 1
+    first, second = half << MANTISSA[dt], (t - half) << MANTISSA[dt]
+    return p * first.as_float() * second.as_float()
+
+
+def _scale(p: Num, n: Num) -> Num:
+    return Num(p.b, p.b.scale2(p.h, n.h))  # type: ignore[attr-defined]
+
+
+def exp(x: Num) -> Num:
+    low, high = EXP_RANGE[x.dtype]
+    n, r = reduce_exp(x.at_least(low).at_most(high))
+    return _scale(exp_poly(r), n)
+
+
+def exp2(x: Num) -> Num:
+    low, high = EXP2_RANGE[x.dtype]
+    x = x.at_least(low).at_most(high)
+    magic = ROUNDER[x.dtype]
+    n = (x + magic) - magic
+    r = x - n
+    return _scale(r.fma(horner(r, EXP2[x.dtype]), 1.0), n)
+
+
+def expm1(x: Num) -> Num:
+    dt = x.dtype
+    y = x.at_least(-60.0).at_most(EXP_RANGE[dt][1])
+    hi, lo = LN2[dt]
+    n = y.fma(LOG2E, ROUNDER[dt]) - ROUNDER[dt]
+    head = n.fma(-hi, y)
+    r = n.fma(-lo, head)
+    tail = n.fma(-lo, head - r)
+    p = r + (r * r).fma(horner(r, EXPM1[dt]), tail)
+    half = power_of_two(n - 1.0)
+    whole = half.fma(p, half - 0.5)
+    return pick(n.eq(0.0), p, whole + whole).copysign(x)
+
+
+def _split_offset(dt: DType) -> tuple[int, int, int]:
+    """Bits of 1.0 and of 2/3, and the mask of the mantissa."""
+    return (0x3F800000, 0x3F2AAAAB, 0x7FFFFF) if dt is f32 else (0x3FF0 << 48, 0x3FE5555555555555, (1 << 52) - 1)
+
+
+def _exponent(u: Num, dt: DType) -> Num:
+    """The exponent field of the shifted bits ``u`` as a float, less the bias."""
+    magic = ROUNDER[dt]
+    raw = (u >> MANTISSA[dt]) | (0x4B400000 if dt is f32 else 0x4338 << 48)
+    return raw.as_float() - (magic + BIAS[dt])
+
+
+def split(x: Num) -> tuple[Num, Num]:
+    """e and f with x = 2^e (1 + f), f in [-1/3, 1/3), e an integral float; x positive and normal."""
+    one, two_thirds, mask = _split_offset(x.dtype)
+    u = x.bits(signed=False) + (one - two_thirds)
+    m = ((u & mask) + two_thirds).as_float()
+    return _exponent(u, x.dtype), m - 1.0
+
+
+def split_any(x: Num) -> tuple[Num, Num]:
+    """:func:`split` for subnormal x too."""
+    shift = MANTISSA[x.dtype] + 1
+    tiny = x.lt(2.0 ** (1 - BIAS[x.dtype]))
+    e, f = split(pick(tiny, x * 2.0**shift, x))
+    return pick(tiny, e - float(shift), e), f
+
+
+def log_series(f: Num) -> tuple[Num, Num]:
+    """log(1 + f) as the sum of two numbers, the first of them f."""
+    if f.dtype is f32:
+        return f, (f * f) * f.fma(horner(f, LOG_F32), -0.5)
+    s = f / (f + 2.0)
+    z = s * s
+    half_square = f * f * 0.5
+    return f, s * (half_square + z * horner(z, LOG_F64)) - half_square
+
+
+def log_of(e: Num, f: Num) -> Num:
+    """e ln2 + log(1 + f)."""
+    hi, lo = LN2[f.dtype]
+    head, tail = log_series(f)
+    return e.fma(hi, head + e.fma(lo, tail))
+
+
+def at_the_edge(x: Num, edge: float, out: Num) -> Num:
+    """The special values of a logarithm: NaN below the edge, -inf at it, inf at inf."""
+    return pick(x.gt(edge), pick(x.lt(INF), out, x), pick(x.eq(edge), -INF, NAN * x))
+
+
+def log(x: Num) -> Num:
+    return at_the_edge(x, 0.0, log_of(*split_any(x)))
+
+
+def log2(x: Num) -> Num:
+    e, f = split_any(x)
+    hi, lo = LOG2E_PARTS[x.dtype]
+    if x.dtype is f32:
+        out = e + f.fma(hi, (f * f).fma(horner(f, LOG2_F32), f * lo))
+    else:
+        head, tail = fast_two_sum(*log_series(f))
+        p, rest = two_product(head, head.const(hi))
+        rest = rest + head.fma(lo, tail * hi)
+        total, error = two_sum(e, p)
+        out = total + (error + rest)
+    return at_the_edge(x, 0.0, out)
+
+
+def log1p(x: Num) -> Num:
+    dt = x.dtype
+    one, two_thirds, mask = _split_offset(dt)
+    u = (x + 1.0).bits(signed=False) + (one - two_thirds)
+    e = _exponent(u, dt)
+    shift = (u & ~mask & ((1 << dt.bits) - 1)) - one  # e in the exponent's place
+    scaled = (x.bits(signed=False) - shift).as_float()  # x / 2^e
+    four = 0x40800000 if dt is f32 else 0x4010 << 48
+    quarter = (u.const(four) - shift).as_float()  # 4 / 2^e, which does not underflow
+    f = pick(e.eq(0.0), x, scaled + quarter.fma(0.25, -1.0))
+    return at_the_edge(x, -1.0, log_of(e, f)).copysign(x)
+
+
+def half_exp(a: Num) -> Num:
+    """exp(a) / 2 for a >= 0, without overflow before the result overflows."""
+    n, r = reduce_exp(a.at_most(91.0 if a.dtype is f32 else 711.0))
+    return _scale(exp_poly(r), n - 1.0)
+
+
+def sinh(x: Num) -> Num:
+    a = abs(x)
+    z = a * a
+    small = (a * z).fma(horner(z, SINH[x.dtype]), a)
+    h = half_exp(a)
+    return pick(a.lt(1.0), small, h - 0.25 / h).copysign(x)
+
+
+def cosh(x: Num) -> Num:
+    h = half_exp(abs(x))
+    return h + 0.25 / h
+
+
+def tanh(x: Num) -> Num:
+    if x.dtype is f64:
+        t = expm1(abs(x).at_most(20.0) * 2.0)
+        return (t / (t + 2.0)).copysign(x)
+    a = abs(x).at_most(10.0)
+    z = a * a
+    small = (a * z).fma(horner(z, TANH_F32), a)
+    n, r = reduce_exp(a + a)
+    e = exp_poly(r) * power_of_two(n)
+    return pick(a.lt(0.55), small, 1.0 - 2.0 / (e + 1.0)).copysign(x)
+
+
+def asinh(x: Num) -> Num:
+    if x.dtype is f32:
+        return asinh(x.to(f64)).to(f32)
+    a = abs(x)
+    big = a.gt(2.0**60)
+    square = a * a
+    v = pick(big, a, a + square / ((square + 1.0).sqrt() + 1.0))
+    return (log1p(v) + pick(big, v.const(LN2[f64][0]), 0.0)).copysign(x)
+
+
+def acosh(x: Num) -> Num:
+    if x.dtype is f32:
+        return acosh(x.to(f64)).to(f32)
+    big = x.gt(2.0**60)
+    t = x - 1.0
+    v = pick(big, x, t + (t * (t + 2.0)).sqrt())
+    return pick(x.lt(1.0), NAN, log1p(v) + pick(big, v.const(LN2[f64][0]), 0.0))
+
+
+def atanh(x: Num) -> Num:
+    if x.dtype is f32:
+        return atanh(x.to(f64)).to(f32)
+    a = abs(x)
+    return (log1p((a + a) / (1.0 - a)) * 0.5).copysign(x)
+
+
+def _pow_f32(a: Num, y: Num) -> Num:
+    """a^y for a >= 0 through f64: log2 to 38 bits, 2^t to 34."""
+    a, y = a.to(f64), y.to(f64)
+    e, f = split(a)
+    s = f / (f + 2.0)
+    z = s * s
+    log = (s * LOG2E).fma(z.fma(horner(z, LOG_MID), 2.0), e)
+    log = pick(a.eq(0.0), -INF, pick(a.lt(INF), log, a))
+    t = (y * log).at_least(-160.0).at_most(140.0)
+    n = (t + ROUNDER[f64]) - ROUNDER[f64]
+    r = t - n
+    return (r.fma(horner(r, EXP2_MID), 1.0) * power_of_two(n)).to(f32)
+
+
+def _log_double(a: Num) -> tuple[Num, Num]:
+    """log(a) of a positive f64 as an unevaluated sum, to about 2^-66 relative."""
+    e, f = split_any(a)
+    g, g_low = fast_two_sum(f.const(2.0), f)
+    s = f / g
+    s_low = ((-s).fma(g, f) - s * g_low) / g
+    z, z_low = two_product(s, s)
+    z_low = s.fma(s_low + s_low, z_low)
+    # u = z (2/3 + z q)
+    t, t_low = fast_two_sum(f.const(0.6666666666666666), z * horner(z, LOG_DD))
+    t_low = t_low + 3.700743415417188e-17
+    u, u_low = two_product(z, t)
+    u_low = u_low + z.fma(t_low, z_low * t)
+    w, w_low = fast_two_sum(f.const(2.0), u)
+    w_low = w_low + u_low
+    p, p_low = two_product(s, w)
+    p_low = p_low + s.fma(w_low, s_low * w)
+    hi, lo = LN2[f64]
+    k, k_low = two_product(e, e.const(hi))
+    total, error = two_sum(k, p)
+    return fast_two_sum(total, error + (e.fma(lo, k_low) + p_low))
+
+
+def _pow_f64(a: Num, y: Num) -> Num:
+    log, log_low = _log_double(a)
+    log = pick(a.eq(0.0), -INF, pick(a.lt(INF), log, a))
+    t = y * log
+    inside = abs(t).lt(800.0)
+    t_low = pick(inside, y.fma(log, -t) + y * log_low, 0.0)
+    low, high = EXP_RANGE[f64]
+    n, r = reduce_exp(t.at_least(low).at_most(high))
+    return _scale(exp_poly(r + t_low), n)
+
+
+def pow(x: Num, y: Num) -> Num:
+    dt = x.dtype
+    a = abs(x)
+    out = _pow_f32(a, y) if dt is f32 else _pow_f64(a, y)
+    half = y * 0.5
+    whole, odd = y.eq(y.trunc()), half.ne(half.trunc())
+    # a one to any power is one; so is anything to the power zero, NaN too
+    out = pick(a.eq(1.0), pick(y.eq(y), 1.0, y), out)
+    sign_bit = x.bits() & SIGNED_MIN[dt]
+    out = (out.bits() ^ pick(whole & odd, sign_bit, 0)).as_float()
+    out = pick(x.lt(0.0) & x.gt(-INF) & ~whole, NAN, out)
+    return pick(x.eq(1.0) | y.eq(0.0), 1.0, out)
+
+
+SIGNED_MIN = {dt: -(1 << (SIGNED[dt].bits - 1)) for dt in UNSIGNED}
+
+
+def int_pow(x: Num, n: Num) -> Num:
+    """Integer power by squaring; wraps. A negative exponent gives 0, but for the bases 1 and -1."""
+    dt = n.dtype
+    one = x.const(1)
+    out, base, left = one, x, n
+    for _ in range(dt.bits - (1 if dt.is_signed else 0)):
+        out = pick((left & 1).ne(0), out * base, out)
+        base, left = base * base, left >> 1
+    if not dt.is_signed:
+        return out
+    parity = pick((n & 1).ne(0), x, one)
+    unit = x.eq(1) | x.eq(-1)
+    return pick(n.lt(0), pick(unit, parity, 0), out)

@@ -1,0 +1,69 @@
+"""The composed functions of the scalar vocabulary: everything a scalar rule may call beyond the base methods.
+
+They take and give handles of f32 or f64 (half precision is widened by the primitives' rules). A target's builder
+inherits :class:`ScalarMath` and gives the base methods; it may override
+
+* ``scale2``, where it has an instruction for it (``vscalefps``): the result is the same to the bit;
+* ``rare``, to branch around code that hardly any element needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from weft.ir import math_division, math_exponential, math_special, math_trig
+from weft.ir.scalar import ScalarBuilder
+from weft.ir.scalarexpr import Num
+
+
+class ScalarMath(ScalarBuilder):
+    """exp, log, sin ... over the base vocabulary.
+
+    Accuracy: within 2 ULP for f32 (tan, erfinv, lgamma, digamma, pow within 4, or near a zero of the last three but
+    one within the bound that tests/ir/test_scalarmath.py states); a few ULP for f64.
+    """
+
+    def rare(
+        self, condition: Any, usual: tuple[Any, ...], slow: Callable[[], tuple[Any, ...]]
+    ) -> tuple[Any, ...]:
+        """``slow()`` in the elements where ``condition`` holds, else ``usual``; the condition hardly ever holds.
+
+        Both are tuples of handles of equal dtypes. This default computes both; a code generator may emit the code of
+        ``slow`` in a block of its own, entered where any lane of the condition is true.
+        """
+        return tuple(self.select(condition, s, u) for s, u in zip(slow(), usual, strict=True))
+
+    def scale2(self, p: Any, n: Any) -> Any:
+        """p * 2^n rounded once, n an integral float (or NaN) with |n| <= 2 * (exponent bias - 1)."""
+        return math_exponential.scale2(Num(self, p), Num(self, n)).h
+
+    def int_pow(self, x: Any, n: Any) -> Any:
+        return math_exponential.int_pow(Num(self, x), Num(self, n)).h
+
+    def polygamma(self, n: int, x: Any) -> Any:
+        return math_special.polygamma(n, Num(self, x)).h
+
+
+def _method(name: str, fn: Callable[..., Num]) -> Callable[..., Any]:
+    def method(self: ScalarMath, *xs: Any) -> Any:
+        return fn(*(Num(self, x) for x in xs)).h
+
+    method.__name__ = name
+    method.__doc__ = fn.__doc__
+    return method
+
+
+FUNCTIONS: dict[str, Callable[..., Num]] = {
+    name: getattr(module, name)
+    for module, names in (
+        (math_exponential, "exp exp2 expm1 log log2 log1p sinh cosh tanh asinh acosh atanh pow"),
+        (math_trig, "sin cos tan asin acos atan atan2"),
+        (math_special, "erf erfc erfinv lgamma digamma"),
+        (math_division, "rsqrt fmod"),
+    )
+    for name in names.split()
+}
+
+for _name, _fn in FUNCTIONS.items():
+    setattr(ScalarMath, _name, _method(_name, _fn))
