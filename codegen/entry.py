@@ -83,9 +83,9 @@ class While:
 
 @dataclass(frozen=True)
 class Scan:
-    """Call ``body`` once for each of ``length`` slices along the leading axis, on the ``consts``, the carries and
-    the slices; carries come first in operands and results. ``sizes`` are the bytes of the carries, ``in_strides``
-    and ``out_strides`` those of one slice."""
+    """Call ``body`` once for each of ``length`` slices along the leading axis, on the ``consts``, the
+    carries and the slices; carries come first in operands and results. ``sizes`` are the bytes of the
+    carries, ``in_strides`` and ``out_strides`` those of one slice."""
 
     body: str
     length: int

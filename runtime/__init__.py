@@ -7,4 +7,6 @@ from weft.runtime.compile import compile_graph, compile_only
 from weft.runtime.executable import Executable
 from weft.runtime.threads import get_num_threads, set_num_threads
 
-__all__ = ["Executable", "buffers", "compile_graph", "compile_only", "get_num_threads", "set_num_threads", "stats"]
+__all__ = [
+    "Executable", "buffers", "compile_graph", "compile_only", "get_num_threads", "set_num_threads", "stats",
+]  # fmt: skip

@@ -1,4 +1,5 @@
-"""The caching allocator: 64-byte aligned memory for results and arenas, recycled when the last array on it dies.
+"""The caching allocator: 64-byte aligned memory for results and arenas, recycled when the last array on it
+dies.
 
 Fresh pages cost more than the arithmetic at these sizes (writing 64 MB: 1.8 ms into reused memory, 24 ms into
 fresh 4 KB pages), so a block goes back to a free list of its size class instead of to the system.
@@ -68,7 +69,8 @@ def _lease_type(size: int) -> Any:
 
 
 class Pool:
-    """Free lists of blocks by size. List append and pop are atomic under the GIL, so the fast path takes no lock."""
+    """Free lists of blocks by size. List append and pop are atomic under the GIL, so the fast path takes no
+    lock."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit

@@ -1,10 +1,11 @@
 """The disk cache: object code and what is needed to run it, one file per entry.
 
-The name of an entry is a hash of everything that determines its code. A file is written under a temporary name and
-renamed, so two processes may fill one cache; it carries its key and a checksum, and one that does not match is thrown
-away and compiled again, never loaded. The folder must belong to the user and be closed to everyone else, because
-what lies in it is executed; otherwise it is not used. ``WEFT_CACHE_DIR`` names another folder, ``WEFT_CACHE=0`` turns
-the cache off, ``WEFT_CACHE_SIZE`` limits it in megabytes (1024); least recently used entries go first.
+The name of an entry is a hash of everything that determines its code. A file is written under a temporary
+name and renamed, so two processes may fill one cache; it carries its key and a checksum, and one that
+does not match is thrown away and compiled again, never loaded. The folder must belong to the user and be
+closed to everyone else, because what lies in it is executed; otherwise it is not used. ``WEFT_CACHE_DIR``
+names another folder, ``WEFT_CACHE=0`` turns the cache off, ``WEFT_CACHE_SIZE`` limits it in megabytes
+(1024); least recently used entries go first.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import ctypes
 import io
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 from weft.codegen.target import Target
 from weft.ir.graph import Graph
 from weft.ir.types import TensorType
-from weft.runtime import buffers, hostcall, jit, stats
+from weft.runtime import buffers, callpath, hostcall, jit, stats
 from weft.runtime.build import ENTRY, Built, KernelInfo, build
 
 RELEASE_GIL_NS = 30_000.0  # shorter calls keep the interpreter lock: giving it up costs more
@@ -25,7 +25,7 @@ RELEASE_GIL_NS = 30_000.0  # shorter calls keep the interpreter lock: giving it 
 class Artifact:
     """The part of a compiled graph that is kept on disk: enough to run it without any pass."""
 
-    image: bytes
+    image: bytes = field(repr=False)
     arena_bytes: int
     hosts: tuple[hostcall.HostOp, ...]
     n_kernels: int
@@ -35,8 +35,8 @@ class Artifact:
 
     @staticmethod
     def of(built: Built, image: bytes, target: str) -> Artifact:
-        native = sum(k.native for k in built.kernels)
-        return Artifact(image, built.arena_bytes, built.hosts, len(built.kernels), native, built.cost_ns, target)
+        n, native = len(built.kernels), sum(k.native for k in built.kernels)
+        return Artifact(image, built.arena_bytes, built.hosts, n, native, built.cost_ns, target)
 
     def to_bytes(self) -> bytes:
         out = io.BytesIO()
@@ -64,11 +64,10 @@ class _Pickler(pickle.Pickler):
 class Executable:
     """A compiled graph.
 
-    ``call(arrays)`` checks its arguments and copies those that are not contiguous; ``runner(*arrays)`` is the fast
-    path. Both give a list of new arrays (a donated result is the parameter's array) and may be called by several
-    threads at once. ``stages``, ``kernels``, ``plan``, ``llvm()`` and ``asm()`` show how it was made; where the code
-    came from the disk cache they are worked out again when asked for.
-    """
+    ``call(arrays)`` checks its arguments and copies those that are not contiguous; ``runner(*arrays)`` is
+    the fast path. Both give a list of new arrays (a donated result is the parameter's array) and may be
+    called by several threads at once. ``stages``, ``kernels``, ``plan``, ``llvm()`` and ``asm()`` show how
+    it was made; where the code came from the disk cache they are worked out again when asked for. """
 
     def __init__(
         self, graph: Graph, donate: Mapping[int, int], target: Target, name: str, artifact: Artifact,
@@ -95,9 +94,13 @@ class Executable:
                    "weft_host": hostcall.callback_address()}  # fmt: skip
         self._address = jit.link(self.artifact.image, (ENTRY,), imports)[ENTRY]
         self._context = hostcall.register(self.artifact.hosts) if self.artifact.hosts else 0
-        keep = self.artifact.cost_ns < RELEASE_GIL_NS
-        self._entry = (ctypes.PYFUNCTYPE if keep else ctypes.CFUNCTYPE)(None, ctypes.c_void_p)(self._address)
-        self.runner = self._run
+        self._entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._address)
+        a = self.artifact
+        native = callpath.native_runner(
+            self.in_types, self.out_types, self.donate, self._address, a.arena_bytes, self._context,
+            a.cost_ns >= RELEASE_GIL_NS, a.n_native, self._general,
+        )  # fmt: skip
+        self.runner = native or self._general
 
     @cached_property
     def built(self) -> Built:
@@ -125,28 +128,34 @@ class Executable:
         return jit.assembly(self.llvm(), self.target)
 
     def call(self, arrays: Sequence[Any]) -> list[np.ndarray]:
-        """Run on arrays of the right shapes and dtypes; TypeError or ValueError names the one that is wrong."""
+        """Run on arrays of the right shapes and dtypes; TypeError or ValueError names one that is wrong."""
+        return self._general(*arrays)
+
+    def _general(self, *arrays: Any) -> list[np.ndarray]:
+        """The path that takes everything: other layouts, numbers, wrong arguments, more calls than arenas."""
         if len(arrays) != len(self.in_types):
             raise TypeError(f"{self.name} takes {len(self.in_types)} arrays, but got {len(arrays)}")
-        given = [np.asarray(a, t.dtype.np) if isinstance(a, (bool, int, float)) else np.asarray(a)
-                 for a, t in zip(arrays, self.in_types, strict=True)]  # fmt: skip
-        for i, (a, t) in enumerate(zip(given, self.in_types, strict=True)):
-            if a.dtype != t.dtype.np:
-                raise TypeError(f"argument {i} of {self.name}: expected {t.dtype.name}, got {a.dtype}")
-            if a.shape != t.shape:
-                raise ValueError(f"argument {i} of {self.name}: expected shape {t.shape}, got {a.shape}")
-        packed = [_packed(a) for a in given]
-        outs = self.runner(*packed)
+        given = [self._array(i, a, t) for i, (a, t) in enumerate(zip(arrays, self.in_types, strict=True))]
+        packed = [_packed(a, i in self.donate.values()) for i, a in enumerate(given)]
+        outs = self._run(*packed)
         for i, j in self.donate.items():
             if packed[j] is not given[j]:
                 given[j][...] = packed[j]
                 outs[i] = given[j]
         return outs
 
-    def _run(self, *arrays: Any) -> list[np.ndarray]:
+    def _array(self, i: int, a: Any, t: TensorType) -> np.ndarray:
+        """Argument ``i`` as an array of type ``t``; a Python number becomes one."""
+        out = np.asarray(a, t.dtype.np) if isinstance(a, (bool, int, float)) else np.asarray(a)
+        if out.dtype != t.dtype.np:
+            raise TypeError(f"argument {i} of {self.name}: expected {t.dtype.name}, got {out.dtype}")
+        if out.shape != t.shape:
+            raise ValueError(f"argument {i} of {self.name}: expected shape {t.shape}, got {out.shape}")
+        return out
+
+    def _run(self, *ins: np.ndarray) -> list[np.ndarray]:
         """Call the entry through ctypes."""
         stats.count("kernels_launched", self.artifact.n_native)
-        ins = [_prepared(a, t) for a, t in zip(arrays, self.in_types, strict=True)]
         outs = [
             ins[self.donate[i]] if i in self.donate else buffers.empty(t.shape, t.dtype)
             for i, t in enumerate(self.out_types)
@@ -163,9 +172,7 @@ class Executable:
         return outs
 
 
-def _packed(a: np.ndarray) -> np.ndarray:
+def _packed(a: np.ndarray, donated: bool) -> np.ndarray:
+    if donated and not a.flags.writeable:
+        raise ValueError("a donated array is read-only")
     return a if a.flags.c_contiguous and a.flags.aligned else np.ascontiguousarray(a).reshape(a.shape)
-
-
-def _prepared(a: Any, t: TensorType) -> np.ndarray:
-    return a if isinstance(a, np.ndarray) else np.asarray(a, t.dtype.np)

@@ -1,4 +1,5 @@
-"""A canonical hash of a graph: equal for graphs that compile to the same code, whatever their values are called."""
+"""A canonical hash of a graph: equal for graphs that compile to the same code, whatever their values are
+called."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from weft.ir.types import Device, Dim, DType
 
 
 def fingerprint(graph: Graph) -> str:
-    """Hex digest of the structure of a graph: types, operations, attributes, regions; not names, not source lines."""
+    """Hex digest of a graph's types, operations, attributes and regions; not of names or source lines."""
     parts: list[str] = []
     _graph(graph, parts)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -54,8 +55,7 @@ def _attr(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return "(" + ",".join([_attr(v) for v in value]) + ")"
     if isinstance(value, np.ndarray):
-        data = np.ascontiguousarray(value).view(np.uint8) if value.ndim else np.frombuffer(value.tobytes(), np.uint8)
-        return f"array:{value.dtype}:{value.shape}:{hashlib.sha256(data.tobytes()).hexdigest()}"
+        return f"array:{value.dtype}:{value.shape}:{hashlib.sha256(value.tobytes()).hexdigest()}"
     if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
         return f"{type(value).__name__}:{value!r}"
     if isinstance(value, DType):

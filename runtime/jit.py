@@ -1,9 +1,9 @@
 """From LLVM IR text to callable machine code: parse, verify, compile to an object, link the object.
 
-Compiling and linking are apart, so that an object can come from the disk cache. Nothing here can abort the process:
-text is parsed and verified first, and an object that asks for a symbol we do not provide is refused before the
-linker sees it. Linked code is never unloaded: other threads, or arrays at interpreter exit, may still need it.
-"""
+Compiling and linking are apart, so that an object can come from the disk cache. Nothing here can abort the
+process: text is parsed and verified first, and an object that asks for a symbol we do not provide is
+refused before the linker sees it. Linked code is never unloaded: other threads, or arrays at interpreter
+exit, may still need it. """
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ def _keep(thing: Any) -> None:
 def link(
     image: bytes, symbols: tuple[str, ...], imports: Mapping[str, int], libc: frozenset[str] = LIBC
 ) -> dict[str, int]:
-    """Load object code; the addresses of ``symbols``. ``imports`` gives addresses of ours that it calls, ``libc``
-    what it may take from the process. CompilerError where it needs anything else.
+    """Load object code; the addresses of ``symbols``. ``imports`` gives addresses of ours that it calls,
+    ``libc`` what it may take from the process. CompilerError where it needs anything else.
     """
     llvm = _llvm()
     missing = undefined_symbols(image) - libc - imports.keys() - {"_GLOBAL_OFFSET_TABLE_"}

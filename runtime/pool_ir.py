@@ -1,11 +1,11 @@
 """The thread pool as LLVM IR.
 
-One job at a time. ``@state`` packs a generation (bits 32..63), an open flag (bit 16) and the number of workers
-inside (bits 0..15). A worker joins an open job by compare-and-swap; the caller takes chunks too, closes the job when
-none is left and waits for those inside, so a worker that is still asleep never delays it. A worker spins for about
-a millisecond after its last job and then sleeps on the futex ``@seq``. A caller that finds the pool busy runs its
-work itself. Which thread gets which chunk varies; what a chunk computes does not.
-"""
+One job at a time. ``@state`` packs a generation (bits 32..63), an open flag (bit 16) and the number of
+workers inside (bits 0..15). A worker joins an open job by compare-and-swap; the caller takes chunks too,
+closes the job when none is left and waits for those inside, so a worker that is still asleep never delays
+it. A worker spins for about a millisecond after its last job and then sleeps on the futex ``@seq``. A
+caller that finds the pool busy runs its work itself. Which thread gets which chunk varies; what a chunk
+computes does not. """
 
 from __future__ import annotations
 

@@ -9,8 +9,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 _counters: Counter[str] = Counter()
+_sources: dict[str, tuple[Callable[[], int], int]] = {}  # kept by native code, and where they began
 
 NAMES = (
     "compiles",  # graphs lowered, emitted and compiled
@@ -32,11 +34,21 @@ def count(name: str, by: int = 1) -> None:
     _counters[name] += by
 
 
+def add_source(name: str, read: Callable[[], int]) -> None:
+    """Add what native code counts to the counter ``name``."""
+    _sources[name] = (read, 0)
+
+
 def snapshot() -> dict[str, int]:
     """All counters, zeros included."""
-    return dict.fromkeys(NAMES, 0) | dict(_counters)
+    out = dict.fromkeys(NAMES, 0) | dict(_counters)
+    for name, (read, start) in _sources.items():
+        out[name] += read() - start
+    return out
 
 
 def reset() -> None:
     """Set every counter to zero."""
     _counters.clear()
+    for name, (read, _) in _sources.items():
+        _sources[name] = (read, read())

@@ -53,7 +53,7 @@ def get_num_threads() -> int:
 
 
 def set_num_threads(n: int) -> None:
-    """Use ``n`` threads from now on. Results do not depend on it. TypeError or RuntimeError unless ``n`` >= 1."""
+    """Use ``n`` threads from now on. Results do not depend on it. RuntimeError unless ``n`` >= 1."""
     global _wanted
     if not isinstance(n, int) or isinstance(n, bool):
         raise TypeError(f"set_num_threads expects an int, but got {type(n).__name__}")

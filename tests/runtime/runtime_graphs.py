@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-
 from weft.ir import prims as P
 from weft.ir.graph import Graph
 from weft.ir.prims.base import trace

@@ -11,7 +11,6 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import runtime_graphs as G
-
 from weft.ir import prims as P
 from weft.ir.interp import run
 from weft.ir.prims.base import trace
@@ -35,7 +34,8 @@ def test_two_tensor_expression():
 
 
 def test_several_results_and_views():
-    g = trace(lambda x: (P.reshape_p.bind(x + x, shape=(2, 4)), x * x, P.reshape_p.bind(x, shape=(4, 2))), G.F8)
+    reshape = P.reshape_p.bind
+    g = trace(lambda x: (reshape(x + x, shape=(2, 4)), x * x, reshape(x, shape=(4, 2))), G.F8)
     same(g, *G.samples(g))
 
 
@@ -50,8 +50,12 @@ def test_result_that_is_a_param_is_a_copy():
 def test_constants_and_empty_values():
     c = np.arange(6, dtype=np.float64).reshape(2, 3)
     t = TensorType((2, 3), f64)
-    g = trace(lambda x, e: (x + P.constant_p.bind(value=c), P.constant_p.bind(value=c), e + e, P.sum_p.bind(e, axes=(0, 1))),
-              t, TensorType((0, 3), f32))  # fmt: skip
+
+    def fn(x, e):
+        k = P.constant_p.bind(value=c)
+        return x + k, k, e + e, P.sum_p.bind(e, axes=(0, 1))
+
+    g = trace(fn, t, TensorType((0, 3), f32))
     same(g, *G.samples(g))
 
 
@@ -90,9 +94,12 @@ def test_scan_inside_while_inside_cond():
         return s2, k + 1, ys
 
     loop = trace(body, row, G.I0, rows)
-    zero = P.full_p
-    yes = trace(lambda s, xs: P.while_loop_p.bind(s, zero.bind(shape=(), dtype=i64, value=0), xs,
-                                                  regions=(test, loop))[0], row, rows)  # fmt: skip
+
+    def many(s, xs):
+        zero = P.full_p.bind(shape=(), dtype=i64, value=0)
+        return P.while_loop_p.bind(s, zero, xs, regions=(test, loop))[0]
+
+    yes = trace(many, row, rows)
     no = trace(lambda s, xs: s * s, row, rows)
     g = trace(lambda p, s, xs: P.cond_p.bind(p, s, xs, regions=(yes, no)), TensorType((), bool_), row, rows)
     s, xs = np.arange(3) / 7, np.arange(12).reshape(4, 3) / 9
@@ -154,7 +161,8 @@ def test_call_takes_any_layout():
 
 def test_python_numbers_as_scalars():
     t = TensorType((), f64)
-    g = trace(lambda x, lr, k, p: (x * lr, k + k, P.where_p.bind(p, x, lr)), t, t, G.I0, TensorType((), bool_))
+    types = t, t, G.I0, TensorType((), bool_)
+    g = trace(lambda x, lr, k, p: (x * lr, k + k, P.where_p.bind(p, x, lr)), *types)
     exe = compile_graph(g)
     for k in (7, -3, 2**40):
         got = exe.runner(np.array(2.0), 0.5, k, True)

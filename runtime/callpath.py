@@ -1,0 +1,168 @@
+"""Python's side of the native call path: descriptors, arenas, and the check that the ABI is what we think
+it is."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import sysconfig
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+from weft.codegen.target import host_target
+from weft.ir.types import TensorType, bool_, f64, i64
+from weft.runtime import buffers, call_ir, hostcall, jit, stats
+from weft.runtime import cache as disk
+
+_CONTIGUOUS, _ALIGNED, _WRITEABLE = 0x1, 0x100, 0x400
+_PYARRAY_EMPTY = 184  # index in numpy's C API table
+_METH_FASTCALL = 0x80
+_SLOTS = 16  # arenas that calls in flight may hold
+_SCALARS = {f64: 1, i64: 2, bool_: 3}
+_kept: list[Any] = []
+
+
+class _MethodDef(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_char_p), ("function", ctypes.c_void_p), ("flags", ctypes.c_int), ("doc",
+        ctypes.c_char_p)
+    )  # fmt: skip
+
+
+def supported() -> bool:
+    """Whether the native call path may be used: CPython with its lock, and arrays laid out as we expect."""
+    if sys.implementation.name != "cpython" or sysconfig.get_config_var("Py_GIL_DISABLED"):
+        return False
+    a = np.zeros((3, 5), np.float32)
+    read = [ctypes.c_int64.from_address(id(a) + k).value for k in (8, 16, 32, 56)]
+    small = [ctypes.c_int32.from_address(id(a) + k).value for k in (24, 64)]
+    dims = (ctypes.c_int64 * 2).from_address(read[2])
+    expected = [id(np.ndarray), a.ctypes.data, id(a.dtype)]
+    flags = _CONTIGUOUS | _ALIGNED | _WRITEABLE
+    if [read[0], read[1], read[3]] != expected or small[0] != 2:
+        return False
+    return small[1] & flags == flags and list(dims) == [3, 5]
+
+
+@cache
+def _native() -> tuple[int, Any, Any] | None:
+    """(address of the function, globals, slots), made at first use; None where it cannot be used."""
+    if not supported():
+        return None
+    target = host_target()
+    image = disk.object_for(call_ir.module(target.triple), target)
+    address = jit.link(image, call_ir.EXPORTS, {}, call_ir.PYTHON | {"PyErr_Occurred"})["weft_call"]
+    slots = (ctypes.c_int64 * (3 * _SLOTS))()
+    grow, complain = partial(_grow, slots), hostcall.raise_status
+    _kept.extend((grow, complain, slots))
+    values = [
+        _numpy_api(_PYARRAY_EMPTY), id(np.ndarray), id(float), id(int), id(True), id(False),
+        ctypes.addressof(slots), _SLOTS, id(complain), id(grow), 0,
+    ]  # fmt: skip
+    table = (ctypes.c_int64 * len(values))(*values)
+    stats.add_source("kernels_launched", lambda: table[10])
+    return address, table, slots
+
+
+def _numpy_api(index: int) -> int:
+    from numpy._core import _multiarray_umath
+
+    get = ctypes.pythonapi.PyCapsule_GetPointer
+    get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    table = get(_multiarray_umath._ARRAY_API, None)
+    return ctypes.c_int64.from_address(table + 8 * index).value
+
+
+_blocks: dict[int, buffers.Block] = {}
+
+
+def _grow(slots: Any, need: int) -> None:
+    """Give the largest idle arena slot at least ``need`` bytes. With all slots busy nothing changes."""
+    idle = [k for k in range(_SLOTS) if not slots[3 * k]]
+    if not idle:
+        return
+    k = max(idle, key=lambda k: slots[3 * k + 1])
+    old = _blocks.pop(k, None)
+    if old is not None:
+        old.pool.give_back(old)
+    block = _blocks[k] = buffers.POOL.take(need)
+    slots[3 * k + 1], slots[3 * k + 2] = block.size, block.address
+
+
+def release_arenas() -> None:
+    """Give idle arenas back to the allocator."""
+    native = _native() if _native.cache_info().currsize else None
+    for k in list(_blocks):
+        if native and not native[2][3 * k]:
+            native[2][3 * k + 1] = 0
+            block = _blocks.pop(k)
+            block.pool.give_back(block)
+
+
+def native_runner(
+    ins: Sequence[TensorType],
+    outs: Sequence[TensorType],
+    donate: Mapping[int, int],
+    entry: int,
+    arena_bytes: int,
+    context: int,
+    release_gil: bool,
+    n_kernels: int,
+    slow: Callable[..., Any],
+) -> Callable[..., list[np.ndarray]] | None:
+    """A built-in function that calls ``entry``; None where the native call path cannot be used."""
+    native = _native()
+    if native is None:
+        return None
+    address, table, _ = native
+    in_specs = _specs([_in_spec(t, i in donate.values()) for i, t in enumerate(ins)])
+    out_specs = _specs([_out_spec(t, donate.get(i)) for i, t in enumerate(outs)])
+    descriptor = (ctypes.c_int64 * 11)(
+        len(ins), len(outs), entry, arena_bytes, context, int(release_gil), n_kernels,
+        ctypes.addressof(in_specs), ctypes.addressof(out_specs), id(slow), ctypes.addressof(table),
+    )  # fmt: skip
+    method = _MethodDef(b"runner", address, _METH_FASTCALL, None)
+    _kept.append((in_specs, out_specs, descriptor, method, slow))
+    return _builtin(method, _capsule(ctypes.addressof(descriptor)))
+
+
+def _in_spec(t: TensorType, donated: bool) -> list[int]:
+    flags = _CONTIGUOUS | _ALIGNED | (_WRITEABLE if donated else 0)
+    kind = 0 if t.shape or donated else _SCALARS.get(t.dtype, 0)
+    return [kind, t.ndim, _dims(t), id(t.dtype.np), flags]
+
+
+def _out_spec(t: TensorType, donated: int | None) -> list[int]:
+    alloc = 0
+    if donated is None:
+        donated = -1
+        if t.nbytes >= buffers.SMALL:
+            make = partial(buffers.empty_np, t.shape, t.dtype.np, t.nbytes)
+            _kept.append(make)
+            donated, alloc = -2, id(make)
+    return [donated, t.ndim, _dims(t), id(t.dtype.np), alloc]
+
+
+def _dims(t: TensorType) -> int:
+    dims = (ctypes.c_int64 * max(t.ndim, 1))(*t.shape)
+    _kept.append(dims)
+    return ctypes.addressof(dims)
+
+
+def _specs(rows: list[list[int]]) -> Any:
+    flat = [x for row in rows for x in row]
+    return (ctypes.c_int64 * max(len(flat), 1))(*flat)
+
+
+def _capsule(address: int) -> Any:
+    new = ctypes.pythonapi.PyCapsule_New
+    new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    return new(address, None, None)
+
+
+def _builtin(method: _MethodDef, owner: Any) -> Any:
+    new = ctypes.pythonapi.PyCFunction_NewEx
+    new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p]
+    return new(ctypes.addressof(method), owner, None)
