@@ -22,7 +22,7 @@ from weft.codegen.microkernel import (
     rows_for,
     widest,
 )
-from weft.codegen.operands import Matrix, Packing, element_of, matrix, pack
+from weft.codegen.operands import Matrix, Packing, element_of, matrix, pack, unit_rows
 from weft.codegen.places import Coord, Region
 from weft.codegen.target import Target
 from weft.ir.contraction import unsupported
@@ -250,26 +250,31 @@ class _Contract:
     def _pack_a(self) -> tuple[str, int]:
         fn = self._start(f"{self.prefix}_pack_a", "ptr %bufs, i64 %u")
         pointers = kernel_pointers(fn, self.op)
-        blocks = -(-self.m // _PACK_ROWS)
-        first = fn.mul(fn.mod("%u", blocks), _PACK_ROWS)
+        down = self.a.last_stride(1) == 1 and self.a.last_stride(2) != 1
+        run = self.a.run(1 if down else 2)
+        height = unit_rows(run, self.m) if down else _PACK_ROWS
+        blocks = -(-self.m // height)
+        first = fn.mul(fn.mod("%u", blocks), height)
         batch = fn.div("%u", blocks) if self.a_batch > 1 else 0
-        down = self.a.row_stride == 1 and self.a.k_stride != 1
-        size = self.acc.itemsize
-        dst = fn.at(self._scratch(fn), fn.add(self.a_at, fn.mul(batch, self.m * self.a_ld * size)))
+        dst = fn.at(self._scratch(fn), fn.add(self.a_at, fn.mul(batch, self.m * self.a_ld * self.acc.itemsize)))
         pack(
             fn, lambda mask: Region(fn, self.graph, self.lanes, pointers, mask),
             lambda r, row, col: element_of(r, self.a, pointers, batch, row, col),
-            Packing(self.m, self.k, self.a_ld, down), self.acc, dst, self.lanes,
-            first, fn.min(fn.add(first, _PACK_ROWS), self.m),
+            Packing(self.m, self.k, self.a_ld, down, run), self.acc, dst, self.lanes,
+            first, fn.min(fn.add(first, height), self.m),
         )  # fmt: skip
         self.keep(fn)
         return fn.symbol, self.a_batch * blocks
 
     def _pack_b(self, number: int, g: Grid) -> tuple[str, int]:
+        """Panels of B, each stored as k rows of its columns. Panels need not start where a run does."""
         fn = self._start(f"{self.prefix}_pack_b{number}", "ptr %bufs, i64 %u")
         pointers = kernel_pointers(fn, self.op)
-        blocks, width = -(-self.k // _PACK_ROWS), g.tile.cols
-        first = fn.mul(fn.mod("%u", blocks), _PACK_ROWS)
+        down = self.b.last_stride(2) == 1 and self.b.last_stride(1) != 1
+        run = self.b.run(2) if down else self.b.run(1)
+        height = unit_rows(run, self.k) if down else _PACK_ROWS
+        blocks, width = -(-self.k // height), g.tile.cols
+        first = fn.mul(fn.mod("%u", blocks), height)
         rest = fn.div("%u", blocks)
         panel = fn.mod(rest, g.panels)
         batch = fn.div(rest, g.panels) if self.b_batch > 1 else 0
@@ -279,11 +284,10 @@ class _Contract:
         def source(r: Region, row: Coord, col: Coord) -> str:
             return element_of(r, self.b, pointers, batch, r.plus(col, Coord(col0)), row)
 
-        down = self.b.k_stride == 1 and self.b.row_stride != 1
         pack(
             fn, lambda mask: Region(fn, self.graph, self.lanes, pointers, mask), source,
-            Packing(self.k, g.partial or width, width, down), self.acc, dst, self.lanes,
-            first, fn.min(fn.add(first, _PACK_ROWS), self.k),
+            Packing(self.k, g.partial or width, width, down, run if down else width, bool(g.partial)),
+            self.acc, dst, self.lanes, first, fn.min(fn.add(first, height), self.k),
         )  # fmt: skip
         self.keep(fn)
         return fn.symbol, self.b_batch * g.panels * blocks

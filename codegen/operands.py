@@ -142,19 +142,65 @@ def collapse(sizes: Sequence[int], strides: Sequence[int]) -> int | None:
     return 0 if found is None else found
 
 
+def merge(sizes: Sequence[int], strides: Sequence[int]) -> list[tuple[int, int]]:
+    """The fewest (size, stride) pairs that walk the same elements; none for a single element."""
+    out: list[tuple[int, int]] = []
+    for d, s in zip(sizes, strides, strict=True):
+        if d == 1:
+            continue
+        if out and out[-1][1] == s * d:
+            out[-1] = (out[-1][0] * d, s)
+        else:
+            out.append((d, s))
+    return out
+
+
 @dataclass(frozen=True)
 class Matrix:
     """A contraction's operand as a batch of matrices: rows (free dimensions) by k (contracted ones).
 
-    ``axes`` are the operand's axes: batch, rows, k. ``row_stride`` and ``k_stride`` are in elements, None where the
-    dimensions do not run as one; ``pure`` says that memory can be read as it is.
+    ``axes`` are the operand's axes: batch, rows, k.
     """
 
     value: Value
     axes: tuple[Ints, Ints, Ints]
     access: Access | None
-    row_stride: int | None
-    k_stride: int | None
+
+    def groups(self, which: int) -> list[tuple[int, int]]:
+        """Merged (size, stride) pairs of the batch (0), rows (1) or k (2); needs an access."""
+        assert self.access is not None
+        return merge(self.sizes(which), [self.access.strides[i] for i in self.axes[which]])
+
+    def _stride(self, which: int) -> int | None:
+        if self.access is None:
+            return None
+        groups = self.groups(which)
+        return 0 if not groups else groups[0][1] if len(groups) == 1 else None
+
+    @property
+    def row_stride(self) -> int | None:
+        """Elements between rows; None where the row dimensions do not run as one."""
+        return self._stride(1)
+
+    @property
+    def k_stride(self) -> int | None:
+        """Elements between consecutive k; None where the contracted dimensions do not run as one."""
+        return self._stride(2)
+
+    def last_stride(self, which: int) -> int | None:
+        """The stride of the innermost group: 1 tells that vectors can be loaded along it."""
+        if self.access is None:
+            return None
+        groups = self.groups(which)
+        return groups[-1][1] if groups else 0
+
+    def run(self, which: int) -> int:
+        """Consecutive indices over which :meth:`index` is affine."""
+        if self.affine:
+            groups = self.groups(which)
+            return groups[-1][0] if groups else 1
+        sizes = [d for d in self.sizes(which) if d != 1]
+        return sizes[-1] if sizes else 1
 
     @property
     def dtype(self) -> DType:
@@ -176,10 +222,24 @@ class Matrix:
         return prod(self.sizes(2))
 
     @property
+    def affine(self) -> bool:
+        """True where no map stands between memory and the operand."""
+        return self.access is not None and self.access.pure
+
+    @property
     def pure(self) -> bool:
-        """True where rows and k have one stride each and no map stands between memory and the operand."""
-        a = self.access
-        return a is not None and a.pure and self.row_stride is not None and self.k_stride is not None
+        """True where, besides, rows and k have one stride each."""
+        return self.affine and self.row_stride is not None and self.k_stride is not None
+
+    def index(self, region: Region, row: Coord, k: Coord) -> Coord:
+        """Elements from the matrix's base to (row, k); affine accesses only."""
+        out = Coord()
+        for which, c in ((1, row), (2, k)):
+            groups = self.groups(which)
+            parts = region.split(c, [d for d, _ in groups])
+            for part, (_, stride) in zip(parts, groups, strict=True):
+                out = region.plus(out, region.times(part, stride))
+        return out
 
     @property
     def in_registers(self) -> bool:
@@ -215,36 +275,33 @@ class Matrix:
 
 def matrix(v: Value, graph: Graph, axes: tuple[Ints, Ints, Ints]) -> Matrix:
     """Describe ``v`` of a region as a batch of matrices."""
-    access = access_of(v, graph.producers())
-    strides: list[int | None] = [None, None]
-    if access is not None:
-        for i in (0, 1):
-            group = axes[i + 1]
-            strides[i] = collapse([v.type.shape[j] for j in group], [access.strides[j] for j in group])
-    return Matrix(v, axes, access, strides[0], strides[1])
+    return Matrix(v, axes, access_of(v, graph.producers()))
 
 
 @dataclass(frozen=True)
 class Packing:
     """A copy of ``rows`` by ``cols`` elements into ``dst[row * ld + col]`` of the accumulator dtype.
 
-    ``lanes_down`` says that memory runs along rows: then square blocks are transposed in registers.
+    ``lanes_down`` says that memory runs along rows: then square blocks are transposed in registers. Vectors are loaded
+    from runs of ``run`` indices (along columns, or rows if ``lanes_down``). ``fill`` stores whole vectors of columns,
+    zeros after the last one (what is left unwritten could be denormal, which multiplies slowly).
     """
 
     rows: int
     cols: int
     ld: int
     lanes_down: bool
+    run: int
+    fill: bool = False
 
 
 def element_of(region: Region, m: Matrix, pointers: Mapping[Value, str], batch: Ix, row: Coord, k: Coord) -> str:
     """The operand at (row, k) as a vector of the accumulator dtype."""
     fn, acc = region.fn, accumulator(m.dtype)
-    if m.pure:
-        assert m.access is not None and m.row_stride is not None and m.k_stride is not None
-        index = region.plus(region.times(row, m.row_stride), region.times(k, m.k_stride))
+    if m.affine:
+        assert m.access is not None
         param = m.access.param
-        got = region.load(m.base(fn, pointers, batch), param.type.dtype, index, param.type.size)
+        got = region.load(m.base(fn, pointers, batch), param.type.dtype, m.index(region, row, k), param.type.size)
     else:
         got = region.value(m.value, m.place(region, batch, row, k))
     if acc is f32 and m.dtype.is_floating_point:
@@ -259,26 +316,52 @@ def pack(
     fn: Code, make: Callable[[str | None], Region], source: Source, p: Packing, acc: DType, dst: str, lanes: int,
     first: Ix, last: Ix,
 ) -> None:
-    """Write rows ``first`` to ``last`` (multiples of ``lanes``, or the end, if lanes run down) of a packing.
+    """Write rows ``first`` to ``last`` of a packing; whole runs of rows if lanes run down.
 
     ``make(mask)`` gives an evaluator and ``source(region, row, col)`` the vector of elements from there on.
     """
     if p.lanes_down:
         _pack_transposing(fn, make, source, p, acc, dst, lanes, first, last)
         return
-    whole = p.cols // lanes * lanes
     with fn.range(first, last) as r:
         row = fn.at(dst, fn.mul(r.i, p.ld * acc.itemsize))
 
-        def write(c: Ix, mask: str | None) -> None:
-            x = source(make(mask), Coord(r.i), Coord(c, 1))
-            store_lanes(fn, x, fn.at(row, fn.mul(c, acc.itemsize)), acc, lanes, mask)
+        def write(c: Ix, count: int) -> None:
+            mask = None if count == lanes else tail_mask(fn, count, lanes)
+            x = source(make(mask), Coord(r.i), Coord(c, 1, block=p.run))
+            at = fn.at(row, fn.mul(c, acc.itemsize))
+            store_lanes(fn, x, at, acc, lanes, None if p.fill else mask)
 
-        if whole:
-            with fn.range(0, whole, lanes) as c:
-                write(c.i, None)
-        if whole < p.cols:
-            write(whole, tail_mask(fn, p.cols - whole, lanes))
+        _vectors(fn, 0, p.cols, p.cols, p.run, lanes, write)
+
+
+def unit_rows(run: int, total: int, want: int = 256) -> int:
+    """Rows of a packing per unit of work, so that units begin where vectors may begin. ``want`` is a power of 2."""
+    return want if run >= total else run * -(-want // run)
+
+
+def _vectors(
+    fn: Code, first: Ix, last: Ix, total: int, run: int, lanes: int, emit: Callable[[Ix, int], None]
+) -> None:
+    """Call ``emit(index, count)`` for vectors that cover ``first`` to ``last`` of ``total`` and cross no run."""
+    if run < total:
+        whole, rest = run // lanes * lanes, run % lanes
+        with fn.range(first, last, run) as block:
+            if whole:
+                with fn.range(0, whole, lanes) as v:
+                    emit(fn.add(block.i, v.i), lanes)
+            if rest:
+                emit(fn.add(block.i, whole), rest)
+        return
+    whole, rest = total // lanes * lanes, total % lanes
+    if whole:
+        with fn.range(first, fn.min(last, whole), lanes) as v:
+            emit(v.i, lanes)
+    if rest:  # belongs to whoever ends at the end
+        here: Ix = int(last == total) if isinstance(last, int) else (
+            fn.op(f"zext i1 {fn.op(f'icmp eq i64 {last}, {total}')} to i64"))  # fmt: skip
+        with fn.range(0, here):
+            emit(whole, rest)
 
 
 def _pack_transposing(
@@ -288,10 +371,10 @@ def _pack_transposing(
     def block(r: Ix, c: Ix, height: int, width: int) -> None:
         mask = None if height == lanes else tail_mask(fn, height, lanes)
         region = make(mask)
-        rows = [source(region, Coord(r, 1), Coord(fn.add(c, j))) for j in range(width)]
+        rows = [source(region, Coord(r, 1, block=p.run), Coord(fn.add(c, j))) for j in range(width)]
         rows += ["zeroinitializer"] * (lanes - width)
         turned = transpose(fn, rows, acc, lanes)
-        across = None if width == lanes else tail_mask(fn, width, lanes)
+        across = None if width == lanes or p.fill else tail_mask(fn, width, lanes)
         for i in range(height):
             index = fn.add(fn.mul(fn.add(r, i), p.ld), c)
             store_lanes(fn, turned[i], fn.at(dst, fn.mul(index, acc.itemsize)), acc, lanes, across)
@@ -304,15 +387,7 @@ def _pack_transposing(
         if whole < p.cols:
             block(r, whole, height, p.cols - whole)
 
-    whole = p.rows // lanes * lanes
-    if whole:
-        with fn.range(first, fn.min(last, whole), lanes) as r:
-            across(r.i, lanes)
-    if whole < p.rows:
-        reaches = fn.op(f"icmp eq i64 {last}, {p.rows}")
-        # the partial block belongs to whoever ends at the last row
-        with fn.range(0, fn.op(f"zext i1 {reaches} to i64")):
-            across(whole, p.rows - whole)
+    _vectors(fn, first, last, p.rows, p.run, lanes, across)
 
 
 def transpose(fn: Code, rows: list[str], dtype: DType, lanes: int) -> list[str]:

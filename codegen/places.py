@@ -29,11 +29,15 @@ _LARGEST_CONSTANT = 1 << 20  # bytes of an array constant that go into the modul
 
 @dataclass(frozen=True, eq=False)
 class Coord:
-    """An index per lane: ``base + lane * step``, or a vector of i64 where that is no affine map of the lane."""
+    """An index per lane: ``base + lane * step``, or a vector of i64 where that is no affine map of the lane.
+
+    ``block`` promises that all lanes lie in one aligned block of that many indices (0: nothing is known).
+    """
 
     base: Ix = 0
     step: int = 0
     vec: str | None = None
+    block: int = 0
 
 
 class Place:
@@ -108,14 +112,18 @@ class Region:
 
     def plus(self, a: Coord, b: Coord) -> Coord:
         if a.vec is None and b.vec is None:
+            if a.step == 0 and a.base == 0:
+                return b
+            if b.step == 0 and b.base == 0:
+                return a
             return Coord(self.fn.add(a.base, b.base), a.step + b.step)
         return Coord(vec=self.fn.op(f"add <{self.lanes} x i64> {self.vector(a)}, {self.vector(b)}"))
 
     def times(self, a: Coord, k: int) -> Coord:
-        if a.vec is None:
-            return Coord(self.fn.mul(a.base, k), a.step * k)
         if k == 1:
             return a
+        if a.vec is None:
+            return Coord(self.fn.mul(a.base, k), a.step * k)
         return Coord(vec=self.fn.op(f"mul <{self.lanes} x i64> {a.vec}, splat (i64 {k})"))
 
     def divmod(self, a: Coord, d: int, extent: int) -> tuple[Coord, Coord]:
@@ -124,6 +132,8 @@ class Region:
             return a, Coord()
         if a.vec is None and a.step == 0:
             return Coord(self.fn.div(a.base, d)), Coord(self.fn.mod(a.base, d))
+        if a.vec is None and a.step == 1 and a.block and d % a.block == 0:
+            return Coord(self.fn.div(a.base, d)), Coord(self.fn.mod(a.base, d), 1, block=a.block)
         v, n, x = f"<{self.lanes} x i64>", f"<{self.lanes} x i32>", self.vector(a)
         if extent >= 1 << 31:
             quotient = self.fn.op(f"udiv {v} {x}, splat (i64 {d})")
