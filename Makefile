@@ -15,7 +15,7 @@ test: $(VENV)/.dev
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # Peers (torch, jax) are measured where they are installed: pip install 'weft[parity]' jax
 bench: $(VENV)/.run
