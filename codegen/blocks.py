@@ -24,6 +24,7 @@ class Turn:
     def __init__(self, i: Ix, vars: list[str]) -> None:
         self.i, self.vars = i, vars
         self.next = list(vars)
+        self.stop = "true"
         self.out: list[str] = []
 
 
@@ -48,6 +49,22 @@ class Code(Function):
             for p, value in zip(scope.phis, turn.next, strict=True):
                 scope.update(p.name, value)
         turn.out = scope.results
+
+    @contextmanager
+    def repeat(self, carried: Sequence[tuple[str, str]]) -> Iterator[Turn]:
+        """A loop that runs at least once and ends when the i1 put in ``turn.stop`` holds; no index of its own."""
+        head, done, before = self.new_label("again"), self.new_label("enough"), self.block
+        self.br(head)
+        self.label(head)
+        phis = [self.phi(t) for t, _ in carried]
+        turn = Turn(0, [p.name for p in phis])
+        yield turn
+        for p, (_, init), value in zip(phis, carried, turn.next, strict=True):
+            p.add(init, before)
+            p.add(value, self.block)
+        self.cond_br(turn.stop, done, head)
+        self.label(done)
+        turn.out = list(turn.next)
 
     def arg(self, index: int) -> str:
         """The pointer number ``index`` of the kernel's argument block."""

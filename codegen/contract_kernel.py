@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import prod
 
 from weft.codegen.blocks import Code, Ix
-from weft.codegen.epilogue import Output, emit_epilogue, emit_partial_store, kernel_pointers
+from weft.codegen.epilogue import EPILOGUE, Output, emit_epilogue, emit_partial_store, kernel_pointers
 from weft.codegen.kernel import KernelCode, Phase, Unsupported
 from weft.codegen.microkernel import (
     Tile,
@@ -23,6 +23,7 @@ from weft.codegen.microkernel import (
     widest,
 )
 from weft.codegen.operands import Matrix, Packing, element_of, matrix, pack, unit_rows
+from weft.codegen.phases import Partial, Writer, aligned, emit_combine
 from weft.codegen.places import Coord, Region
 from weft.codegen.target import Target
 from weft.ir.contraction import unsupported
@@ -49,7 +50,7 @@ def contraction_of(graph: Graph) -> Op:
 
 def emit(op: Op, target: Target, prefix: str) -> KernelCode:
     """The code of a kernel of form ``contract``."""
-    return _Contract(op, target, prefix).code()
+    return _Contract(op, target, prefix).emit()
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,9 @@ class Grid:
         return fn.add(self.start, fn.mul(p, self.tile.cols))
 
 
-class _Contract:
+class _Contract(Writer):
     def __init__(self, op: Op, target: Target, prefix: str) -> None:
-        self.op, self.target, self.prefix = op, target, prefix
-        self.graph = op.regions[0]
+        super().__init__(op, target, prefix)
         self.dot = contraction_of(self.graph)
         self.acc = accumulator(self.dot.result.type.dtype)
         self.lanes = target.lanes(self.acc.bits)
@@ -185,8 +185,8 @@ class _Contract:
         self.a_batch = 1 if self.a.same_for_batch else self.batch
         self.b_batch = 1 if self.b.same_for_batch else self.batch
         self.b_cols = sum(g.panels * g.tile.cols for g in self.grids)
-        self.a_at, at = at, at + _aligned(self.a_batch * self.m * self.a_ld * size if self.pack_a else 0)
-        self.b_at, at = at, at + _aligned(self.b_batch * self.k * self.b_cols * size if self.pack_b else 0)
+        self.a_at, at = at, at + aligned(self.a_batch * self.m * self.a_ld * size if self.pack_a else 0)
+        self.b_at, at = at, at + aligned(self.b_batch * self.k * self.b_cols * size if self.pack_b else 0)
         self.partial_at = at
         self.partial_bytes = self.batch * self.m * self.n * size
         if self.splits > 1:
@@ -195,43 +195,20 @@ class _Contract:
 
     # -- code
 
-    def code(self) -> KernelCode:
-        self.functions: list[str] = []
-        self.declares: set[str] = set()
+    def emit(self) -> KernelCode:
         self.epilogue = emit_epilogue(
-            self._start(f"{self.prefix}_epilogue", _EPILOGUE), self.op, self.dot, self.output, self.acc, self.lanes,
-            any(g.partial for g in self.grids),
+            self.start(f"{self.prefix}_epilogue", EPILOGUE), self.op, self.dot, self.output, self.acc, self.lanes,
+            any(g.partial for g in self.grids) or self.splits > 1,
         )  # fmt: skip
         self.keep(self.epilogue)
         flops = 2 * self.batch * self.m * self.n * self.k
         phases = self._pack_phases()
         parts = [self._grid_part(i, g) for i, g in enumerate(self.grids)]
         units = sum(n for _, n in parts)
-        phases.append(self._phase("main", parts, flops / units / _GFLOPS))
+        phases.append(self.phase("main", parts, flops / units / _GFLOPS))
         if self.splits > 1:
-            phases.append(self._phase("combine", [self._combine()], self.n * self.splits * 0.2))
-        nbytes = sum(v.type.nbytes for v in (*self.op.operands, *self.op.results))
-        return KernelCode(
-            self.prefix, "\n".join(self.functions), frozenset(self.declares), tuple(phases), self.scratch,
-            self._describe(), nbytes, flops,
-        )  # fmt: skip
-
-    def _start(self, symbol: str, params: str) -> Code:
-        return Code(symbol, params, linkage="internal")
-
-    def keep(self, fn: Code) -> None:
-        self.functions.append(fn.finish())
-        self.declares |= fn.declares
-
-    def _phase(self, name: str, parts: list[tuple[str, int]], cost: float) -> Phase:
-        """A phase that runs unit u in the part it falls into."""
-        fn = Code(f"{self.prefix}_{name}")
-        dispatch(fn, parts)
-        self.keep(fn)
-        return Phase(fn.symbol, sum(n for _, n in parts), cost)
-
-    def _scratch(self, fn: Code) -> str:
-        return fn.arg(len(self.op.operands) + len(self.op.results))
+            phases.append(self.phase("combine", [self._combine()], self.n * self.splits * 0.2))
+        return self.code(phases, self.scratch, self._describe(), flops)
 
     # packing
 
@@ -245,10 +222,10 @@ class _Contract:
             elements += self.b_batch * self.n * self.k
         if not parts:
             return []
-        return [self._phase("pack", parts, 0.3 * elements / sum(n for _, n in parts))]
+        return [self.phase("pack", parts, 0.3 * elements / sum(n for _, n in parts))]
 
     def _pack_a(self) -> tuple[str, int]:
-        fn = self._start(f"{self.prefix}_pack_a", "ptr %bufs, i64 %u")
+        fn = self.start(f"{self.prefix}_pack_a", "ptr %bufs, i64 %u")
         pointers = kernel_pointers(fn, self.op)
         down = self.a.last_stride(1) == 1 and self.a.last_stride(2) != 1
         run = self.a.run(1 if down else 2)
@@ -256,7 +233,7 @@ class _Contract:
         blocks = -(-self.m // height)
         first = fn.mul(fn.mod("%u", blocks), height)
         batch = fn.div("%u", blocks) if self.a_batch > 1 else 0
-        dst = fn.at(self._scratch(fn), fn.add(self.a_at, fn.mul(batch, self.m * self.a_ld * self.acc.itemsize)))
+        dst = fn.at(self.scratch_of(fn), fn.add(self.a_at, fn.mul(batch, self.m * self.a_ld * self.acc.itemsize)))
         pack(
             fn, lambda mask: Region(fn, self.graph, self.lanes, pointers, mask),
             lambda r, row, col: element_of(r, self.a, pointers, batch, row, col),
@@ -268,7 +245,7 @@ class _Contract:
 
     def _pack_b(self, number: int, g: Grid) -> tuple[str, int]:
         """Panels of B, each stored as k rows of its columns. Panels need not start where a run does."""
-        fn = self._start(f"{self.prefix}_pack_b{number}", "ptr %bufs, i64 %u")
+        fn = self.start(f"{self.prefix}_pack_b{number}", "ptr %bufs, i64 %u")
         pointers = kernel_pointers(fn, self.op)
         down = self.b.last_stride(2) == 1 and self.b.last_stride(1) != 1
         run = self.b.run(2) if down else self.b.run(1)
@@ -279,7 +256,7 @@ class _Contract:
         panel = fn.mod(rest, g.panels)
         batch = fn.div(rest, g.panels) if self.b_batch > 1 else 0
         col0 = g.col(fn, panel)
-        dst = self._packed_b(fn, self._scratch(fn), number, batch, panel)
+        dst = self._packed_b(fn, self.scratch_of(fn), number, batch, panel)
 
         def source(r: Region, row: Coord, col: Coord) -> str:
             return element_of(r, self.b, pointers, batch, r.plus(col, Coord(col0)), row)
@@ -302,7 +279,7 @@ class _Contract:
 
     def _grid_part(self, number: int, g: Grid) -> tuple[str, int]:
         """The function that computes one unit of a grid, and the number of units."""
-        fn = self._start(f"{self.prefix}_grid{number}", "ptr %bufs, i64 %u")
+        fn = self.start(f"{self.prefix}_grid{number}", "ptr %bufs, i64 %u")
         n_blocks, m_blocks = g.blocks
         mb = fn.mod("%u", m_blocks)
         rest = fn.div("%u", m_blocks)
@@ -316,10 +293,10 @@ class _Contract:
 
     def _combine(self) -> tuple[str, int]:
         """Add the partial sums of one row, always in the same order, and run the epilogue on it."""
-        fn = self._start(f"{self.prefix}_combine", "ptr %bufs, i64 %u")
+        fn = self.start(f"{self.prefix}_sum", "ptr %bufs, i64 %u")
         row, batch = fn.mod("%u", self.m), fn.div("%u", self.m)
         partial = Partial(self.partial_at, self.partial_bytes, self.splits)
-        emit_combine(fn, self._scratch(fn), partial, self.epilogue.symbol, self.acc, self.lanes, self.n,
+        emit_combine(fn, self.scratch_of(fn), partial, self.epilogue.symbol, self.acc, self.lanes, self.n,
                      fn.mul("%u", self.n), (batch, row))  # fmt: skip
         self.keep(fn)
         return fn.symbol, self.batch * self.m
@@ -338,74 +315,16 @@ class _Contract:
         return "\n".join(lines)
 
 
-_EPILOGUE = "ptr %bufs, ptr %tile, i64 %stride, i64 %batch, i64 %row, i64 %rows, i64 %col, i64 %cols"
-
-
-def _aligned(n: int) -> int:
-    return -(-n // 64) * 64
-
-
-def dispatch(fn: Code, parts: list[tuple[str, int]]) -> None:
-    """Run units %begin..%end, numbered through the parts (function, units)."""
-    with fn.range("%begin", "%end") as u:
-        base = 0
-        for i, (symbol, n) in enumerate(parts):
-            if len(parts) == 1:
-                fn.do(f"call void @{symbol}(ptr %bufs, i64 {u.i})")
-                continue
-            own = fn.sub(u.i, base)
-            test = fn.op(f"icmp ult i64 {own}, {n}")
-            with fn.when(test):
-                fn.do(f"call void @{symbol}(ptr %bufs, i64 {own})")
-            base += n
-
-
-@dataclass(frozen=True)
-class Partial:
-    """Partial sums in the scratch memory: ``count`` arrays of ``nbytes`` from byte ``at``."""
-
-    at: int
-    nbytes: int
-    count: int
-
-
-def emit_combine(
-    fn: Code, scratch: str, partial: Partial, epilogue: str, acc, lanes: int, cols: int, first: Ix,
-    where: tuple[Ix, Ix],
-) -> None:
-    """Sum ``cols`` elements from number ``first`` of every partial array, block by block, into the epilogue."""
-    from weft.codegen.lanes import load_lanes, store_lanes, tail_mask
-    from weft.codegen.llvm import reg_type
-
-    t, size = reg_type(acc, lanes), acc.itemsize
-    block = 8 * lanes
-    stack = fn.alloca(block * size)
-    base = fn.at(scratch, fn.add(partial.at, fn.mul(first, size)))
-    batch, row = where
-    with fn.range(0, cols, block) as c:
-        count = fn.min(fn.sub(cols, c.i), block)
-        with fn.range(0, count, lanes) as v:
-            mask = tail_mask(fn, fn.sub(count, v.i), lanes)
-            at = fn.at(base, fn.mul(fn.add(c.i, v.i), size))
-            with fn.range(0, partial.count, 1, [(t, "zeroinitializer")]) as s:
-                x = load_lanes(fn, fn.at(at, fn.mul(s.i, partial.nbytes)), acc, lanes, mask)
-                add = "fadd" if acc.is_floating_point else "add"
-                s.next[0] = fn.op(f"{add} {t} {s.vars[0]}, {x}")
-            store_lanes(fn, s.out[0], fn.at(stack, fn.mul(v.i, size)), acc, lanes)
-        fn.do(f"call void @{epilogue}(ptr %bufs, ptr {stack}, i64 {block * size}, i64 {batch}, i64 {row}, i64 1, "
-              f"i64 {c.i}, i64 {count})")
-
-
 class _Unit:
     """The code of one unit of work: some panels by some tiles, over the blocks of k."""
 
     def __init__(self, c: _Contract, fn: Code, number: int, g: Grid, batch: Ix, split: Ix) -> None:
         self.c, self.fn, self.number, self.g, self.batch, self.split = c, fn, number, g, batch, split
         self.pointers = kernel_pointers(fn, c.op)
-        self.scratch = c._scratch(fn)
+        self.scratch = c.scratch_of(fn)
         self.blocked = c.chunks > c.splits
         slots = prod(g.per_unit) if self.blocked else 1
-        self.tiles = fn.alloca(slots * _aligned(g.tile.bytes))
+        self.tiles = fn.alloca(slots * aligned(g.tile.bytes))
         self.a_base = self._a_base()
         self.b_in_place = "" if c.pack_b else c.b.base(fn, self.pointers, batch)
 
@@ -424,7 +343,7 @@ class _Unit:
         k0 = fn.div(fn.mul(self.split, c.chunks), c.splits)
         k1 = fn.div(fn.mul(fn.add(self.split, 1), c.chunks), c.splits)
         if self.blocked:
-            nbytes = prod(g.per_unit) * _aligned(g.tile.bytes)
+            nbytes = prod(g.per_unit) * aligned(g.tile.bytes)
             fn.declare("declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)")
             fn.do(f"call void @llvm.memset.p0.i64(ptr align 64 {self.tiles}, i8 0, i64 {nbytes}, i1 false)")
         with fn.range(k0, k1, runs=True) as chunk:
@@ -434,7 +353,7 @@ class _Unit:
                 b = self._b_panel(p.i, start)
                 with fn.range(t0, t1, runs=True) as t:
                     slot = fn.add(fn.mul(fn.sub(p.i, p0), tall), fn.sub(t.i, t0)) if self.blocked else 0
-                    tile = fn.at(self.tiles, fn.mul(slot, _aligned(g.tile.bytes)))
+                    tile = fn.at(self.tiles, fn.mul(slot, aligned(g.tile.bytes)))
                     row = g.row(fn, t.i)
                     self._multiply(row, b, start, count, tile)
                     if not self.blocked:
@@ -442,7 +361,7 @@ class _Unit:
         if self.blocked:
             with fn.range(p0, p1, runs=True) as p, fn.range(t0, t1, runs=True) as t:
                 slot = fn.add(fn.mul(fn.sub(p.i, p0), tall), fn.sub(t.i, t0))
-                tile = fn.at(self.tiles, fn.mul(slot, _aligned(g.tile.bytes)))
+                tile = fn.at(self.tiles, fn.mul(slot, aligned(g.tile.bytes)))
                 self._finish(tile, g.row(fn, t.i), g.col(fn, p.i))
 
     def _b_panel(self, panel: Ix, start: Ix) -> str:
@@ -498,4 +417,4 @@ class _Unit:
             return
         index = fn.add(fn.mul(fn.add(fn.mul(self.batch, c.m), row), c.n), col)
         at = fn.add(c.partial_at, fn.add(fn.mul(self.split, c.partial_bytes), fn.mul(index, c.acc.itemsize)))
-        emit_partial_store(fn, tile, g.tile, fn.at(self.scratch, at), c.n, g.partial)
+        emit_partial_store(fn, tile, g.tile, fn.at(self.scratch, at), c.n, g.partial or g.tile.cols)

@@ -16,6 +16,7 @@ from weft.ir.graph import Op, Value
 from weft.ir.types import DType
 
 Ints = tuple[int, ...]
+EPILOGUE = "ptr %bufs, ptr %tile, i64 %stride, i64 %batch, i64 %row, i64 %rows, i64 %col, i64 %cols"
 
 
 @dataclass(frozen=True)
@@ -93,12 +94,11 @@ def _result(region: Region, sums: str, acc: DType, dtype: DType) -> Reg:
     return b.reg(narrowed(region.fn, sums, dtype, region.lanes), dtype, region.lanes)
 
 
-def emit_partial_store(fn: Code, tile: str, shape: Tile, dst: str, cols: int, partial: int) -> None:
-    """Copy a tile of sums as it is to rows of ``cols`` elements at ``dst``."""
+def emit_partial_store(fn: Code, tile: str, shape: Tile, dst: str, cols: int, count: Ix) -> None:
+    """Copy the first ``count`` columns of a tile of sums as they are to rows of ``cols`` elements at ``dst``."""
     size = shape.dtype.itemsize
-    mask = tail_mask(fn, partial, shape.lanes) if partial else None
-    with fn.range(0, shape.rows) as r:
-        for v in range(shape.vectors):
-            at = v * shape.lanes * size
-            x = load_lanes(fn, fn.at(tile, fn.add(fn.mul(r.i, shape.row_bytes), at)), shape.dtype, shape.lanes)
-            store_lanes(fn, x, fn.at(dst, fn.add(fn.mul(r.i, cols * size), at)), shape.dtype, shape.lanes, mask)
+    with fn.range(0, shape.rows) as r, fn.range(0, count, shape.lanes, runs=True) as v:
+        at = fn.mul(v.i, size)
+        x = load_lanes(fn, fn.at(tile, fn.add(fn.mul(r.i, shape.row_bytes), at)), shape.dtype, shape.lanes)
+        mask = tail_mask(fn, fn.sub(count, v.i), shape.lanes)
+        store_lanes(fn, x, fn.at(dst, fn.add(fn.mul(r.i, cols * size), at)), shape.dtype, shape.lanes, mask)

@@ -8,7 +8,7 @@ from math import prod
 
 from weft.codegen.blocks import Code, Ix
 from weft.codegen.lanes import store_lanes, tail_mask
-from weft.codegen.llvm import reg_type
+from weft.codegen.llvm import mem_type, reg_type
 from weft.codegen.microkernel import accumulator, widened
 from weft.codegen.places import Coord, Place, Region
 from weft.ir.graph import Graph, Op, Value
@@ -242,9 +242,14 @@ class Matrix:
         return out
 
     @property
+    def plain(self) -> bool:
+        """True where no map stands before memory, which holds the accumulator's dtype."""
+        return self.affine and mem_type(accumulator(self.dtype)) == mem_type(self.dtype)
+
+    @property
     def in_registers(self) -> bool:
-        """True where memory holds the accumulator's dtype, so that the kernels can read it unpacked."""
-        return self.pure and reg_type(accumulator(self.dtype)) == reg_type(self.dtype) and self.dtype.bits > 16
+        """True where the kernels can read memory unpacked."""
+        return self.pure and self.plain
 
     @property
     def same_for_batch(self) -> bool:
