@@ -225,5 +225,5 @@ def _control_step(op: Op, i: int, plan: Plan, c: _Control) -> Step:
     region, n = op.regions[0], op.attrs["n_consts"]
     ins = tuple(p.type.nbytes for p in region.params[n + len(spare) :])
     outs = tuple(r.type.nbytes for r in region.results[len(spare) :])
-    length, reverse = op.attrs["length"], bool(op.attrs["reverse"])
-    return Scan(symbols[0], length, reverse, operands[:n], operands[n:], results, spare, sizes, ins, outs, arena)
+    length, reverse, rest = op.attrs["length"], bool(op.attrs["reverse"]), operands[n:]
+    return Scan(symbols[0], length, reverse, operands[:n], rest, results, spare, sizes, ins, outs, arena)

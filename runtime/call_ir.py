@@ -43,7 +43,7 @@ _FIELDS = {
     "kind": ("in", 0), "nd": ("in", 1), "dims": ("in", 2), "descr": ("in", 3), "mask": ("in", 4),
     "okind": ("out", 0), "ond": ("out", 1), "odims": ("out", 2), "odescr": ("out", 3), "oalloc": ("out", 4),
 }  # fmt: skip
-_TYPES = dict.fromkeys(
+_TYPES: dict[str, str] = dict.fromkeys(
     ("entry", "context", "in_specs", "out_specs", "slow", "g", "np_empty", "ndarray", "float", "int",
     "true", "false",
      "slots", "raise", "grow", "dims", "descr", "odims", "odescr", "oalloc"), "ptr",

@@ -8,6 +8,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -67,11 +68,10 @@ def _native() -> tuple[int, Any, Any] | None:
 
 
 def _numpy_api(index: int) -> int:
-    from numpy._core import _multiarray_umath
-
+    core = import_module("numpy._core._multiarray_umath")
     get = ctypes.pythonapi.PyCapsule_GetPointer
     get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    table = get(_multiarray_umath._ARRAY_API, None)
+    table = get(core._ARRAY_API, None)
     return ctypes.c_int64.from_address(table + 8 * index).value
 
 

@@ -63,7 +63,8 @@ def array_at(address: int | None, t: TensorType) -> np.ndarray:
     """An array standing on foreign memory."""
     if not t.nbytes:
         return np.empty(t.shape, t.dtype.np)
-    return np.ndarray(t.shape, t.dtype.np, (ctypes.c_char * t.nbytes).from_address(address or 0))
+    memory: Any = (ctypes.c_char * t.nbytes).from_address(address or 0)
+    return np.ndarray(t.shape, t.dtype.np, memory)
 
 
 def register(ops: tuple[HostOp, ...]) -> int:

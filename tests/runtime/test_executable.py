@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 import runtime_graphs as G
 from weft.ir import prims as P
 from weft.ir.interp import run
@@ -87,7 +83,8 @@ def test_scan(reverse, length):
 def test_scan_inside_while_inside_cond():
     row, rows = TensorType((3,), f64), TensorType((4, 3), f64)
     step = trace(lambda s, x: (s + x, s * x), row, row)
-    test = trace(lambda s, k, xs: P.lt_p.bind(k, P.full_p.bind(shape=(), dtype=i64, value=3)), row, G.I0, rows)
+    three = np.array(3)
+    test = trace(lambda s, k, xs: P.lt_p.bind(k, P.constant_p.bind(value=three)), row, G.I0, rows)
 
     def body(s, k, xs):
         s2, ys = P.scan_p.bind(s, xs, n_carry=1, length=4, regions=(step,))
