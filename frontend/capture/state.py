@@ -1,11 +1,10 @@
-"""What the rest of weft needs to know about capture, and nothing heavy: it is imported by the tensor, by modules
-and by optimizers.
+"""What the rest of weft needs to know about capture, and nothing heavy: the tensor, modules and optimizers import it.
 
-A :class:`TracedScalar` stands for a Python number that is read afresh at each call of a compiled function. Arithmetic
-on it builds an expression that the call path evaluates in Python (so its rounding, overflow and errors are Python's);
-where tensor code uses it, the number becomes a 0-d input of the graph. Asking for its value (a branch, an index,
-``float()``, formatting) makes it a constant with a guard: comparisons guard on their outcome only, so that
-``if lr > 0`` does not tie the compiled code to one learning rate.
+A :class:`TracedScalar` stands for a Python number that is read afresh at each call of a compiled function.
+Arithmetic on it builds an expression that the call path evaluates in Python (so its rounding, overflow and errors
+are Python's); where tensor code uses it, the number becomes a 0-d input of the graph. Asking for its value (an index,
+``float()``, formatting) makes it a constant with a guard; comparisons guard on their outcome only, so that ``if lr > 0``
+does not tie the compiled code to one learning rate.
 """
 
 from __future__ import annotations
@@ -29,7 +28,15 @@ def bump_epoch() -> None:
 
 def is_capturing() -> bool:
     """True while operations are being recorded in this thread."""
-    return current_interpreter().recording
+    return recorder() is not None
+
+
+def recorder() -> Any:
+    """The Recorder of this thread's capture, or None."""
+    interp: Any = current_interpreter()
+    if not interp.recording:
+        interp = getattr(interp, "inner", interp)  # the taping interpreter of create_graph stands on another
+    return interp if interp.recording else None
 
 
 @contextmanager
@@ -42,12 +49,12 @@ def paused() -> Iterator[None]:
 def hidden_scalar(owner: Any, key: Any) -> Any:
     """``owner[key]`` as a plain number, or inside a capture as a number that later calls read afresh.
 
-    Values that are not floats or ints come back as they are. Inside a capture the caller must hold ``owner`` by
-    reference (a param group, say), since later calls look the key up in that very object.
+    Values that are not floats or ints come back as they are. ``owner`` must be the live object (a param group, say):
+    later calls look the key up in it.
     """
     value = owner[key]
-    interp: Any = current_interpreter()
-    if not interp.recording or type(value) not in (float, int):
+    interp = recorder()
+    if interp is None or type(value) not in (float, int):
         return value
     return interp.hidden_scalar(owner, key, value)
 
@@ -55,7 +62,7 @@ def hidden_scalar(owner: Any, key: Any) -> Any:
 class ScalarLog:
     """Collects, in program order, what a trace learned about its traced numbers.
 
-    ``guards`` holds ``(expression, value)``: the compiled code is right only while the expression has that value.
+    ``guards`` maps expressions to values: the compiled code is right only while each expression has its value.
     """
 
     def __init__(self) -> None:
@@ -70,7 +77,7 @@ class ScalarLog:
 class TracedScalar:
     """A Python float or int under capture. Passes ``isinstance(x, float)`` (or int) as the number would.
 
-    ``expr`` is ``("leaf", n)``, ``("const", number)`` or ``(operator name, *exprs)``; ``value`` the number of this call.
+    Its expression is ``("leaf", n)``, ``("const", type name, number)`` or ``(operator name, *expressions)``.
     """
 
     __slots__ = ("_log", "_weft_expr", "_weft_value")
@@ -165,7 +172,7 @@ def _is_number(x: Any) -> bool:
 
 
 def arithmetic(fn: Callable[..., Any], name: str, *operands: Any) -> Any:
-    """Apply a numeric operator to traced and plain numbers; NotImplemented where an operand is something else."""
+    """Apply a numeric operator to traced and plain numbers; NotImplemented for tensors and sequences."""
     if not all(map(_is_number, operands)):
         return _with_foreign(fn, operands)
     traced = next(x for x in operands if type(x) is TracedScalar)
@@ -192,7 +199,7 @@ def compare(fn: Callable[..., Any], name: str, *operands: Any) -> Any:
 
 
 def _with_foreign(fn: Callable[..., Any], operands: tuple[Any, ...]) -> Any:
-    """Tensors and sequences take a traced number by their own reflected methods; the rest gets the plain number."""
+    """Tensors and sequences take a traced number by their own methods; the rest gets the plain number."""
     for x in operands:
         if hasattr(type(x), "_ir_type") or isinstance(x, (list, tuple, str, bytes)):
             return NotImplemented

@@ -1,0 +1,360 @@
+"""``weft.compile``: functions and modules whose tensor operations run as one compiled graph."""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import inspect
+import logging
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from weft.capture.backward import BackwardPlan
+from weft.capture.entry import Guards, Miss
+from weft.capture.errors import CaptureError
+from weft.capture.lazy import run_lazily
+from weft.capture.plan import Plan, Planner, Unfit
+from weft.capture.segments import SEGMENTS
+from weft.capture.state import recorder
+from weft.capture.trace import settle, trace
+from weft.ir.prims.base import _current
+
+RECOMPILE_LIMIT = 8  # versions of one function; beyond, calls that fit none run in segments
+FAILURE_LIMIT = 3  # traces of one function that did not become one graph
+log = logging.getLogger("weft.recompiles")
+
+
+def compile_graph(graph: Any, *, donate: Any = None, name: str | None = None) -> Any:
+    from weft.runtime import compile_graph as compile_
+
+    return compile_(graph, donate=donate, name=name)
+
+
+class Entry:
+    """One compiled version: ``call(args, kwargs)`` gives the result, or a Miss if a guard fails."""
+
+    __slots__ = ("backward", "call", "executable", "guard_texts", "guards", "plan")
+
+    def __init__(self, plan: Plan, name: str) -> None:
+        self.plan, self.guards, self.guard_texts = plan, plan.guards, plan.guard_texts
+        self.executable = compile_graph(plan.graph, donate=plan.donate, name=name)
+        self.backward: BackwardPlan | None = plan.backward
+        namespace = plan.namespace
+        namespace["run"] = self.executable.runner
+        namespace["refresh"] = _refresher(plan.guards, namespace)
+        exec(builtins.compile(plan.source, f"<weft call of {name}>", "exec"), namespace)
+        self.call: Callable[[Any, Any], Any] = namespace["call"]
+
+
+def _refresher(guards: Guards, namespace: dict[str, Any]) -> Callable[[], Miss | None]:
+    def refresh() -> Miss | None:
+        why = guards.refresh(namespace)
+        return None if why is None else Miss(why)
+
+    return refresh
+
+
+class Compiled:
+    """A function under ``weft.compile``. Call it as the function.
+
+    ``entries`` are its compiled versions, most recently used first; ``recompiles`` the reasons why a version after
+    the first was made; ``breaks`` why calls could not become one graph, as (reason) lines.
+    """
+
+    def __init__(self, fn: Callable[..., Any], fullgraph: bool, dynamic: bool | None, options: dict[str, Any]) -> None:
+        self.fn, self.fullgraph, self.dynamic, self.options = fn, fullgraph, dynamic, options
+        self.name = getattr(fn, "__name__", type(fn).__name__)
+        self.entries: list[Entry] = []
+        self.recompiles: list[str] = []
+        self.breaks: list[str] = []
+        self.traces = 0
+        self.lazy_calls = 0
+        self._names = _parameter_names(fn)
+        self._dynamic: set[str] = set(self._names) if dynamic else set()
+        self._ints: dict[str, set[int]] = {}
+        self._lock = threading.RLock()
+        functools.update_wrapper(self, fn, updated=())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        for entry in self.entries:
+            if _current.get().recording:
+                break
+            out = entry.call(args, kwargs)
+            if type(out) is not Miss:
+                return out
+            return self._other(entry, out, args, kwargs)
+        return self._first(args, kwargs)
+
+    def __get__(self, obj: Any, owner: Any = None) -> Any:
+        """As a method: one compiled function per instance, so that each has its own versions."""
+        if obj is None:
+            return self
+        store = obj.__dict__.setdefault("_weft_compiled", {}) if hasattr(obj, "__dict__") else {}
+        bound = store.get(self.name)
+        if bound is None or bound.fn.__func__ is not self.fn:
+            bound = Compiled(self.fn.__get__(obj, owner), self.fullgraph, self.dynamic, self.options)
+            store[self.name] = bound
+        return bound
+
+    # -- the slow path ----------------------------------------------------------------------------------------
+    def _first(self, args: Any, kwargs: Any) -> Any:
+        """No version yet, or a call inside another capture, of which it becomes part."""
+        if recorder() is not None or self.options.get("disable"):
+            return self.fn(*args, **kwargs)
+        return self._make(args, kwargs, [])
+
+    def _other(self, tried: Entry, miss: Miss, args: Any, kwargs: Any) -> Any:
+        misses = [(tried, miss)]
+        for entry in self.entries:
+            if entry is tried:
+                continue
+            out = entry.call(args, kwargs)
+            if type(out) is not Miss:
+                self._to_front(entry)
+                return out
+            misses.append((entry, out))
+        return self._make(args, kwargs, misses)
+
+    def _to_front(self, entry: Entry) -> None:
+        self.entries = [entry, *(e for e in self.entries if e is not entry)]
+
+    def _make(self, args: Any, kwargs: Any, misses: list[tuple[Entry, Miss]]) -> Any:
+        with self._lock:
+            for entry in self.entries:  # another thread may have made it
+                if not any(entry is tried for tried, _ in misses):
+                    out = entry.call(args, kwargs)
+                    if type(out) is not Miss:
+                        return out
+            if misses and not self._may_recompile(misses, args, kwargs):
+                return self._lazily(args, kwargs)
+            if len(self.breaks) >= FAILURE_LIMIT and not self.fullgraph:
+                return self._lazily(args, kwargs)
+            return self._trace(args, kwargs)
+
+    def _may_recompile(self, misses: list[tuple[Entry, Miss]], args: Any, kwargs: Any) -> bool:
+        reason = misses[0][1].reason(args, kwargs)
+        if len(self.entries) >= RECOMPILE_LIMIT:
+            if len(self.recompiles) < RECOMPILE_LIMIT:
+                self.recompiles.append(f"{reason} (not compiled again: the limit of {RECOMPILE_LIMIT} is reached)")
+                warnings.warn(
+                    f"{self.name} was compiled {RECOMPILE_LIMIT} times; calls that fit no version now run in segments. "
+                    f"The last reason: {reason}", stacklevel=5)
+            return False
+        if len(self.breaks) < FAILURE_LIMIT:
+            self.recompiles.append(reason)
+            self._say(reason)
+        return True
+
+    def _say(self, reason: str) -> None:
+        text = f"recompiling {self.name}: {reason}"
+        log.info(text)
+        if "recompiles" in os.environ.get("WEFT_LOG", "").split(","):
+            print(f"weft: {text}", file=sys.stderr)
+
+    def _lazily(self, args: Any, kwargs: Any) -> Any:
+        if self.fullgraph:
+            raise CaptureError(f"{self.name} cannot be one graph: {(self.breaks or self.recompiles)[-1]}")
+        self.lazy_calls += 1
+        return run_lazily(self.fn, args, kwargs, self.name)[0]
+
+    def _trace(self, args: Any, kwargs: Any) -> Any:
+        self._learn_ints(args, kwargs)
+        self.traces += 1
+        made = trace(self.fn, args, kwargs, run=SEGMENTS.run, name=self.name, names=self._names,
+                     dynamic=self._dynamic, fullgraph=self.fullgraph)
+        if made.problem is not None:
+            self.breaks.append(made.problem)
+            return made.out
+        entry = None
+        planner = None
+        try:
+            planner = Planner(made, self.fn, self.name, compile_graph)
+            plan = planner.build()
+            made.recorder.log.closed = True
+            entry = self._checked_entry(made, plan)
+        except Unfit as why:
+            return self._unfit(made, str(why))
+        if entry is None:
+            return self._unfit(made, "a tensor made in it is kept somewhere outside")
+        del planner, plan
+        self.entries.insert(0, entry)
+        out = entry.call(args, kwargs)
+        if type(out) is Miss:
+            self.entries.remove(entry)
+            self.breaks.append(f"its own guards do not hold: {out.reason(args, kwargs)}")
+            return run_lazily(self.fn, args, kwargs, self.name)[0]
+        return out
+
+    def _checked_entry(self, made: Any, plan: Plan) -> Entry | None:
+        """The entry, with the tensors the trace touched as they were before; None if a captured tensor escaped."""
+        out, made.out = made.out, None
+        after = [(b, b.tensor._grad, b.tensor._edge, b.tensor._rg, b.tensor._vc[0])
+                 for b in made.recorder.states.values()]
+        for b in made.recorder.states.values():
+            b.restore()
+        mine = _inner_tensors(out, [g for _, g, *_ in after if g is not None])
+        if any(id(t) not in mine for t in made.recorder.live_tensors()):
+            import gc
+
+            gc.collect()
+            if any(id(t) not in mine for t in made.recorder.live_tensors()):
+                for b, grad, edge, rg, version in after:
+                    t = b.tensor
+                    t._grad, t._edge, t._rg, t._vc[0] = grad, edge, rg, version
+                made.out = out
+                return None
+        return Entry(plan, self.name)
+
+    def _unfit(self, made: Any, why: str) -> Any:
+        if self.fullgraph:
+            settle(made)
+            raise CaptureError(f"fullgraph=True, but {self.name} cannot be one graph: {why}")
+        self.breaks.append(why)
+        settle(made)
+        return made.out
+
+    def _learn_ints(self, args: Any, kwargs: Any) -> None:
+        """Ints given with several values become traced numbers."""
+        named = {**{self._names[i] if i < len(self._names) else f"argument {i}": x for i, x in enumerate(args)}, **kwargs}
+        for name, x in named.items():
+            if type(x) is int:
+                seen = self._ints.setdefault(name, set())
+                seen.add(x)
+                if len(seen) > 1 and self.dynamic is not False:
+                    self._dynamic.add(name)
+
+    # -- looking inside -----------------------------------------------------------------------------------------
+    def _entry(self, args: Any, kwargs: Any) -> Entry:
+        """The version for these arguments (the latest where none are given); calls the function if need be."""
+        if args or kwargs:
+            self(*args, **kwargs)
+        if not self.entries:
+            why = f": {self.breaks[-1]}" if self.breaks else ", since it was not called yet"
+            raise RuntimeError(f"{self.name} has no compiled graph{why}")
+        return self.entries[0]
+
+    @property
+    def graph(self) -> Any:
+        """The captured graph of the latest version."""
+        return self._entry((), {}).executable.graph
+
+    def stages(self, *args: Any, **kwargs: Any) -> list[tuple[str, Any]]:
+        """(name, graph) after each pass."""
+        return self._entry(args, kwargs).executable.stages
+
+    def kernels(self, *args: Any, **kwargs: Any) -> list[Any]:
+        """The kernels, with their text, loops, bytes moved and operations."""
+        return self._entry(args, kwargs).executable.kernels
+
+    def plan(self, *args: Any, **kwargs: Any) -> Any:
+        """The memory plan."""
+        return self._entry(args, kwargs).executable.plan
+
+    def llvm(self, *args: Any, **kwargs: Any) -> str:
+        """The LLVM IR."""
+        return self._entry(args, kwargs).executable.llvm()
+
+    def asm(self, *args: Any, **kwargs: Any) -> str:
+        """The assembly."""
+        return self._entry(args, kwargs).executable.asm()
+
+    def backward_graph(self) -> Any:
+        """The graph of the gradients across the boundary; None where no output can get a gradient."""
+        b = self._entry((), {}).backward
+        return None if b is None or b.is_freed else b.joint.backward
+
+    def guards(self) -> list[str]:
+        """The guards of the latest version, one line each."""
+        return self._entry((), {}).guard_texts
+
+    def call_source(self) -> str:
+        """The generated function that checks the guards and calls the code."""
+        return self._entry((), {}).plan.source
+
+    def reset(self) -> None:
+        """Forget all versions."""
+        with self._lock:
+            self.entries, self.recompiles, self.breaks = [], [], []
+            self._ints, self._dynamic = {}, set(self._names) if self.dynamic else set()
+            self.traces = self.lazy_calls = 0
+
+    def __repr__(self) -> str:
+        return f"<weft.compile of {self.name}: {len(self.entries)} versions>"
+
+
+def _inner_tensors(out: Any, grads: list[Any]) -> set[int]:
+    """The ids of the tensors that may outlive the trace: outputs, gradients, and the bases of both."""
+    from weft.capture.plan import tensor_paths
+
+    found: set[int] = set()
+    todo = [*(t for _, t in tensor_paths(out)), *grads]
+    while todo:
+        t = todo.pop()
+        if id(t) not in found:
+            found.add(id(t))
+            if t._view is not None:
+                todo.append(t._view.base)
+            if t._grad is not None:
+                todo.append(t._grad)
+    return found
+
+
+def _parameter_names(fn: Callable[..., Any]) -> list[str]:
+    """Names of the positional parameters, for messages."""
+    try:
+        parameters = inspect.signature(fn).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+def compile(
+    fn: Callable[..., Any] | None = None,
+    *,
+    fullgraph: bool = False,
+    dynamic: bool | None = None,
+    backend: Any = "weft",
+    mode: str | None = None,
+    options: dict[str, Any] | None = None,
+    disable: bool = False,
+) -> Any:
+    """Compile a function or a module: the same results, from one graph of fused native kernels.
+
+    ``fn`` is traced at its first call, and again when something it depends on changes in a way that the compiled code
+    does not cover (shapes, dtypes, Python values that steer it); :meth:`Compiled.recompiles` says why. Where one
+    graph cannot stand for the function (it prints, asks for a value, changes Python objects), it runs in compiled
+    segments; with ``fullgraph=True`` that is a :class:`CaptureError` that names the line. ``dynamic=True`` reads int
+    arguments afresh at each call from the start (by default from their first change on; ``False``: never).
+    ``backend`` is ``"weft"`` or ``"eager"`` (captures nothing); ``mode`` and ``options`` are taken for compatibility.
+    Can be used as a decorator, with or without arguments.
+
+    >>> import weft
+    >>> @weft.compile
+    ... def f(x, y):
+    ...     return weft.tanh(x + y) * y
+    >>> f(weft.zeros(3), weft.ones(3))
+    tensor([0.7616, 0.7616, 0.7616])
+    >>> len(f.kernels())
+    1
+    """
+    if mode not in (None, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"):
+        raise RuntimeError(f"Unrecognized mode={mode}, should be one of: default, reduce-overhead, max-autotune")
+    if backend not in ("weft", "inductor", "eager"):
+        raise RuntimeError(f"Invalid backend: {backend!r}; weft has 'weft' and 'eager'")
+    if fn is None:
+        return functools.partial(compile, fullgraph=fullgraph, dynamic=dynamic, backend=backend, mode=mode,
+                                 options=options, disable=disable)
+    if not callable(fn):
+        raise RuntimeError(f"weft.compile takes a function or a module, but got {type(fn).__name__}")
+    if isinstance(fn, Compiled):
+        return fn
+    settings = {"disable": disable or backend == "eager", "mode": mode, **(options or {})}
+    if hasattr(fn, "named_parameters") and not inspect.isfunction(fn):
+        from weft.capture.module import OptimizedModule
+
+        return OptimizedModule(fn, fullgraph, dynamic, settings)
+    return Compiled(fn, fullgraph, dynamic, settings)

@@ -1,0 +1,300 @@
+"""The Recorder: the interpreter under which operations are captured instead of run.
+
+It keeps one *segment* at a time: the operations since the start or the last graph break. Concrete tensors enter a
+segment as inputs the first time they are read; writes to them are kept as values and reach their memory when the
+segment ends. When a value is asked for, :meth:`Recorder.flush` compiles and runs the segment, gives every live
+captured tensor its array and starts the next segment.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from weft.autograd.tape import Saved, reachable
+from weft.capture.errors import CaptureError
+from weft.capture.state import ScalarLog, TracedScalar, plain
+from weft.capture.userland import quote, user_loc
+from weft.ir import prims as P
+from weft.ir.graph import Graph, GraphBuilder, Value
+from weft.ir.prims.base import Interpreter, Primitive
+from weft.ir.types import CPU, TensorType, f64, i64
+from weft.tensor import Tensor
+
+Run = Callable[[Graph, list[Any]], Sequence[np.ndarray]]
+
+
+@dataclass(slots=True)
+class Before:
+    """The autograd state of a concrete tensor when the capture first met it."""
+
+    tensor: Tensor
+    grad: Tensor | None
+    edge: Any
+    rg: bool
+    version: int
+    hooks: Any
+    post_hooks: Any
+    n_hooks: int
+
+    def restore(self) -> None:
+        t = self.tensor
+        t._grad, t._edge, t._rg = self.grad, self.edge, self.rg
+        t._vc[0] = self.version
+
+
+def before(t: Tensor) -> Before:
+    return Before(t, t._grad, t._edge, t._rg, t._vc[0], t._hooks, t._post_hooks, len(t._hooks or ()))
+
+
+@dataclass(slots=True)
+class Segment:
+    """Operations that wait to be run. ``sources[i]`` says where param ``i`` comes from: a Tensor, an ndarray or a
+    TracedScalar. ``current`` maps the id of a concrete tensor to its present value.
+    """
+
+    builder: GraphBuilder
+    sources: list[Any] = field(default_factory=list)
+    current: dict[int, Value] = field(default_factory=dict)
+    lifted: dict[int, Tensor] = field(default_factory=dict)
+    written: dict[int, Tensor] = field(default_factory=dict)
+    known: set[Value] = field(default_factory=set)
+    stale: dict[Value, Value] = field(default_factory=dict)
+    scalars: dict[Any, Value] = field(default_factory=dict)
+
+    def param(self, type: TensorType, source: Any) -> Value:
+        v = self.builder.param(type)
+        self.sources.append(source)
+        self.known.add(v)
+        return v
+
+
+class Recorder(Interpreter):
+    """Captures operations. ``run(graph, arrays)`` executes a segment; ``fullgraph`` makes a break an error.
+
+    ``breaks`` lists (user's line, reason); ``states`` the autograd state that concrete tensors had before.
+    """
+
+    recording = True
+
+    def __init__(self, run: Run, fullgraph: bool = False, name: str = "main") -> None:
+        self.run, self.fullgraph, self.name = run, fullgraph, name
+        self.log = ScalarLog()
+        self.leaves: list[tuple[Any, Any]] = []  # where traced numbers come from; and what to call them
+        self.labels: list[str] = []
+        self._leaf_of: dict[tuple[int, Any], TracedScalar] = {}
+        self.breaks: list[tuple[str | None, str]] = []
+        self.states: dict[int, Before] = {}
+        self.created: dict[int, weakref.ref[Tensor]] = {}
+        self.done: weakref.WeakKeyDictionary[Value, np.ndarray] = weakref.WeakKeyDictionary()
+        self.segment = Segment(GraphBuilder(name))
+
+    # -- operations -----------------------------------------------------------------------------------------
+    def bind(self, prim: Primitive, operands: Sequence[Any], attrs: Any, regions: Sequence[Graph]) -> Any:
+        values = [self.value(x) for x in operands]
+        attrs = {k: plain_attr(a) for k, a in attrs.items()}
+        out = self.segment.builder.add(prim, values, attrs, regions, user_loc())
+        self.segment.known.update(out)
+        return out[0] if prim.n_results == 1 and len(out) == 1 else out
+
+    def value(self, x: Any) -> Value:
+        """An operand as a Value of the present segment."""
+        if type(x) is Value:
+            return self._present(x)
+        if isinstance(x, Tensor):
+            return self.lift(x)
+        if type(x) is TracedScalar:
+            return self.scalar(x)
+        array = np.asarray(x)
+        (out,) = self.segment.builder.add(P.constant_p, (), {"value": array}, (), user_loc())
+        self.segment.known.add(out)
+        return out
+
+    def _present(self, v: Value) -> Value:
+        """A value of an earlier segment comes back as an input of this one."""
+        seg = self.segment
+        if v in seg.known:
+            return v
+        found = seg.stale.get(v)
+        if found is None:
+            array = self.done.get(v)
+            if array is None:
+                raise RuntimeError(
+                    "a tensor of one captured function was used in another without being returned from the first")
+            found = seg.stale[v] = seg.param(v.type, array)
+        return found
+
+    # -- what dispatch asks for -----------------------------------------------------------------------------
+    def lift(self, t: Tensor) -> Value:
+        """The current value of a tensor; a concrete one becomes an input of the segment."""
+        data = t._data
+        if type(data) is Value:
+            return self._present(data)
+        found = self.segment.current.get(id(t))
+        if found is not None:
+            return found
+        self.meet(t)
+        if any(overlap(t, w) for w in self.segment.written.values()):
+            self.flush("a tensor is read that shares memory with one that was written")
+        seg = self.segment
+        value = seg.current[id(t)] = seg.param(t._ir_type, t)
+        seg.lifted[id(t)] = t
+        return value
+
+    def assign(self, t: Tensor, value: Value) -> None:
+        """A write to a concrete tensor: its memory changes when the segment ends."""
+        self.meet(t)
+        value = self._present(value)
+        seg = self.segment
+        others = [u for u in (*seg.lifted.values(), *seg.written.values()) if u is not t]
+        seg.current[id(t)] = value
+        seg.written[id(t)] = t
+        if any(overlap(t, u) for u in others):
+            self.flush("a tensor is written that shares memory with another one")
+
+    def concretize(self, t: Tensor, why: str) -> np.ndarray:
+        """The tensor's array: ends the segment. RuntimeError under ``fullgraph``, naming the user's line."""
+        if self.fullgraph or type(t._data) is Value or id(t) in self.segment.written or not self.breaks:
+            self.flush(why)
+        self.meet(t)
+        return t._data
+
+    def scalar(self, x: TracedScalar) -> Value:
+        """A traced Python number as a 0-d input (f64 or i64)."""
+        if not x.is_live or x._log is not self.log:
+            return self.value(np.asarray(x._weft_value))
+        seg = self.segment
+        found = seg.scalars.get(x._weft_expr)
+        if found is None:
+            dtype = f64 if type(x._weft_value) is float else i64
+            found = seg.scalars[x._weft_expr] = seg.param(TensorType((), dtype, CPU), x)
+        return found
+
+    def hidden_scalar(self, owner: Any, key: Any, value: Any) -> Any:
+        """``owner[key]``, read afresh at each call."""
+        if type(value) is int and not -(1 << 62) < value < 1 << 62:
+            return value
+        found = self._leaf_of.get((id(owner), key))
+        if found is None:
+            self.leaves.append((owner, key))
+            self.labels.append(str(key))
+            found = TracedScalar(value, ("leaf", len(self.leaves) - 1), self.log)
+            self._leaf_of[id(owner), key] = found
+        return found
+
+    def note_created(self, t: Tensor) -> None:
+        key = id(t)
+        self.created[key] = weakref.ref(t, lambda _, key=key, created=self.created: created.pop(key, None))
+
+    def meet(self, t: Tensor) -> None:
+        """Remember the autograd state of a concrete tensor before the capture changes it."""
+        if id(t) not in self.states:
+            self.states[id(t)] = before(t)
+
+    # -- running --------------------------------------------------------------------------------------------
+    def break_(self, why: str) -> None:
+        loc = user_loc()
+        self.breaks.append((loc, why))
+        if self.fullgraph:
+            raise CaptureError(f"fullgraph=True, but the graph breaks here: {why}\n  at {quote(loc)}")
+
+    def flush(self, why: str | None = None) -> None:
+        """Run what is pending; every live captured tensor gets its array. ``why`` counts it as a graph break."""
+        if why is not None:
+            self.break_(why)
+        seg = self.segment
+        self.segment = Segment(GraphBuilder(self.name))
+        tensors = self.live_tensors()
+        saved = self.live_saved(tensors)
+        wanted = list(dict.fromkeys([
+            *(seg.current[k] for k in seg.written),
+            *(t._data for t in tensors if t._data in seg.known),
+            *(s.data for s in saved if s.data in seg.known)]))
+        arrays = self._execute(seg, wanted)
+        for key, t in seg.written.items():
+            np.copyto(t._data, arrays[seg.current[key]])
+        self._settle(seg, tensors, saved, arrays)
+
+    def _execute(self, seg: Segment, wanted: list[Value]) -> dict[Value, np.ndarray]:
+        if not wanted:
+            return {}
+        inputs = [source_array(s) for s in seg.sources]
+        given = dict(zip(seg.builder.params, inputs, strict=True))
+        computed = [v for v in wanted if v not in given]
+        out = {v: np.array(given[v]) for v in wanted if v in given}
+        if computed:
+            out.update(zip(computed, self.run(seg.builder.finish(computed), inputs), strict=True))
+        return out
+
+    def _settle(self, seg: Segment, tensors: list[Tensor], saved: list[Saved], arrays: dict[Value, np.ndarray]) -> None:
+        """Give captured tensors and saved values their arrays; views become views of their base again."""
+        self.done.update(arrays)
+        for t in tensors:
+            if t._view is None:
+                t._data = self.done[t._data]
+        for t in tensors:
+            if t._view is not None:
+                self._settle_view(t)
+        for s in saved:
+            s.data = self.done[s.data]
+
+    def _settle_view(self, t: Tensor) -> None:
+        if type(t._data) is not Value:
+            return
+        view = t._view
+        assert view is not None
+        base = view.base
+        if type(base._data) is Value:
+            if base._view is None:
+                base._data = self.done[base._data]
+            else:
+                self._settle_view(base)
+        fresh = t._data in self.done
+        data: Any = base._data
+        for prim, attrs in view.steps:
+            data = prim.eval(data, **prim.normalize_attrs(attrs))
+        if np.may_share_memory(data, base._data) or not fresh:
+            t._data = data
+        else:
+            t._data = self.done[t._data]
+        view.value_version = t._vc[0]
+
+    def live_tensors(self) -> list[Tensor]:
+        """The captured tensors that something still refers to and that have no array yet."""
+        found = [ref() for ref in list(self.created.values())]
+        return [t for t in found if t is not None and type(t._data) is Value]
+
+    def live_saved(self, tensors: Sequence[Tensor]) -> list[Saved]:
+        """The values that live nodes of the tape keep for their gradients."""
+        edges = [t._edge for t in (*tensors, *(b.tensor for b in self.states.values())) if t._edge is not None]
+        nodes = reachable([e[0] for e in edges])
+        return [s for n in nodes for s in (*n.operands, *n.results) if type(s) is Saved and type(s.data) is Value]
+
+
+def plain_attr(a: Any) -> Any:
+    """Attributes are constants: traced numbers in them become plain, with a guard."""
+    if type(a) is TracedScalar:
+        return plain(a)
+    if type(a) is tuple and any(type(x) in (TracedScalar, tuple) for x in a):
+        return tuple(plain_attr(x) for x in a)
+    return a
+
+
+def source_array(s: Any) -> np.ndarray:
+    """The array that a source stands for now."""
+    if isinstance(s, np.ndarray):
+        return s
+    return np.asarray(s._weft_value) if type(s) is TracedScalar else s._data
+
+
+def overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether two concrete tensors may share memory."""
+    if a is b:
+        return False
+    return a._vc is b._vc or bool(np.may_share_memory(a._data, b._data))
+
+

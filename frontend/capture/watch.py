@@ -1,0 +1,113 @@
+"""Watches a trace for what a graph cannot hold: calls of C functions with side effects or hidden inputs, and user
+code that the walk over the environment did not foresee.
+
+A profile hook sees every Python call and every call of a C function; those made by weft itself do not count.
+"""
+
+from __future__ import annotations
+
+import builtins
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import CodeType, FrameType
+from typing import Any
+
+from weft.capture.userland import kind_of, user_frame
+
+_PURE_MODULES = frozenset({
+    "math", "cmath", "_operator", "itertools", "_functools", "_collections", "numpy", "_struct", "_sre", "_abc",
+    "_weakref", "_typing", "_bisect", "_heapq", "_statistics", "_json", "_string", "_stat", "_decimal", "binascii",
+    "numpy._core._multiarray_umath", "numpy.core._multiarray_umath", "unicodedata", "_locale", "_contextvars",
+})
+_IMPURE_BUILTINS = frozenset({"print", "open", "input", "exec", "eval", "compile", "breakpoint", "__import__"})
+_PURE_SELF = (list, dict, set, frozenset, tuple, str, bytes, bytearray, int, float, complex, bool, type(None), range,
+              slice, type, BaseException)
+_PURE_SELF_MODULES = ("numpy", "collections", "builtins", "weft", "_collections", "functools", "re", "types",
+                      "_contextvars", "operator", "decimal", "fractions", "weakref", "_weakrefset", "_abc")
+_IMPURE_METHODS = frozenset({"tofile", "dump"})
+
+
+def impurity(fn: Any) -> str | None:
+    """Why a call of this C function cannot be part of a graph, or None."""
+    name = getattr(fn, "__name__", "")
+    owner = getattr(fn, "__self__", None)
+    module = getattr(fn, "__module__", None)
+    if owner is builtins or module == "builtins" and type(owner) is type(builtins):
+        return f"calls {name}()" if name in _IMPURE_BUILTINS else None
+    if owner is None or type(owner) is type(sys):
+        where = module or getattr(owner, "__name__", "")
+        return None if where.split(".")[0] in _PURE_MODULES or where in _PURE_MODULES else f"calls {where}.{name}()"
+    if isinstance(owner, type):
+        home = owner.__module__
+        return None if home.startswith(_PURE_SELF_MODULES) else f"calls {home}.{owner.__qualname__}.{name}()"
+    home = type(owner).__module__
+    if name in _IMPURE_METHODS:
+        return f"calls {name}()"
+    if isinstance(owner, _PURE_SELF) or home.startswith(_PURE_SELF_MODULES) and "random" not in home:
+        return None
+    if home in ("random", "_random"):
+        return f"calls random.{name}()"
+    if name.startswith("__") or type(owner).__flags__ & (1 << 9):  # a method that a Python class inherits from C
+        return None
+    return f"calls {home}.{type(owner).__qualname__}.{name}()"
+
+
+class Watch:
+    """``impure`` is the first (reason, location) seen that a graph cannot hold; None if there was none."""
+
+    def __init__(self, foreseen: set[CodeType]) -> None:
+        self.impure: tuple[str, str] | None = None
+        self.executed: set[CodeType] = set()
+        self._foreseen = foreseen
+
+    @contextmanager
+    def on(self) -> Iterator[Watch]:
+        """Watch the block (of this thread)."""
+        before = sys.getprofile()
+        state = random.getstate()
+        sys.setprofile(self._event)
+        try:
+            yield self
+        finally:
+            sys.setprofile(before)
+            if self.impure is None and random.getstate() != state:
+                self.impure = ("uses Python's random numbers", "")
+
+    def _event(self, frame: FrameType, event: str, arg: Any) -> None:
+        if event == "c_call":
+            if kind_of(frame.f_code) != "weft" and self.impure is None:
+                self._c_call(frame, arg)
+        elif event == "call":
+            code = frame.f_code
+            if code in self._foreseen:
+                self.executed.add(code)
+            elif kind_of(code) == "user" and self.impure is None:
+                self._unforeseen(frame, code)
+
+    def _c_call(self, frame: FrameType, fn: Any) -> None:
+        reason = impurity(fn)
+        if reason is not None and not _called_by_weft(frame):
+            self.impure = (reason, _where(frame))
+
+    def _unforeseen(self, frame: FrameType, code: CodeType) -> None:
+        if code.co_filename.startswith("<string>") or _called_by_weft(frame):
+            return
+        self.impure = (f"runs {code.co_qualname}, which was reached in a way that cannot be followed", _where(frame.f_back))
+
+
+def _called_by_weft(frame: FrameType) -> bool:
+    """Whether a library call was made on behalf of weft's own code (contextlib, typing, numpy)."""
+    f: FrameType | None = frame
+    while f is not None:
+        kind = kind_of(f.f_code)
+        if kind != "library":
+            return kind == "weft"
+        f = f.f_back
+    return False
+
+
+def _where(frame: FrameType | None) -> str:
+    f = user_frame(frame)
+    return "" if f is None else f"{f.f_code.co_filename}:{f.f_lineno}"
