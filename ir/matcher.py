@@ -7,8 +7,8 @@ An expectation is a text of directives, one per line:
     CHECK-NOT: pattern    no line between the neighbouring matches contains it
     CHECK-COUNT-3: pattern   exactly 3 lines of the rest contain it (the position does not move)
 
-A pattern is literal text, but that runs of blanks are alike, ``{{...}}`` holds a regular expression, and ``[[X]]``
-stands for a word: any where X is new, the same again afterwards.
+A pattern is literal text, but that runs of blanks are alike, ``{{...}}`` holds a regular expression, and
+``[[X]]`` stands for a word: any where X is new, the same again afterwards.
 """
 
 from __future__ import annotations

@@ -69,8 +69,9 @@ def canonical_text(graph: Graph) -> str:
 class _Printer:
     """Names the values of one graph (not of its regions) and writes its lines."""
 
-    def __init__(self, graph: Graph, locs: bool = True, names: bool = True) -> None:
+    def __init__(self, graph: Graph, locs: bool = True, names: bool = True, lenient: bool = False) -> None:
         self.graph, self.locs, self.names = graph, locs, names
+        self.show = _print_anything if lenient else print_attr
         self.refs: dict[Value, str] = {}
         self.shown: dict[Value, str] = {}  # the text at the definition, where it is more than the reference
         self.types: dict[int, str] = {}
@@ -105,7 +106,7 @@ class _Printer:
         s = ", ".join([self.define(r) for r in op.results])
         s += f" = {op.prim.name}(" if s else f"{op.prim.name}("
         s += ", ".join([refs.get(v) or "%?" for v in op.operands]) + ")"
-        attrs = _print_attrs(op.attrs, op.prim)
+        attrs = _print_attrs(op.attrs, op.prim, self.show)
         if attrs:
             s += f" {{{attrs}}}"
         s += ": " + ", ".join([self.type(r.type) for r in op.results])
@@ -125,8 +126,11 @@ class _Printer:
 
 
 def op_printer(graph: Graph) -> Callable[[Op], str]:
-    """A function from an operation of ``graph`` to its line, for messages. Undefined values print as %?."""
-    return _Printer(graph).op
+    """A function from an operation of ``graph`` to its line, for messages: it prints any graph, sound or not.
+
+    Undefined values print as ``%?``, attributes of other types as Python shows them.
+    """
+    return _Printer(graph, lenient=True).op
 
 
 def _print_name(name: str) -> str:
@@ -144,12 +148,12 @@ def _is_default(value: Any, defaults: Mapping[str, Any], key: str) -> bool:
     return value is default or (type(value) is type(default) and print_attr(value) == print_attr(default))
 
 
-def _print_attrs(attrs: Mapping[str, Any], prim: Primitive) -> str:
+def _print_attrs(attrs: Mapping[str, Any], prim: Primitive, show: Callable[[Any], str]) -> str:
     if not attrs:
         return ""
     defaults = prim.defaults
     kept = [k for k in sorted(attrs) if not _is_default(attrs[k], defaults, k)]
-    return ", ".join([f"{k}={print_attr(attrs[k])}" for k in kept])
+    return ", ".join([f"{k}={show(attrs[k])}" for k in kept])
 
 
 def _print_float(x: float) -> str:
@@ -190,6 +194,13 @@ def print_attr(value: Any) -> str:
     if isinstance(value, np.generic):
         return print_attr(value.item())
     raise TypeError(f"an attribute cannot be a {type(value).__name__}: {value!r}")
+
+
+def _print_anything(value: Any) -> str:
+    try:
+        return print_attr(value)
+    except TypeError:
+        return repr(value)
 
 
 # parsing ----------------------------------------------------------------
