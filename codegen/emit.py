@@ -13,7 +13,7 @@ import numpy as np
 
 from weft.codegen.llvm import Function, mem_type, reg_type, vec
 from weft.ir import types as T
-from weft.ir.scalar import ScalarBuilder
+from weft.ir.scalarmath import ScalarMath
 from weft.ir.types import DType
 
 
@@ -49,7 +49,7 @@ def literal(value: Any, dtype: DType) -> str:
     return "0x" + struct.pack(">d", x).hex().upper()
 
 
-class VectorBuilder(ScalarBuilder):
+class VectorBuilder(ScalarMath):
     """Emits the base vocabulary into a :class:`Function`; vectors have ``lanes`` elements."""
 
     def __init__(self, fn: Function, lanes: int) -> None:

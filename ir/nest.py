@@ -214,8 +214,6 @@ def _split_reductions(plan: NestPlan, outputs: Sequence[Value]) -> None:
             break
         big += more
     big = [op for op in reduces if op in big]
-    if not big and reduces and all(r.result in outputs or _kept(plan, r) == set() for r in reduces):
-        big = list(reduces)
     inner = _followed(plan, set(big))
     plan.row = [op for op in big if op in inner]
     plan.final = [op for op in big if op not in inner]

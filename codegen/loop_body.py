@@ -1,0 +1,392 @@
+"""Statements of the kernel IR to LLVM: one element, one vector, or several vectors (*instances*) at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from weft.codegen.emit import Reg, VectorBuilder, memory_form
+from weft.codegen.kernel import Unsupported
+from weft.codegen.llvm import Function, reg_type
+from weft.codegen.target import Target
+from weft.ir import types as T
+from weft.ir.loops import (
+    Accumulate,
+    Affine,
+    Buffer,
+    Check,
+    Compute,
+    Index,
+    Load,
+    Loop,
+    Number,
+    Store,
+    Tile,
+)
+from weft.ir.prims.base import PRIMITIVES
+from weft.ir.types import DType
+
+Regs = list[Reg]  # one for a uniform value, else one per instance
+
+
+@dataclass(slots=True)
+class Frame:
+    """The vectorised axis: variable, lanes (0: one element at a time), start and mask of each instance."""
+
+    var: str | None = None
+    lanes: int = 0
+    bases: Regs = field(default_factory=list)
+    masks: list[Reg | None] = field(default_factory=lambda: [None])
+
+    @property
+    def instances(self) -> int:
+        return max(1, len(self.bases))
+
+
+class BodyEmitter:
+    """Emits bodies. ``env`` maps names to registers, ``pointers`` buffers to addresses."""
+
+    def __init__(self, fn: Function, target: Target, buffers: dict[str, Buffer], lanes: int) -> None:
+        self.fn, self.target, self.buffers, self.lanes = fn, target, buffers, lanes
+        self.b = VectorBuilder(fn, lanes)
+        self.env: dict[str, Regs] = {}
+        self.frame = Frame()
+        self.pointers: dict[str, str] = {}
+        self.types: dict[str, DType] = {n: x.dtype for n, x in buffers.items()}
+        self.streamed: set[str] = set()
+        self.status = ""
+
+    # -- i64 arithmetic on indices
+
+    def i64(self, value: int) -> Reg:
+        return self.b.const(value, T.i64)
+
+    def add(self, x: Reg, y: Reg) -> Reg:
+        if x.value is not None and y.value is not None:
+            return self.i64(x.value + y.value)
+        if x.value == 0:
+            return y
+        return x if y.value == 0 else self.b.simple("add", T.i64, x, y)
+
+    def times(self, x: Reg, k: int) -> Reg:
+        if x.value is not None:
+            return self.i64(x.value * k)
+        return x if k == 1 else self.b.simple("mul", T.i64, x, self.i64(k))
+
+    def offset(self, index: Index, skip: str | None = None) -> tuple[Reg, list[tuple[Regs, int]]]:
+        """The scalar part of an index, outer scopes first, and its terms that differ between lanes."""
+        scalar, vectors = [], []
+        for name, c in index.terms:
+            if name == skip:
+                continue
+            regs = self.env[name]
+            if len(regs) == 1 and not regs[0].lanes:
+                scalar.append((regs[0], c))
+            else:
+                vectors.append((regs, c))
+        scalar.sort(key=lambda t: t[0].depth)
+        out = self.i64(index.const)
+        for r, c in scalar:
+            out = self.add(out, self.times(r, c))
+        return out, vectors
+
+    def address(self, buffer: str, offset: Reg) -> Reg:
+        """A pointer to an element (as a Reg whose dtype is not meaningful)."""
+        p = self.pointers[buffer]
+        m = reg_type(memory_form(self.types[buffer]))
+        if offset.value == 0:
+            return Reg(p, T.u64, 0, 0)
+        return self.b.emit(f"getelementptr {m}, ptr {p}, i64 {offset.text}", T.u64, 0, offset.depth)
+
+    # -- masks
+
+    def mask(self, k: int, guard: str | None, tail: bool = True) -> Reg | None:
+        """The combined mask of instance k: the guard of the statement and the tail of the loop."""
+        m = self.frame.masks[min(k, len(self.frame.masks) - 1)] if tail else None
+        if guard is None:
+            return m
+        g = self.pick(self.env[guard], k)
+        return g if m is None else self.b.binary("and", m, g)
+
+    @staticmethod
+    def pick(regs: Regs, k: int) -> Reg:
+        return regs[k] if len(regs) > 1 else regs[0]
+
+    # -- statements
+
+    def run(self, body: list[Any]) -> None:
+        for s in body:
+            EMIT[type(s)](self, s)
+
+    def number(self, s: Number) -> None:
+        self.env[s.name] = [self.b.const(s.value, s.dtype)]
+
+    def affine(self, s: Affine) -> None:
+        self.env[s.name] = self.index_regs(s.index)
+
+    def index_regs(self, index: Index) -> Regs:
+        """An index as i64 registers, one per instance where it differs between lanes."""
+        f = self.frame
+        c = index.coefficient(f.var) if f.var else 0
+        scalar, vectors = self.offset(index, f.var)
+        if not c and not vectors:
+            return [scalar]
+        out = []
+        for k in range(f.instances):
+            at = scalar
+            if c:
+                at = self.add(at, self.times(f.bases[k], c))
+                if f.lanes:
+                    at = self.add(at, self.iota(c))
+            for regs, coefficient in vectors:
+                at = self.add(at, self.times(self.pick(regs, k), coefficient))
+            out.append(at)
+        return out
+
+    def iota(self, step: int) -> Reg:
+        """<0, step, 2 step, ...> in i64."""
+        w = self.frame.lanes
+        text = "<" + ", ".join(f"i64 {i * step}" for i in range(w)) + ">"
+        return Reg(text, T.i64, w, 0)
+
+    def load(self, s: Load) -> None:
+        f = self.frame
+        c = s.index.coefficient(f.var) if f.var else 0
+        scalar, vectors = self.offset(s.index, f.var)
+        guard = self.env[s.mask] if s.mask else None
+        varies = guard is not None and (len(guard) > 1 or bool(guard[0].lanes))
+        count = f.instances if c or vectors or varies else 1
+        self.env[s.name] = [self._load(s, c, scalar, vectors, k, varies) for k in range(count)]
+
+    def _load(self, s: Load, c: int, scalar: Reg, vectors: Any, k: int, varies: bool) -> Reg:
+        f, dtype = self.frame, self.types[s.buffer]
+        if not f.lanes or not (c or vectors or varies):
+            at = self.add(scalar, self.times(f.bases[k], c)) if c else scalar
+            for regs, coefficient in vectors:
+                at = self.add(at, self.times(self.pick(regs, k), coefficient))
+            return self.load_one(s.buffer, at, self.mask(k, s.mask, tail=False))
+        mask = self.mask(k, s.mask)
+        if c == 1 and not vectors:
+            return self.load_vector(self._instance_address(s.buffer, scalar, k), dtype, mask)
+        if c == -1 and not vectors and mask is None:
+            return self._load_reversed(s.buffer, scalar, k, dtype)
+        return self._gather(s.buffer, c, scalar, vectors, k, mask)
+
+    def _instance_address(self, buffer: str, scalar: Reg, k: int) -> str:
+        """The address of instance k of a contiguous access: a constant distance from the first."""
+        first = self.frame.bases[0]
+        p = self.address(buffer, scalar)
+        m = reg_type(memory_form(self.types[buffer]))
+        if first.value != 0:
+            p = self.b.emit(f"getelementptr {m}, ptr {p.text}, i64 {first.text}", T.u64, 0,
+                            max(first.depth, p.depth))
+        if not k:
+            return p.text
+        return self.b.emit(f"getelementptr {m}, ptr {p.text}, i64 {k * self.frame.lanes}", T.u64, 0, p.depth).text
+
+    def load_one(self, buffer: str, at: Reg, mask: Reg | None) -> Reg:
+        dtype = self.types[buffer]
+        form = memory_form(dtype)
+        p = self.address(buffer, at)
+        if mask is not None:
+            p = self.b.emit(f"select i1 {mask.text}, ptr {p.text}, ptr %bufs", T.u64, 0,
+                            max(p.depth, mask.depth))
+        raw = self.fn.op(f"load {reg_type(form)}, ptr {p.text}, align {dtype.itemsize if mask is None else 1}")
+        out = self.b.widen(Reg(raw, form, 0, self.fn.depth), dtype)
+        return out if mask is None else self.b.select(mask, out, self.b.const(0, dtype))
+
+    def load_vector(self, address: str, dtype: DType, mask: Reg | None) -> Reg:
+        form, w = memory_form(dtype), self.frame.lanes
+        t = reg_type(form, w)
+        if mask is None:
+            raw = self.fn.op(f"load {t}, ptr {address}, align {dtype.itemsize}")
+        else:
+            raw = self.fn.call(
+                f"llvm.masked.load.v{w}{_mangle(form)}.p0", t,
+                f"ptr align {dtype.itemsize} {address}, {self.mask_text(mask)}, {t} zeroinitializer")
+        return self.b.widen(Reg(raw, form, w, self.fn.depth), dtype)
+
+    def mask_text(self, mask: Reg) -> str:
+        w = self.frame.lanes
+        return f"<{w} x i1> {self.b.text(mask, w)}"
+
+    def _load_reversed(self, buffer: str, scalar: Reg, k: int, dtype: DType) -> Reg:
+        f, form = self.frame, memory_form(dtype)
+        at = self.add(self.add(scalar, self.times(f.bases[k], -1)), self.i64(1 - f.lanes))
+        t = reg_type(form, f.lanes)
+        raw = self.fn.op(f"load {t}, ptr {self.address(buffer, at).text}, align {dtype.itemsize}")
+        order = ", ".join(f"i32 {i}" for i in reversed(range(f.lanes)))
+        turned = self.fn.op(f"shufflevector {t} {raw}, {t} poison, <{f.lanes} x i32> <{order}>")
+        return self.b.widen(Reg(turned, form, f.lanes, self.fn.depth), dtype)
+
+    def _pointers(self, buffer: str, c: int, scalar: Reg, vectors: Any, k: int) -> str:
+        """A vector of pointers to the elements of instance k."""
+        f = self.frame
+        m, w = reg_type(memory_form(self.types[buffer])), f.lanes
+        at = self.add(scalar, self.times(f.bases[k], c)) if c else scalar
+        base = self.address(buffer, at).text
+        if not vectors:
+            t = "i32" if abs(c) * w < 1 << 31 else "i64"
+            steps = ", ".join(f"{t} {i * c}" for i in range(w))
+            return self.fn.op(f"getelementptr {m}, ptr {base}, <{w} x {t}> <{steps}>")
+        lanes = self.iota(c) if c else self.i64(0)
+        for regs, coefficient in vectors:
+            lanes = self.add(lanes, self.times(self.pick(regs, k), coefficient))
+        return self.fn.op(f"getelementptr {m}, ptr {base}, <{w} x i64> {self.b.text(lanes, w)}")
+
+    def _gather(self, buffer: str, c: int, scalar: Reg, vectors: Any, k: int, mask: Reg | None) -> Reg:
+        w, dtype = self.frame.lanes, self.types[buffer]
+        form = memory_form(dtype)
+        t = reg_type(form, w)
+        ptrs = self._pointers(buffer, c, scalar, vectors, k)
+        m = self.mask_text(mask) if mask is not None else f"<{w} x i1> splat (i1 true)"
+        raw = self.fn.call(f"llvm.masked.gather.v{w}{_mangle(form)}.v{w}p0", t,
+                           f"<{w} x ptr> align {dtype.itemsize} {ptrs}, {m}, {t} zeroinitializer")
+        return self.b.widen(Reg(raw, form, w, self.fn.depth), dtype)
+
+    def compute(self, s: Compute) -> None:
+        prim = PRIMITIVES[s.prim]
+        if prim.scalar is None:
+            raise Unsupported(f"{s.prim} has no scalar rule")
+        args = [self.env[a] for a in s.args]
+        n = max((len(a) for a in args), default=1)
+        self.env[s.name] = [prim.scalar(self.b, *(self.pick(a, k) for a in args), **s.attrs) for k in range(n)]
+
+    def check(self, s: Check) -> None:
+        regs = self.env[s.source]
+        out = []
+        for k, r in enumerate(regs):
+            bad = self.b.simple("icmp uge", T.bool_, r, self.i64(s.size))
+            out.append(self.b.select(bad, self.i64(0), r))
+            mask = self.mask(k, s.mask, tail=bool(r.lanes))
+            self._report(bad if mask is None else self.b.binary("and", bad, mask))
+        self.env[s.name] = out
+
+    def _report(self, bad: Reg) -> None:
+        """Set the status where any lane is out of range."""
+        any_bad = bad.text
+        if bad.lanes:
+            w = bad.lanes
+            any_bad = self.fn.call(f"llvm.vector.reduce.or.v{w}i1", "i1", f"<{w} x i1> {bad.text}")
+        with self.fn.when(any_bad):
+            self.fn.do(f"store i64 1, ptr {self.status}")
+
+    def store(self, s: Store) -> None:
+        f = self.frame
+        c = s.index.coefficient(f.var) if f.var else 0
+        scalar, vectors = self.offset(s.index, f.var)
+        regs = self.env[s.source]
+        for k in range(f.instances if c or vectors else 1):
+            self._store(s, c, scalar, vectors, k, self.b.narrow(self.pick(regs, k)))
+
+    def _store(self, s: Store, c: int, scalar: Reg, vectors: Any, k: int, x: Reg) -> None:
+        f, size = self.frame, self.types[s.buffer].itemsize
+        if not f.lanes or not (c or vectors):
+            at = self.add(scalar, self.times(f.bases[k], c)) if c else scalar
+            p = self.address(s.buffer, at)
+            self.fn.do(f"store {reg_type(x.dtype)} {x.text}, ptr {p.text}, align {size}")
+            return
+        w = f.lanes
+        t, text, mask = reg_type(x.dtype, w), self.b.text(x, w), self.mask(k, s.mask)
+        if c == 1 and not vectors:
+            p = self._instance_address(s.buffer, scalar, k)
+            self._store_vector(s.buffer, t, text, p, mask, size)
+            return
+        ptrs = self._pointers(s.buffer, c, scalar, vectors, k)
+        m = self.mask_text(mask) if mask is not None else f"<{w} x i1> splat (i1 true)"
+        name = f"llvm.masked.scatter.v{w}{_mangle(x.dtype)}.v{w}p0"
+        self.fn.declare(f"declare void @{name}({t}, <{w} x ptr>, <{w} x i1>)")
+        self.fn.do(f"call void @{name}({t} {text}, <{w} x ptr> align {size} {ptrs}, {m})")
+
+    def _store_vector(self, buffer: str, t: str, text: str, p: str, mask: Reg | None, size: int) -> None:
+        w = self.frame.lanes
+        if mask is None:
+            stream = ", !nontemporal !0" if buffer in self.streamed else ""
+            align = self.target.vector_bits // 8 if stream else size
+            self.fn.do(f"store {t} {text}, ptr {p}, align {align}{stream}")
+            return
+        name = f"llvm.masked.store.{_mangle_vector(t)}.p0"
+        self.fn.declare(f"declare void @{name}({t}, ptr, <{w} x i1>)")
+        self.fn.do(f"call void @{name}({t} {text}, ptr align {size} {p}, {self.mask_text(mask)})")
+
+    def accumulate(self, s: Accumulate) -> None:
+        f = self.frame
+        c = s.index.coefficient(f.var) if f.var else 0
+        scalar, _ = self.offset(s.index, f.var)
+        dtype = self.types[s.buffer]
+        if f.lanes and c != 1:
+            raise Unsupported("partial results must lie along the vector axis")
+        for k in range(f.instances):
+            x = self.pick(self.env[s.source], k)
+            if not f.lanes:
+                at = self.add(scalar, self.times(f.bases[k], c)) if c else scalar
+                old = self.load_one(s.buffer, at, None)
+                new = self.b.narrow(combine(self.b, s.op, x, old))
+                p = self.address(s.buffer, at).text
+                self.fn.do(f"store {reg_type(new.dtype)} {new.text}, ptr {p}, align {dtype.itemsize}")
+                continue
+            mask = self.mask(k, None)
+            p = self._instance_address(s.buffer, scalar, k)
+            new = self.b.narrow(combine(self.b, s.op, x, self.load_vector(p, dtype, mask)))
+            t = reg_type(new.dtype, f.lanes)
+            self._store_vector(s.buffer, t, self.b.text(new, f.lanes), p, mask, dtype.itemsize)
+
+    def tile(self, s: Tile) -> None:
+        self.types[s.name] = s.dtype
+        self.pointers[s.name] = self.fn.alloca(-(-s.size * s.dtype.itemsize // 64) * 64 + 64)
+
+    def loop(self, s: Loop) -> None:
+        from weft.codegen.loop_loops import emit_loop
+
+        emit_loop(self, s)
+
+
+def combine(b: VectorBuilder, op: str, new: Reg, old: Reg) -> Reg:
+    """One step of a fold: ``op(old, new)``."""
+    if op in ("max", "min"):
+        return b.binary(op, new, old)
+    if op in ("any", "all"):
+        return b.binary("or" if op == "any" else "and", old, new)
+    return b.binary({"sum": "add", "prod": "mul"}[op], old, new)
+
+
+def _mangle(dtype: DType) -> str:
+    t = reg_type(dtype)
+    return {"float": "f32", "double": "f64"}.get(t, t)
+
+
+def _mangle_vector(t: str) -> str:
+    n, _, e = t[1:-1].partition(" x ")
+    return f"v{n}" + {"float": "f32", "double": "f64"}.get(e, e)
+
+
+def varying(body: list[Any], var: str) -> set[str]:
+    """Names in a body that differ between iterations of ``var``."""
+    out = {var}
+    for s in body:
+        _mark(s, out)
+    return out
+
+
+def _mark(s: Any, out: set[str]) -> None:
+    if isinstance(s, Loop):
+        for inner in s.body:
+            _mark(inner, out)
+        out.update(f.name for f in s.folds if f.source in out or f.index in out)
+        return
+    names: tuple[str, ...] = ()
+    if isinstance(s, (Load, Affine)):
+        names = s.index.names() + ((s.mask,) if isinstance(s, Load) and s.mask else ())
+    elif isinstance(s, Compute):
+        names = s.args
+    elif isinstance(s, Check):
+        names = (s.source, s.mask or "")
+    if any(n in out for n in names):
+        out.add(s.name)
+
+
+EMIT: dict[type, Any] = {
+    Number: BodyEmitter.number, Affine: BodyEmitter.affine, Load: BodyEmitter.load, Compute: BodyEmitter.compute,
+    Check: BodyEmitter.check, Store: BodyEmitter.store, Accumulate: BodyEmitter.accumulate,
+    Tile: BodyEmitter.tile, Loop: BodyEmitter.loop,
+}  # fmt: skip

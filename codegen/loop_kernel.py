@@ -1,0 +1,266 @@
+"""Kernels of form ``loop``: schedule the region into kernel IR, emit each phase."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from weft.codegen.emit import Reg
+from weft.codegen.kernel import KernelCode, Phase
+from weft.codegen.llvm import Function
+from weft.codegen.loop_body import BodyEmitter
+from weft.codegen.loop_loops import lanes_range
+from weft.codegen.schedule import schedule
+from weft.codegen.target import Target
+from weft.ir import types as T
+from weft.ir.graph import Op
+from weft.ir.loops import IDENTITIES, Accumulate, Buffer, Compute, Kernel, Load, Loop, Nest, Store, statements
+from weft.ir.scalarcost import cost_by_name
+
+BYTES_PER_NS = 10.0
+
+
+def emit(op: Op, target: Target, symbol_prefix: str) -> KernelCode:
+    """The code of a ``kernel`` op of form ``loop``."""
+    name = op.attrs.get("name") or "loop"
+    kernel = schedule(op.regions[0], name)
+    return emit_loops(kernel, target, symbol_prefix)
+
+
+def emit_loops(kernel: Kernel, target: Target, symbol_prefix: str) -> KernelCode:
+    """LLVM IR of a kernel."""
+    functions: list[str] = []
+    declares: set[str] = set()
+    phases = []
+    layout, scratch = _layout(kernel)
+    for k, nests in enumerate(kernel.phases):
+        symbol = f"{symbol_prefix}_{k}"
+        bodies = []
+        for j, nest in enumerate(nests):
+            inner = symbol if len(nests) == 1 else f"{symbol}_{j}"
+            fn = _nest_function(kernel, nest, target, inner, layout, internal=len(nests) > 1)
+            functions.append(fn.text())
+            declares |= fn.declares
+            bodies.append((inner, nest.units))
+        if len(nests) > 1:
+            functions.append(_dispatch(symbol, bodies))
+        units = sum(n.units for n in nests)
+        total = sum(nest_cost(kernel, n) for n in nests)
+        phases.append(Phase(symbol, units, total / max(units, 1), units > 1))
+    moved = sum(b.size * b.dtype.itemsize for b in kernel.buffers if b.role != "scratch")
+    flops = sum(int(_operations(n)) for nests in kernel.phases for n in nests)
+    return KernelCode(kernel.name, "".join(functions), frozenset(declares), tuple(phases), scratch, str(kernel),
+                      moved, flops, inplace_pairs(kernel))
+
+
+def _layout(kernel: Kernel) -> tuple[dict[str, tuple[int, int]], int]:
+    """Where each buffer is found: (slot in bufs, byte offset); and the bytes of scratch."""
+    place: dict[str, tuple[int, int]] = {}
+    outside = [b for b in kernel.buffers if b.role != "scratch"]
+    for i, b in enumerate(outside):
+        place[b.name] = (i, 0)
+    scratch = 0
+    for b in kernel.buffers:
+        if b.role == "scratch":
+            place[b.name] = (len(outside), scratch)
+            scratch += -(-b.size * b.dtype.itemsize // 64) * 64
+    place["status"] = (len(outside) + 1, 0)
+    return place, scratch
+
+
+def _dispatch(symbol: str, parts: list[tuple[str, int]]) -> str:
+    """A phase of several nests: their units lie one after the other."""
+    fn = Function(symbol)
+    offset = 0
+    for inner, units in parts:
+        stop = offset + units
+        lo = fn.op(f"call i64 @llvm.smax.i64(i64 %begin, i64 {offset})")
+        hi = fn.op(f"call i64 @llvm.smin.i64(i64 %end, i64 {stop})")
+        with fn.when(fn.op(f"icmp slt i64 {lo}, {hi}")):
+            a = fn.op(f"sub i64 {lo}, {offset}")
+            b = fn.op(f"sub i64 {hi}, {offset}")
+            fn.do(f"call void @{inner}(ptr %bufs, i64 {a}, i64 {b}, i64 %thread)")
+        offset = stop
+    fn.ret()
+    return fn.text()
+
+
+def used_buffers(nest: Nest) -> list[str]:
+    """Names of buffers that a nest touches, in order of first use."""
+    seen: dict[str, None] = {p.buffer: None for p in nest.partials}
+    for s in statements(nest.body):
+        if isinstance(s, (Load, Store, Accumulate)):
+            seen.setdefault(s.buffer)
+    return list(seen)
+
+
+def lanes_for(kernel: Kernel, nest: Nest, target: Target) -> int:
+    """Lanes of the vectors of a nest: by the widest common type of its work, at most 64-bit and at least 8."""
+    sizes: list[int] = []
+    types = {b.name: b.dtype for b in kernel.buffers}
+    for s in statements(nest.body):
+        if isinstance(s, Compute):
+            sizes.append(32 if s.dtype.is_floating_point and s.dtype.bits == 16 else s.dtype.bits)
+        elif isinstance(s, (Load, Store)) and s.buffer in types:
+            d = types[s.buffer]
+            sizes.append(32 if d.is_floating_point and d.bits == 16 else max(8, d.bits))
+    floats = [b for b in sizes if b >= 32]
+    bits = min(floats) if floats else max(sizes, default=32)
+    return target.lanes(max(bits, 8))
+
+
+def _nest_function(kernel: Kernel, nest: Nest, target: Target, symbol: str,
+                   layout: dict[str, tuple[int, int]], internal: bool) -> Function:
+    fn = Function(symbol, linkage="internal" if internal else "")
+    buffers = {b.name: b for b in kernel.buffers}
+    e = BodyEmitter(fn, target, buffers, lanes_for(kernel, nest, target))
+    for name in used_buffers(nest):
+        if name in layout:
+            e.pointers[name] = _pointer(fn, *layout[name])
+    e.status = _pointer(fn, *layout["status"])
+    (_rows if nest.kind == "rows" else _lanes)(e, nest)
+    fn.ret()
+    return fn
+
+
+def _pointer(fn: Function, slot: int, offset: int) -> str:
+    at = fn.op(f"getelementptr ptr, ptr %bufs, i64 {slot}")
+    p = fn.op(f"load ptr, ptr {at}, align 8")
+    return fn.op(f"getelementptr i8, ptr {p}, i64 {offset}") if offset else p
+
+
+def _decode(e: BodyEmitter, axes: list[tuple[str, int]], point: Reg) -> None:
+    """Set the variables of the axes from the number of a point."""
+    rest = point
+    for var, extent in reversed(axes[1:]):
+        e.env[var] = [e.b.simple("urem", T.i64, rest, e.i64(extent))]
+        rest = e.b.simple("udiv", T.i64, rest, e.i64(extent))
+    if axes:
+        e.env[axes[0][0]] = [rest]
+
+
+def _rows(e: BodyEmitter, nest: Nest) -> None:
+    fn = e.fn
+    if not nest.partials and nest.chunk == 1:
+        with fn.loop("%begin", "%end", 1) as scope:
+            _decode(e, nest.axes, Reg(scope.var, T.i64, 0, fn.depth))
+            e.run(nest.body)
+        return
+    with fn.loop("%begin", "%end", 1) as units:
+        u = Reg(units.var, T.i64, 0, fn.depth)
+        e.env["u"] = [u]
+        for p in nest.partials:
+            _clear(e, p, u)
+        first = e.times(u, nest.chunk)
+        after = e.add(first, e.i64(nest.chunk))
+        last = e.b.select(e.b.compare("lt", after, e.i64(nest.points)), after, e.i64(nest.points))
+        with fn.loop(first.text, last.text, 1) as rows:
+            _decode(e, nest.axes, Reg(rows.var, T.i64, 0, fn.depth))
+            e.run(nest.body)
+
+
+def _clear(e: BodyEmitter, p: Any, u: Reg) -> None:
+    """Start a unit's partial results at the identity."""
+    identity = e.b.const(IDENTITIES[p.op](p.dtype), p.dtype)
+    x = e.b.narrow(identity) if p.dtype is not T.bool_ else e.b.const(int(identity.value), T.u8)
+    base = e.address(p.buffer, e.times(u, p.size)).text
+    t = "i8" if p.dtype is T.bool_ else _type(x)
+    w = e.lanes
+    main = p.size // w * w
+    if main:
+        with e.fn.loop("0", str(main), w, runs=True) as scope:
+            at = e.fn.op(f"getelementptr {t}, ptr {base}, i64 {scope.var}")
+            e.fn.do(f"store <{w} x {t}> splat ({t} {x.text}), ptr {at}, align {p.dtype.itemsize}")
+    for i in range(main, p.size):
+        at = e.fn.op(f"getelementptr {t}, ptr {base}, i64 {i}")
+        e.fn.do(f"store {t} {x.text}, ptr {at}, align {p.dtype.itemsize}")
+
+
+def _type(x: Reg) -> str:
+    from weft.codegen.llvm import reg_type
+
+    return reg_type(x.dtype)
+
+
+def _lanes(e: BodyEmitter, nest: Nest) -> None:
+    """Vectors along the last axis; a unit is a piece of it for one point of the other axes."""
+    fn = e.fn
+    (var, extent), outer = nest.axes[-1], nest.axes[:-1]
+    pieces = -(-extent // nest.chunk)
+    exact = nest.chunk % (4 * e.lanes) == 0
+    if not outer:
+        start = fn.op(f"mul nuw nsw i64 %begin, {nest.chunk}")
+        end = _least(fn, fn.op(f"mul nuw nsw i64 %end, {nest.chunk}"), extent)
+        lanes_range(e, nest.body, var, extent, start, end, exact)
+        return
+    with fn.loop("%begin", "%end", 1) as scope:
+        unit = Reg(scope.var, T.i64, 0, fn.depth)
+        if pieces == 1:
+            _decode(e, outer, unit)
+            e.run([Loop([(var, extent)], "vector", nest.body)])
+            return
+        _decode(e, outer, e.b.simple("udiv", T.i64, unit, e.i64(pieces)))
+        piece = e.b.simple("urem", T.i64, unit, e.i64(pieces))
+        start = e.times(piece, nest.chunk)
+        end = _least(fn, e.add(start, e.i64(nest.chunk)).text, extent)
+        lanes_range(e, nest.body, var, extent, start.text, end, exact)
+
+
+def _least(fn: Function, x: str, bound: int) -> str:
+    c = fn.op(f"icmp slt i64 {x}, {bound}")
+    return fn.op(f"select i1 {c}, i64 {x}, i64 {bound}")
+
+
+# costs ---------------------------------------------------------------------------------------------------------
+
+
+def _operations(nest: Nest) -> float:
+    """Simple element operations of a nest."""
+    return nest.points * _body_cost(nest.body)
+
+
+def _body_cost(body: list[Any]) -> float:
+    total = 0.0
+    for s in body:
+        if isinstance(s, Loop):
+            n = 1
+            for _, extent in s.axes:
+                n *= extent
+            total += n * (_body_cost(s.body) + len(s.folds))
+        elif isinstance(s, Compute):
+            total += cost_by_name(s.prim)
+        elif isinstance(s, (Load, Store)):
+            total += 0.5
+    return total
+
+
+def nest_cost(kernel: Kernel, nest: Nest) -> float:
+    """Estimated nanoseconds of a nest on one core: the larger of arithmetic and memory."""
+    sizes: dict[str, Buffer] = {b.name: b for b in kernel.buffers}
+    moved = sum(sizes[n].size * sizes[n].dtype.itemsize for n in used_buffers(nest) if n in sizes)
+    return max(_operations(nest) / 30.0, moved / BYTES_PER_NS)
+
+
+def inplace_pairs(kernel: Kernel) -> frozenset[tuple[int, int]]:
+    """Operands that a result may overwrite: read only at the index that is stored, in one nest, not later."""
+    reads: dict[str, list[tuple[int, Any, int]]] = {}
+    writes: dict[str, list[tuple[int, Any, int]]] = {}
+    order = 0
+    for n, nest in enumerate(x for phase in kernel.phases for x in phase):
+        simple = not any(isinstance(s, Loop) for s in nest.body)
+        for s in statements(nest.body):
+            order += 1
+            if isinstance(s, Load):
+                reads.setdefault(s.buffer, []).append((n, s.index, order))
+            elif isinstance(s, Store):
+                writes.setdefault(s.buffer, []).append((n, s.index, order if simple else -1))
+    operands = [b for b in kernel.buffers if b.role == "in"]
+    results = [b for b in kernel.buffers if b.role == "out"]
+    pairs = set()
+    for i, x in enumerate(operands):
+        for j, y in enumerate(results):
+            if x.size != y.size or x.dtype.itemsize != y.dtype.itemsize or len(writes.get(y.name, ())) != 1:
+                continue
+            n, index, when = writes[y.name][0]
+            if all(m == n and at == index and o < when for m, at, o in reads.get(x.name, [(n, index, 0)])):
+                pairs.add((i, j))
+    return frozenset(pairs)

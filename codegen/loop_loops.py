@@ -1,0 +1,409 @@
+"""Loops of the kernel IR to LLVM: vector loops with several accumulators and a tail, serial and unrolled loops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from weft.codegen.emit import Reg, VectorBuilder
+from weft.codegen.llvm import reg_type
+from weft.codegen.loop_body import BodyEmitter, Frame, combine, varying
+from weft.ir import types as T
+from weft.ir.loops import IDENTITIES, Accumulate, Compute, Fold, Loop, statements
+from weft.ir.scalarcost import cost_by_name
+
+State = list[Reg]  # of one fold in one instance: the value, and the position for argmax and argmin
+
+
+def emit_loop(e: BodyEmitter, loop: Loop) -> None:
+    """Emit an inner loop; its folds are in ``e.env`` afterwards."""
+    if loop.kind == "vector" and e.frame.var is None:
+        _VectorLoop(e, loop).emit()
+    elif loop.kind == "unroll":
+        _unrolled(e, loop)
+    else:
+        _serial(e, loop)
+
+
+# folds ---------------------------------------------------------------------------------------------------------
+
+
+def start(e: BodyEmitter, fold: Fold, lanes: int) -> State:
+    """The identity of a fold, spread over the lanes as a literal."""
+    out = [_spread(e.b.const(IDENTITIES[fold.op](fold.dtype), fold.dtype), lanes)]
+    return [*out, _spread(e.i64(0), lanes)] if fold.index else out
+
+
+def _spread(x: Reg, lanes: int) -> Reg:
+    return Reg(f"splat ({reg_type(x.dtype)} {x.text})", x.dtype, lanes, 0) if lanes else x
+
+
+def state_types(fold: Fold, lanes: int) -> list[str]:
+    """LLVM types of a state."""
+    out = [reg_type(fold.dtype, lanes)]
+    return [*out, reg_type(T.i64, lanes)] if fold.index else out
+
+
+def step(e: BodyEmitter, fold: Fold, state: State, k: int, mask: Reg | None) -> State:
+    """Fold instance k of the source into a state; lanes where the mask fails count as the identity."""
+    b = e.b
+    x = e.pick(e.env[fold.source], k)
+    if mask is not None:
+        x = b.select(mask, x, b.const(IDENTITIES[fold.op](fold.dtype), fold.dtype))
+    if fold.index is None:
+        return [combine(b, fold.op, x, state[0])]
+    i = e.pick(e.env[fold.index], k)
+    better = _better(b, fold.op, x, state[0])
+    return [b.select(better, x, state[0]), b.select(better, i, state[1])]
+
+
+def _better(b: VectorBuilder, op: str, x: Reg, y: Reg) -> Reg:
+    """x strictly beats y; NaN beats all but NaN."""
+    better = b.compare("gt" if op == "argmax" else "lt", x, y)
+    if not x.dtype.is_floating_point:
+        return better
+    only_x = b.binary("and", b.simple("fcmp uno", T.bool_, x, x), b.simple("fcmp ord", T.bool_, y, y))
+    return b.binary("or", better, only_x)
+
+
+def merge(b: VectorBuilder, fold: Fold, x: State, y: State) -> State:
+    """The fold of two states (in order where the order matters)."""
+    if fold.index is None:
+        return [combine(b, fold.op, y[0], x[0])]
+    same = b.compare("eq", x[0], y[0])
+    if x[0].dtype.is_floating_point:
+        nans = b.binary("and", b.simple("fcmp uno", T.bool_, x[0], x[0]),
+                        b.simple("fcmp uno", T.bool_, y[0], y[0]))
+        same = b.binary("or", same, nans)
+    earlier = b.binary("and", same, b.compare("lt", y[1], x[1]))
+    take = b.binary("or", _better(b, fold.op, y[0], x[0]), earlier)
+    return [b.select(take, y[0], x[0]), b.select(take, y[1], x[1])]
+
+
+def across(e: BodyEmitter, fold: Fold, state: State) -> State:
+    """A vector state folded over its lanes to a scalar one."""
+    w = state[0].lanes
+    if not w:
+        return state
+    if fold.op == "sum" and fold.dtype.is_floating_point:
+        t, s = reg_type(fold.dtype, w), reg_type(fold.dtype)
+        suffix = "f32" if s == "float" else "f64"
+        name = f"llvm.vector.reduce.fadd.v{w}{suffix}"
+        zero = e.b.const(-0.0, fold.dtype).text
+        text = e.fn.call(name, s, f"{s} {zero}, {t} {state[0].text}", flags="reassoc ")
+        return [Reg(text, fold.dtype, 0, e.fn.depth)]
+    half = w // 2
+    while half:
+        order = ", ".join(f"i32 {i + half if i < half else i}" for i in range(w))
+        other = []
+        for r in state:
+            t = reg_type(r.dtype, w)
+            name = e.fn.op(f"shufflevector {t} {r.text}, {t} poison, <{w} x i32> <{order}>")
+            other.append(Reg(name, r.dtype, w, e.fn.depth))
+        state = merge(e.b, fold, state, other)
+        half //= 2
+    out = []
+    for r in state:
+        t = reg_type(r.dtype, w)
+        out.append(Reg(e.fn.op(f"extractelement {t} {r.text}, i64 0"), r.dtype, 0, e.fn.depth))
+    return out
+
+
+def publish(e: BodyEmitter, fold: Fold, states: list[State]) -> None:
+    """Make the result of a fold known: the value, or the position."""
+    e.env[fold.name] = [s[-1] for s in states]
+
+
+# serial and unrolled loops ----------------------------------------------------------------------------------------
+
+
+def _flat(states: list[list[State]]) -> list[Reg]:
+    return [r for fold in states for state in fold for r in state]
+
+
+def _unflat(regs: list[Reg], like: list[list[State]]) -> list[list[State]]:
+    it = iter(regs)
+    return [[[next(it) for _ in state] for state in fold] for fold in like]
+
+
+def _starts(e: BodyEmitter, loop: Loop) -> list[list[State]]:
+    """Initial states of the folds of a loop that is not vectorised itself: per instance where they differ."""
+    f = e.frame
+    differ = varying_names(e, loop)
+    out = []
+    for fold in loop.folds:
+        per_instance = fold.name in differ
+        out.append([start(e, fold, f.lanes if per_instance else 0)
+                    for _ in range(f.instances if per_instance else 1)])
+    return out
+
+
+def varying_names(e: BodyEmitter, loop: Loop) -> set[str]:
+    """Folds of a loop that differ between the lanes or instances of the current frame."""
+    if e.frame.var is None:
+        return set()
+    known = {n for n, regs in e.env.items() if len(regs) > 1 or regs[0].lanes}
+    out: set[str] = set()
+    for name in (e.frame.var, *known):
+        out.add(name)
+    return varying_from([loop], out)
+
+
+def varying_from(body: list[Any], names: set[str]) -> set[str]:
+    found = set(names)
+    for s in body:
+        from weft.codegen.loop_body import _mark
+
+        _mark(s, found)
+    return found
+
+
+def _fold_all(e: BodyEmitter, loop: Loop, states: list[list[State]]) -> list[list[State]]:
+    return [[step(e, fold, state, k, None) for k, state in enumerate(per)]
+            for fold, per in zip(loop.folds, states, strict=True)]
+
+
+def _unrolled(e: BodyEmitter, loop: Loop) -> None:
+    states = _starts(e, loop)
+    points: list[dict[str, int]] = [{}]
+    for var, extent in loop.axes:
+        points = [{**p, var: i} for p in points for i in range(extent)]
+    first = True
+    for p in points:
+        for var, i in p.items():
+            e.env[var] = [e.i64(i)]
+        e.run(loop.body)
+        states = _first(e, loop, states) if first else _fold_all(e, loop, states)
+        first = False
+    for fold, per in zip(loop.folds, states, strict=True):
+        publish(e, fold, per)
+
+
+def _first(e: BodyEmitter, loop: Loop, states: list[list[State]]) -> list[list[State]]:
+    """The first iteration of an unrolled fold needs no identity (but positions do)."""
+    out = []
+    for fold, per in zip(loop.folds, states, strict=True):
+        if fold.index is None:
+            out.append([[e.pick(e.env[fold.source], k)] for k in range(len(per))])
+        else:
+            out.append([step(e, fold, s, k, None) for k, s in enumerate(per)])
+    return out
+
+
+def _serial(e: BodyEmitter, loop: Loop) -> None:
+    states = _starts(e, loop)
+    out = nested(e, loop.axes, states, loop.folds, lambda s: _body_once(e, loop, s))
+    for fold, per in zip(loop.folds, out, strict=True):
+        publish(e, fold, per)
+
+
+def _body_once(e: BodyEmitter, loop: Loop, states: list[list[State]]) -> list[list[State]]:
+    e.run(loop.body)
+    return _fold_all(e, loop, states)
+
+
+def nested(e: BodyEmitter, axes: list[tuple[str, int]], states: list[list[State]], folds: list[Fold],
+           inside: Callable[[list[list[State]]], list[list[State]]]) -> list[list[State]]:
+    """Scalar loops over ``axes`` that carry the states through ``inside``."""
+    if not axes:
+        return inside(states)
+    (var, extent), rest = axes[0], axes[1:]
+    if extent == 1:
+        e.env[var] = [e.i64(0)]
+        return nested(e, rest, states, folds, inside)
+    flat = _flat(states)
+    carried = [(reg_type(r.dtype, r.lanes), r.text) for r in flat]
+    with e.fn.loop("0", str(extent), 1, carried, runs=True) as scope:
+        e.env[var] = [Reg(scope.var, T.i64, 0, e.fn.depth)]
+        held = _held(e, flat, scope.phis)
+        out = nested(e, rest, _unflat(held, states), folds, inside)
+        for phi, r in zip(scope.phis, _flat(out), strict=True):
+            scope.update(phi.name, _text(r))
+    ends = [Reg(t, r.dtype, r.lanes, e.fn.depth) for t, r in zip(scope.results, flat, strict=True)]
+    return _unflat(ends, states)
+
+
+def _held(e: BodyEmitter, flat: list[Reg], phis: Any) -> list[Reg]:
+    return [Reg(p.name, r.dtype, r.lanes, e.fn.depth) for p, r in zip(phis, flat, strict=True)]
+
+
+def _text(r: Reg) -> str:
+    return r.text
+
+
+# vector loops ------------------------------------------------------------------------------------------------------
+
+
+def unroll_of(body: list[Any], registers: int) -> int:
+    """How many vectors a loop works on at once: few where the body is long."""
+    cost = sum(cost_by_name(s.prim) for s in statements(body) if isinstance(s, Compute))
+    if any(isinstance(s, Loop) for s in body):
+        cost *= 2
+    return 4 if cost <= 24 else 2 if cost <= 90 and registers > 16 else 1
+
+
+class _VectorLoop:
+    """A loop whose last axis goes into lanes: main part, then a tail."""
+
+    def __init__(self, e: BodyEmitter, loop: Loop) -> None:
+        self.e, self.loop = e, loop
+        self.var, self.extent = loop.axes[-1]
+        self.w = e.lanes
+        self.unroll = max(1, min(unroll_of(loop.body, e.target.registers), self.extent // self.w))
+        self.differs = varying(loop.body, self.var)
+
+    def emit(self) -> None:
+        e = self.e
+        states = [[start(e, f, self.w) for _ in range(self.unroll)] for f in self.loop.folds]
+        if not e.target.masked:
+            for f, per in zip(self.loop.folds, states, strict=True):
+                per.append(start(e, f, 0))
+        states = nested(e, self.loop.axes[:-1], states, self.loop.folds, self._range)
+        for fold, per in zip(self.loop.folds, states, strict=True):
+            self._finish(fold, per)
+
+    def _finish(self, fold: Fold, per: list[State]) -> None:
+        e = self.e
+        scalar = [s for s in per if not s[0].lanes]
+        vectors = [s for s in per if s[0].lanes]
+        while len(vectors) > 1:
+            pairs = [merge(e.b, fold, x, y) for x, y in zip(vectors[::2], vectors[1::2], strict=False)]
+            vectors = pairs + ([vectors[-1]] if len(vectors) % 2 else [])
+        out = across(e, fold, vectors[0])
+        for s in scalar:
+            out = merge(e.b, fold, out, s)
+        publish(e, fold, [out])
+
+    def _range(self, states: list[list[State]]) -> list[list[State]]:
+        if self.loop.limit is not None:
+            return self._dynamic(states)
+        group = self.unroll * self.w
+        main = self.extent // group * group
+        if main:
+            states = self._main("0", str(main), states, main == group)
+        if main < self.extent:
+            states = self._rest(main, states)
+        return states
+
+    def _main(self, begin: str, end: str, states: list[list[State]], once: bool = False,
+              runs: bool = True) -> list[list[State]]:
+        """Whole groups of vectors between two positions."""
+        e, group = self.e, self.unroll * self.w
+        if once:
+            return self._group(e.i64(int(begin)), self.unroll, states)
+        flat = _flat(states)
+        carried = [(reg_type(r.dtype, r.lanes), r.text) for r in flat]
+        with e.fn.loop(begin, end, group, carried, runs=runs) as scope:
+            at = Reg(scope.var, T.i64, 0, e.fn.depth)
+            out = self._group(at, self.unroll, _unflat(_held(e, flat, scope.phis), states))
+            for phi, r in zip(scope.phis, _flat(out), strict=True):
+                scope.update(phi.name, _text(r))
+        return _unflat([Reg(t, r.dtype, r.lanes, e.fn.depth) for t, r in zip(scope.results, flat, strict=True)],
+                       states)
+
+    def _group(self, at: Reg, instances: int, states: list[list[State]], masks: Any = None,
+               first: int = 0) -> list[list[State]]:
+        """The body on ``instances`` vectors from ``at`` on, folded into the states from number ``first``."""
+        e = self.e
+        frame = Frame(self.var, self.w, [e.add(at, e.i64(k * self.w)) for k in range(instances)],
+                      masks or [None])
+        return self._in_frame(frame, states, first)
+
+    def _in_frame(self, frame: Frame, states: list[list[State]], first: int) -> list[list[State]]:
+        e = self.e
+        outer, e.frame = e.frame, frame
+        e.run(self.loop.body)
+        out = []
+        for fold, per in zip(self.loop.folds, states, strict=True):
+            new = list(per)
+            for k in range(frame.instances):
+                slot = (first + k) if frame.lanes else len(per) - 1
+                mask = frame.masks[min(k, len(frame.masks) - 1)]
+                new[slot] = step(e, fold, new[slot], k, mask)
+            out.append(new)
+        e.frame = outer
+        return out
+
+    def _rest(self, begin: int, states: list[list[State]]) -> list[list[State]]:
+        """What static whole groups leave: single vectors, then a masked vector or single elements."""
+        e = self.e
+        left = self.extent - begin
+        full, tail = divmod(left, self.w)
+        if e.target.masked:
+            masks: list[Reg | None] = [None] * full
+            if tail:
+                bits = ", ".join(f"i1 {'true' if i < tail else 'false'}" for i in range(self.w))
+                masks.append(Reg(f"<{bits}>", T.bool_, self.w, 0))
+            return self._group(e.i64(begin), len(masks), states, masks)
+        if full:
+            states = self._group(e.i64(begin), full, states)
+        return self._singles(str(begin + full * self.w), str(self.extent), states) if tail else states
+
+    def _singles(self, begin: str, end: str, states: list[list[State]], runs: bool = True) -> list[list[State]]:
+        """One element at a time; folds go into the scalar state."""
+        e = self.e
+        flat = _flat(states)
+        carried = [(reg_type(r.dtype, r.lanes), r.text) for r in flat]
+        with e.fn.loop(begin, end, 1, carried, runs=runs) as scope:
+            at = Reg(scope.var, T.i64, 0, e.fn.depth)
+            held = _unflat(_held(e, flat, scope.phis), states)
+            out = self._in_frame(Frame(self.var, 0, [at]), held, 0)
+            for phi, r in zip(scope.phis, _flat(out), strict=True):
+                scope.update(phi.name, _text(r))
+        return _unflat([Reg(t, r.dtype, r.lanes, e.fn.depth) for t, r in zip(scope.results, flat, strict=True)],
+                       states)
+
+    def _dynamic(self, states: list[list[State]]) -> list[list[State]]:
+        """The last axis ends at min(extent, limit - base)."""
+        e = self.e
+        assert self.loop.limit is not None
+        base, bound = self.loop.limit
+        (offset,) = e.index_regs(base)
+        left = e.b.simple("sub", T.i64, e.i64(bound), offset)
+        count = e.b.select(e.b.compare("lt", left, e.i64(self.extent)), left, e.i64(self.extent))
+        return self.between("0", count.text, states)
+
+    def between(self, begin: str, end: str, states: list[list[State]]) -> list[list[State]]:
+        """Positions begin..end known at run time: whole groups, then a masked or single-element rest."""
+        e, group = self.e, self.unroll * self.w
+        n = e.fn.op(f"sub i64 {end}, {begin}")
+        whole = e.fn.op(f"and i64 {n}, {-group}")
+        middle = e.fn.op(f"add i64 {begin}, {whole}")
+        states = self._main(begin, middle, states, runs=False)
+        if not e.target.masked:
+            return self._singles(middle, end, states, runs=False)
+        flat = _flat(states)
+        carried = [(reg_type(r.dtype, r.lanes), r.text) for r in flat]
+        with e.fn.loop(middle, end, self.w, carried, runs=False) as scope:
+            at = Reg(scope.var, T.i64, 0, e.fn.depth)
+            mask = run_mask(e, at, end)
+            out = self._group(at, 1, _unflat(_held(e, flat, scope.phis), states), [mask])
+            for phi, r in zip(scope.phis, _flat(out), strict=True):
+                scope.update(phi.name, _text(r))
+        return _unflat([Reg(t, r.dtype, r.lanes, e.fn.depth) for t, r in zip(scope.results, flat, strict=True)],
+                       states)
+
+
+def run_mask(e: BodyEmitter, at: Reg, end: str) -> Reg:
+    """Lanes whose position at + lane lies before ``end``."""
+    w = e.lanes
+    left = e.fn.op(f"sub i64 {end}, {at.text}")
+    small = e.fn.op(f"trunc i64 {left} to i32")
+    n = e.b.splat(Reg(small, T.i32, 0, e.fn.depth), w)
+    steps = ", ".join(f"i32 {i}" for i in range(w))
+    mask = e.fn.op(f"icmp slt <{w} x i32> <{steps}>, {n.text}")
+    return Reg(mask, T.bool_, w, e.fn.depth)
+
+
+def lanes_range(e: BodyEmitter, body: list[Any], var: str, extent: int, begin: str, end: str, exact: bool) -> None:
+    """Run a body over positions begin..end of a vectorised axis. ``exact``: a whole number of groups."""
+    loop = Loop([(var, extent)], "vector", body)
+    v = _VectorLoop(e, loop)
+    if exact and extent % (v.unroll * v.w) == 0:
+        v._main(begin, end, [], runs=False)
+    else:
+        v.between(begin, end, [])
+
+
+def has_partials(body: list[Any]) -> bool:
+    return any(isinstance(s, Accumulate) for s in statements(body))

@@ -1,0 +1,92 @@
+"""Rewrites of nests: merge axes that memory sees as one, split the last axis of a flat nest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from weft.codegen.lower import Lowering
+from weft.ir.loops import Accumulate, Affine, Fold, Index, Load, Loop, Nest, Store, statements
+from weft.ir.types import i64
+
+STRIP = 4096  # elements of a block when a flat axis is split
+
+
+def indices(body: list[Any]) -> list[Index]:
+    """Every index in a body."""
+    out = []
+    for s in statements(body):
+        if isinstance(s, (Load, Store, Affine, Accumulate)):
+            out.append(s.index)
+        elif isinstance(s, Loop) and s.limit is not None:
+            out.append(s.limit[0])
+    return out
+
+
+def substitute(body: list[Any], change: Callable[[Index], Index]) -> None:
+    """Apply ``change`` to every index in a body."""
+    for s in statements(body):
+        if isinstance(s, (Load, Store, Affine, Accumulate)):
+            s.index = change(s.index)
+        elif isinstance(s, Loop) and s.limit is not None:
+            s.limit = (change(s.limit[0]), s.limit[1])
+
+
+def coalesce(nest: Nest, low: Lowering) -> None:
+    """Merge neighbouring axes, of the nest and of each loop, whose combined walk is one affine walk."""
+    nest.axes = _merge(nest.axes, nest.body, low)
+    for s in list(statements(nest.body)):
+        if isinstance(s, Loop) and s.limit is None:
+            s.axes = _merge(s.axes, s.body, low)
+
+
+def _merge(axes: list[tuple[str, int]], body: list[Any], low: Lowering) -> list[tuple[str, int]]:
+    out: list[tuple[str, int]] = []
+    for name, extent in axes:
+        if out and _one_walk(out[-1][0], name, extent, body):
+            gone, before = out.pop()
+            substitute(body, lambda i, gone=gone: i.without(gone))
+            extent *= before
+            low.ranges[name] = extent
+        out.append((name, extent))
+    return out
+
+
+def _one_walk(outer: str, inner: str, extent: int, body: list[Any]) -> bool:
+    return all(i.coefficient(outer) == i.coefficient(inner) * extent for i in indices(body))
+
+
+def split_last(nest: Nest, low: Lowering) -> None:
+    """Move the last axis of a nest of points into a vector loop; a long one leaves its blocks outside.
+
+    Partial results that do not depend on the axis become folds of that loop.
+    """
+    var, extent = nest.axes[-1]
+    inner = low.fresh("q")
+    if extent > 2 * STRIP:
+        loop = Loop([(inner, STRIP)], "vector", limit=(Index.var(var) * STRIP, extent))
+        nest.axes[-1] = (var, -(-extent // STRIP))
+
+        def change(i: Index) -> Index:
+            c = i.coefficient(var)
+            return i.without(var) + Index.var(var) * (c * STRIP) + Index.var(inner) * c if c else i
+    else:
+        loop = Loop([(inner, extent)], "vector")
+        nest.axes.pop()
+
+        def change(i: Index) -> Index:
+            c = i.coefficient(var)
+            return i.without(var) + Index.var(inner) * c if c else i
+
+    low.ranges[inner] = loop.axes[0][1]
+    low.dtypes[inner] = i64
+    outside: list[Any] = []
+    for s in nest.body:
+        if isinstance(s, Accumulate) and not s.index.coefficient(var):
+            fold = Fold(low.fresh("f"), s.op, s.source, low.dtypes[s.source])
+            loop.folds.append(fold)
+            outside.append(Accumulate(s.buffer, s.index, s.op, fold.name))
+        else:
+            loop.body.append(s)
+    substitute(loop.body, change)
+    nest.body = [loop, *outside]

@@ -1,0 +1,333 @@
+"""From a fused graph to kernel IR: one nest per connected group, and the phase that combines partial results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from weft.codegen.kernel import Unsupported
+from weft.codegen.lower import ZERO, IndexTuple, Lowering, Scope, fold_dtype, linear
+from weft.codegen.reshape_nest import coalesce, split_last
+from weft.codegen.tiling import choose_tiles
+from weft.ir.graph import Graph, Op, Value
+from weft.ir.loops import (
+    FOLD_OF,
+    Accumulate,
+    Buffer,
+    Fold,
+    Index,
+    Kernel,
+    Loop,
+    Nest,
+    Partial,
+    Store,
+)
+from weft.ir.nest import NestPlan, Refused, analyse, reduced_axes
+from weft.ir.prims.base import Kind
+
+LANES_CHUNK = 4096  # elements of the last axis in one unit of a lanes nest
+PARTIAL_UNITS = 64  # most units of a nest that leaves partial results
+UNIT_ELEMENTS = 1 << 14  # least elements in one such unit
+
+
+@dataclass(slots=True)
+class Group:
+    """A connected part of the kernel: its plan and the results it must store."""
+
+    plan: NestPlan
+    outputs: list[Value]
+
+
+class Scheduler:
+    """Builds the :class:`Kernel` of a region."""
+
+    def __init__(self, region: Graph, name: str) -> None:
+        self.region, self.name = region, name
+        self.producers = region.producers()
+        self.buffers = [Buffer(f"x{i}", p.type.dtype, p.type.size, "in") for i, p in enumerate(region.params)]
+        self.named: dict[Value, str] = {p: f"x{i}" for i, p in enumerate(region.params)}
+        self.stores: dict[Value, list[str]] = {}
+        for i, r in enumerate(region.results):
+            self.buffers.append(Buffer(f"y{i}", r.type.dtype, r.type.size, "out"))
+            self.stores.setdefault(r, []).append(f"y{i}")
+        self.counter = [0]
+        self.first: list[Nest] = []
+        self.second: list[Nest] = []
+
+    def build(self) -> Kernel:
+        for group in self._groups():
+            self._nest(group)
+        phases = [self.first, self.second] if self.second else [self.first]
+        return Kernel(self.name, self.buffers, phases)
+
+    def _groups(self) -> list[Group]:
+        """Connected parts, each with its plan; results that are parameters are copied by nests of their own."""
+        parts = connected(self.region.ops)
+        groups = []
+        for ops in parts:
+            made = {r for op in ops for r in op.results}
+            outputs = [v for v in self.stores if v in made]
+            if outputs:
+                try:
+                    groups.append(Group(analyse(ops, outputs), outputs))
+                except Refused as e:
+                    raise Unsupported(str(e)) from None
+        return merge_alike(groups)
+
+    # -- one nest
+
+    def _nest(self, group: Group) -> None:
+        _NestBuilder(self, group).run()
+
+
+class _NestBuilder:
+    """The nest of one group."""
+
+    def __init__(self, scheduler: Scheduler, group: Group) -> None:
+        self.s, self.plan, self.outputs = scheduler, group.plan, group.outputs
+        self.low = Lowering(scheduler.producers, scheduler.named, scheduler.counter)
+        plan = group.plan
+        self.var = {c: self.low.fresh("p") for c in plan.p} | {c: self.low.fresh("q") for c in plan.q}
+        self.partials: dict[Value, tuple[str, int]] = {}
+
+    def index(self, v: Value) -> IndexTuple:
+        return self.index_of(self.plan.classes[v])
+
+    def index_of(self, classes: Sequence[int]) -> IndexTuple:
+        return tuple(ZERO if c < 0 else Index.var(self.var[c]) for c in classes)
+
+    def axes(self, classes: Sequence[int]) -> list[tuple[str, int]]:
+        return [(self.var[c], self.plan.extent[c]) for c in classes]
+
+    def run(self) -> None:
+        plan = self.plan
+        nest = Nest(self.axes(plan.p), plan.kind if plan.p else "rows", 1)
+        scope = self.low.open(nest.axes)
+        self._partials(nest)
+        sinks = self._sinks()
+        choose_tiles(self.low, plan, sinks, self)
+        for key in sorted(sinks, key=lambda k: (k[0], len(k[1]))):
+            self._pass(key, sinks[key], scope)
+        nest.body = scope.body
+        coalesce(nest, self.low)
+        if plan.flat:
+            split_last(nest, self.low)
+        self._chunk(nest)
+        self.s.first.append(nest)
+        self._combine(nest)
+
+    def _chunk(self, nest: Nest) -> None:
+        if nest.kind == "lanes":
+            nest.chunk = min(LANES_CHUNK, -(-nest.axes[-1][1] // 64) * 64)
+        elif nest.partials:
+            within = max((prod(e for _, e in s.axes) for s in nest.body if isinstance(s, Loop)), default=1)
+            nest.chunk = max(-(-nest.points // PARTIAL_UNITS), UNIT_ELEMENTS // within, 1)
+
+    # -- what the nest must do, by pass
+
+    def _depth(self) -> dict[Value, int]:
+        """For each value how many passes over the row come before it is known."""
+        depth: dict[Value, int] = {}
+        row = set(self.plan.row)
+        for op in self.plan.ops:
+            d = max((depth.get(x, 0) for x in op.operands), default=0) + (op in row)
+            depth.update(dict.fromkeys(op.results, d))
+        return depth
+
+    def _sinks(self) -> dict[tuple[int, tuple[int, ...]], list[Any]]:
+        """(pass, loop classes) -> reductions and stores to do there; loop classes () is the row level."""
+        depth, plan = self._depth(), self.plan
+        sinks: dict[tuple[int, tuple[int, ...]], list[Any]] = {}
+
+        def walked(classes: Sequence[int]) -> tuple[int, ...]:
+            return tuple(c for c in plan.q if c in classes)
+
+        for op in (*plan.row, *plan.final):
+            folded = {plan.operand[op][a] for a in reduced_axes(op)}
+            across = op in plan.final
+            loop = walked(plan.operand[op]) if across else walked(tuple(folded))
+            sinks.setdefault((depth.get(op.operands[0], 0), loop), []).append(op)
+        last = max(depth.values(), default=0) + 1
+        for v in self.outputs:
+            if v not in plan.post:
+                loop = walked(plan.classes[v])
+                sinks.setdefault((depth[v] if loop else last, loop), []).append(v)
+        return sinks
+
+    def _pass(self, key: tuple[int, tuple[int, ...]], sinks: list[Any], scope: Scope) -> None:
+        """One walk over the row (or none, for classes ()): fold and store what is known then."""
+        classes = key[1]
+        folds = [s for s in sinks if isinstance(s, Op) and self._folds(s, classes)]
+
+        def effects() -> None:
+            for s in sinks:
+                if isinstance(s, Value):
+                    self._store(s)
+                elif s not in folds:
+                    self._accumulate(s, self.index_of(self.plan.operand[s]))
+            self._fill_tiles(key)
+
+        if not classes:
+            effects()
+            return
+        kind = "vector" if self.plan.kind == "rows" else "serial"
+        loop = Loop(self.axes(classes), kind)
+        names = self.low.fold_loop(
+            loop, 0, [(op, self.index_of(self.plan.operand[op]), None) for op in folds], effects)
+        for op, name in zip(folds, names, strict=True):
+            if op in self.plan.final:
+                self._add_partial(op, name)
+            else:
+                scope.memo[(op.result, self.index(op.result), None)] = name
+
+    def _folds(self, op: Op, classes: tuple[int, ...]) -> bool:
+        """True where the reduction folds over the loop, False where each iteration adds to its own partial result."""
+        return bool(classes) and not (op in self.plan.final and set(self.plan.classes[op.result]) & set(classes))
+
+    def _fill_tiles(self, key: Any) -> None:
+        for v, (name, strides, at) in list(self.tiles.items()):
+            if at == key:
+                source = self.low.value(v, self.index(v))
+                where = Lowering._tile_index(self.index(v), strides)
+                self.low.scopes[-1].body.append(Store(name, where, source))
+                self.pending.append((v, name, strides))
+        # readers of later passes take the tile; this pass keeps its registers
+        while self.pending:
+            v, name, strides = self.pending.pop()
+            self.low.tiles[v] = (name, strides)
+
+    def _store(self, v: Value) -> None:
+        index = self.index(v)
+        name = self.low.value(v, index)
+        for buffer in self.s.stores[v]:
+            self.low.scopes[-1].body.append(Store(buffer, linear(index, v.type.shape), name))
+
+    tiles: dict[Value, tuple[str, tuple[int, ...], Any]]
+    pending: list[tuple[Value, str, tuple[int, ...]]]
+
+    # -- results across rows
+
+    def _partials(self, nest: Nest) -> None:
+        for op in self.plan.final:
+            dtype = fold_dtype(FOLD_OF[op.prim.name], op.operands[0].type.dtype)
+            size = op.result.type.size
+            name = f"s{len(self.s.buffers)}"
+            self.s.buffers.append(Buffer(name, dtype, 0, "scratch"))
+            self.partials[op.result] = (name, size)
+            nest.partials.append(Partial(name, size, FOLD_OF[op.prim.name], dtype))
+        if nest.partials:
+            self.low.level["u"] = 0
+
+    def _accumulate(self, op: Op, index: IndexTuple) -> None:
+        self._add_partial(op, self.low.value(op.operands[0], index))
+
+    def _add_partial(self, op: Op, name: str) -> None:
+        buffer, size = self.partials[op.result]
+        kind = FOLD_OF[op.prim.name]
+        source = self.low.convert(name, fold_dtype(kind, op.operands[0].type.dtype))
+        where = Index.var("u") * size + linear(self.index(op.result), op.result.type.shape)
+        self.low.scopes[-1].body.append(Accumulate(buffer, where, kind, source))
+
+    def _combine(self, nest: Nest) -> None:
+        """The second phase: fold the units' partial results and compute what follows from them."""
+        if not nest.partials:
+            return
+        units = nest.units
+        for b in self.s.buffers:
+            for p in nest.partials:
+                if b.name == p.buffer:
+                    b.size = units * p.size
+        shapes: dict[tuple[int, ...], list[Value]] = {}
+        for v in self.outputs:
+            if v in self.plan.post:
+                shapes.setdefault(v.type.shape, []).append(v)
+        for shape, values in shapes.items():
+            self._combine_shape(nest, units, shape, values)
+
+    def _combine_shape(self, nest: Nest, units: int, shape: tuple[int, ...], values: list[Value]) -> None:
+        low = Lowering(self.s.producers, self.s.named, self.s.counter)
+        axes = [(low.fresh("p"), d) for d in shape]
+        walked = [(v, d) for v, d in axes if d > 1]
+        last = Nest(walked, "lanes" if walked else "rows", 1)
+        scope = low.open(walked)
+        for op in self.plan.final:
+            low.replaced[op.result] = _combiner(low, op, *self.partials[op.result], units, bool(walked))
+        index = tuple(Index.var(v) if d > 1 else ZERO for v, d in axes)
+        for v in values:
+            name = low.value(v, index)
+            for buffer in self.s.stores[v]:
+                scope.body.append(Store(buffer, linear(index, shape), name))
+        last.body = scope.body
+        coalesce(last, low)
+        self._chunk(last)
+        self.s.second.append(last)
+
+
+def _combiner(low: Lowering, op: Op, buffer: str, size: int, units: int,
+              lanes: bool) -> Callable[[IndexTuple], str]:
+    """How a reduced value is read in the second phase: a fold over the units."""
+    kind = FOLD_OF[op.prim.name]
+    dtype = fold_dtype(kind, op.operands[0].type.dtype)
+
+    def read(index: IndexTuple) -> str:
+        at = linear(index, op.result.type.shape)
+        depth = low.depth_of(at.names())
+        k = low.fresh("k")
+        loop = Loop([(k, units)], "serial" if lanes else "vector")
+        outer, low.scopes = low.scopes, low.scopes[: depth + 1]
+        inner = low.open(loop.axes)
+        part = low.load(buffer, dtype, Index.var(k) * size + at)
+        loop.folds.append(Fold(low.fresh("f"), kind, part, dtype))
+        loop.body = inner.body
+        low.scopes = outer
+        low.scopes[depth].body.append(loop)
+        name = loop.folds[0].name
+        low.level[name], low.dtypes[name] = depth, dtype
+        return low.convert(name, op.result.type.dtype)
+
+    return read
+
+
+def connected(ops: Sequence[Op]) -> list[list[Op]]:
+    """Connected components through values computed inside, each in program order.
+
+    A SOURCE op without operands counts for each of its users alone, so that a shared constant joins nothing.
+    """
+    group: dict[Op, int] = {}
+    parent: list[int] = []
+
+    def find(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    producers = {r: op for op in ops for r in op.results}
+    for op in ops:
+        group[op] = len(parent)
+        parent.append(group[op])
+        for x in op.operands:
+            made = producers.get(x)
+            if made is not None and made.prim.kind is not Kind.SOURCE:
+                a, b = find(group[made]), find(group[op])
+                parent[max(a, b)] = min(a, b)
+    parts: dict[int, list[Op]] = {}
+    for op in ops:
+        parts.setdefault(find(group[op]), []).append(op)
+    for part in parts.values():
+        mine = set(part)
+        needed = {producers[x] for op in part for x in op.operands if x in producers} - mine
+        part[:0] = [op for op in ops if op in needed]
+    return list(parts.values())
+
+
+def merge_alike(groups: list[Group]) -> list[Group]:
+    """Groups that walk equal extents and read a common operand share one nest, so that it is read once."""
+    return groups
+
+
+def schedule(region: Graph, name: str) -> Kernel:
+    """The kernel IR of a fused graph of form ``loop``. Raises Unsupported."""
+    return Scheduler(region, name).build()
