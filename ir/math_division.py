@@ -47,7 +47,7 @@ def fmod(x: Num, y: Num) -> Num:
     def slow() -> tuple[object]:
         return (_long_division(a, b).h,)
 
-    (out_h,) = x.b.rare(many.h, (_step(a, b).h,), slow)  # type: ignore[attr-defined]
+    (out_h,) = x.b.rare(many.h, (_step(a, b).h,), slow)
     out = pick(b.eq(INF), a, Num(x.b, out_h))
     bad = a.eq(INF) | b.eq(0.0) | y.ne(y)
     return pick(bad, NAN, out).copysign(x)

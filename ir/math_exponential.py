@@ -1,7 +1,8 @@
 """Exponentials, logarithms, hyperbolic functions and powers of f32 and f64, over the base vocabulary.
 
-Cody-Waite range reduction with fma and minimax polynomials (Remez exchange, coefficients rounded to the working
-precision). No tables, no branches: one path serves all elements of a vector, special values are selected at the end.
+Cody-Waite range reduction with fma and minimax polynomials (Remez exchange, coefficients rounded to the
+working precision). No tables, no branches: one path serves all elements of a vector, special values are
+selected at the end.
 """
 
 from __future__ import annotations
@@ -230,7 +231,7 @@ def scale2(p: Num, n: Num) -> Num:
 
 
 def _scale(p: Num, n: Num) -> Num:
-    return Num(p.b, p.b.scale2(p.h, n.h))  # type: ignore[attr-defined]
+    return Num(p.b, p.b.scale2(p.h, n.h))
 
 
 def exp(x: Num) -> Num:
@@ -264,7 +265,9 @@ def expm1(x: Num) -> Num:
 
 def _split_offset(dt: DType) -> tuple[int, int, int]:
     """Bits of 1.0 and of 2/3, and the mask of the mantissa."""
-    return (0x3F800000, 0x3F2AAAAB, 0x7FFFFF) if dt is f32 else (0x3FF0 << 48, 0x3FE5555555555555, (1 << 52) - 1)
+    if dt is f32:
+        return 0x3F800000, 0x3F2AAAAB, 0x7FFFFF
+    return 0x3FF0 << 48, 0x3FE5555555555555, (1 << 52) - 1
 
 
 def _exponent(u: Num, dt: DType) -> Num:

@@ -7,7 +7,6 @@ import math
 from weft.ir.math_exponential import INF, NAN, exp, exp_poly, log, power_of_two, reduce_exp
 from weft.ir.math_trig import cot_pi, sin_pi_magnitude
 from weft.ir.scalarexpr import Num, horner, pick
-from weft.ir.special import cot_derivative
 from weft.ir.types import f32, f64
 
 # erf(x)/x in x^2 on |x| <= 1
@@ -144,6 +143,10 @@ def _erf_f32(x: Num) -> Num:
     return pick(t.gt(0.927734375), tail, near)
 
 
+def _erf_near(x: Num) -> Num:
+    return x * horner(x * x, ERF_F64)
+
+
 def _erfc_parts(a: Num) -> Num:
     """erfc(a) for 0 <= a, f64."""
     a = a.at_most(28.0)
@@ -151,22 +154,22 @@ def _erfc_parts(a: Num) -> Num:
     s = a * a
     low = a.fma(a, -s)
     n, r = reduce_exp(-s)
-    return Num(a.b, a.b.scale2((exp_poly(r - low) * g).h, n.h))  # type: ignore[attr-defined]
+    return Num(a.b, a.b.scale2((exp_poly(r - low) * g).h, n.h))
 
 
 def erfc(x: Num) -> Num:
     if x.dtype is f32:
         return erfc(x.to(f64)).to(f32)
-    out = _erfc_parts(abs(x))
-    return pick(x.lt(0.0), 2.0 - out, out)
+    a = abs(x)
+    out = _erfc_parts(a)
+    return pick(a.lt(0.5), 1.0 - _erf_near(x), pick(x.lt(0.0), 2.0 - out, out))
 
 
 def erf(x: Num) -> Num:
     if x.dtype is f32:
         return _erf_f32(x)
     a = abs(x)
-    near = x * horner(x * x, ERF_F64)
-    return pick(a.lt(1.0), near, (1.0 - _erfc_parts(a)).copysign(x))
+    return pick(a.lt(1.0), _erf_near(x), (1.0 - _erfc_parts(a)).copysign(x))
 
 
 def erfinv(x: Num) -> Num:
@@ -178,7 +181,7 @@ def erfinv(x: Num) -> Num:
     error = pick(a.lt(0.5), erf(y) - a, (1.0 - a) - _erfc_parts(y))
     u = error * HALF_SQRT_PI * exp(y * y)
     better = y - u / (1.0 + y * u)
-    return pick(a.lt(1.0) & a.gt(2.0**-60), better, y).copysign(x)
+    return pick(a.lt(2.0**-30), x * HALF_SQRT_PI, pick(a.lt(1.0), better, y).copysign(x))
 
 
 def _erfinv_start(x: Num) -> Num:
@@ -190,18 +193,16 @@ def _erfinv_start(x: Num) -> Num:
 
 def _lgamma_positive(x: Num) -> Num:
     """x > 0. Recurrence to [3/2, 5/2] below 8, Stirling's series above."""
-    small = x.lt(8.0)
-    y, factor = x, x.const(1.0)
-    up = x.lt(0.5)
-    factor = pick(up, x * (x + 1.0), pick(x.lt(1.5), x, factor))
-    y = pick(up, x + 2.0, pick(x.lt(1.5), x + 1.0, x))
+    small, first, second = x.lt(8.0), x.lt(0.5), x.lt(1.5)
+    factor = pick(first, x * (x + 1.0), pick(second, x, 1.0))
+    y = x
     for _ in range(6):
         down = y.gt(2.5)
         factor = pick(down, factor * (y - 1.0), factor)
         y = pick(down, y - 1.0, y)
     logs = log(pick(small, factor, x))
-    t = y - 2.0
-    near = t.fma(horner(t, LGAMMA), pick(x.lt(1.5), -logs, logs))
+    t = pick(first, x, pick(second, x - 1.0, y - 2.0))  # exact
+    near = t.fma(horner(t, LGAMMA), pick(second, -logs, logs))
     z = 1.0 / (x * x)
     series = horner(z, STIRLING) / x + 0.9189385332046728
     far = (x - 0.5).fma(logs - 1.0, series - 0.5)
@@ -217,8 +218,8 @@ def lgamma(x: Num) -> Num:
     # gamma(-a) gamma(a) = -pi / (a sin(pi a))
     reflected = log(math.pi / (a * sin_pi_magnitude(a))) - out
     pole = x.le(0.0) & x.eq(x.floor())
-    out = pick(x.lt(0.0), reflected, out)
-    return pick(pole | a.eq(INF) | a.lt(1e-300) & a.eq(0.0), INF, out)
+    out = pick(x.lt(-(2.0**-60)), reflected, out)
+    return pick(pole | a.eq(INF), INF, out)
 
 
 def digamma(x: Num) -> Num:
@@ -242,7 +243,7 @@ def digamma(x: Num) -> Num:
 
 
 def polygamma(n: int, x: Num) -> Num:
-    """The n-th derivative of digamma, n >= 1: Hurwitz's zeta by recurrence and Euler-Maclaurin, reflection below 1/2."""
+    """The n-th derivative of digamma, n >= 1: Hurwitz's zeta by recurrence and Euler-Maclaurin."""
     if x.dtype is f32:
         return polygamma(n, x.to(f64)).to(f32)
     sign = 1.0 if n % 2 else -1.0
@@ -266,6 +267,18 @@ def polygamma(n: int, x: Num) -> Num:
     out = pick(low, -sign * out - reflected, out)
     out = pick(x.le(0.0) & x.eq(x.floor()), INF if n % 2 else NAN, out)
     return pick(x.eq(INF), 0.0, out)
+
+
+def cot_derivative(n: int) -> list[int]:
+    """Coefficients of P with d^n/dt^n cot(t) = P(cot(t)), by P' = -(1 + c^2) dP/dc."""
+    p = [0, 1]
+    for _ in range(n):
+        d = [k * p[k] for k in range(1, len(p))]
+        p = [0] * (len(d) + 2)
+        for k, c in enumerate(d):
+            p[k] -= c
+            p[k + 2] -= c
+    return p
 
 
 def _power(x: Num, n: int) -> Num:

@@ -1,7 +1,8 @@
 """Trigonometric functions and their inverses, for f32 and f64, over the base vocabulary.
 
-Arguments up to 2^17 (f32) or 2^30 (f64) are reduced by three products with parts of pi/2 (Cody and Waite; with fma
-the first is exact). Larger ones take the exact product with the bits of 1/(2 pi) that matter (Payne and Hanek, 1983).
+Arguments up to 2^17 (f32) or 2^30 (f64) are reduced by three products with parts of pi/2 (Cody and Waite;
+with fma the first is exact). Larger ones take the exact product with the bits of 1/(2 pi) that matter (Payne and
+Hanek, 1983).
 """
 
 from __future__ import annotations
@@ -205,7 +206,7 @@ def reduce(a: Num) -> tuple[Num, Num]:
         q, r = _reduce_huge(a)
         return q.h, r.h
 
-    q_h, r_h = a.b.rare(huge.h, (q.h, r.h), slow)  # type: ignore[attr-defined]
+    q_h, r_h = a.b.rare(huge.h, (q.h, r.h), slow)
     return Num(a.b, q_h), Num(a.b, r_h)
 
 

@@ -1,11 +1,10 @@
-"""Arithmetic notation for scalar builders: :class:`Num` wraps a handle, so that formulas read like formulas."""
+"""Arithmetic notation for scalar builders: :class:`Num` wraps a handle, so that formulas read as such."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from weft.ir.scalar import ScalarBuilder
 from weft.ir.types import DType, f32, f64, i32, i64, u32, u64
 
 SIGNED = {f32: i32, f64: i64}
@@ -17,13 +16,13 @@ BIAS = {f32: 127, f64: 1023}
 class Num:
     """A handle with its builder. A Python number beside one becomes a constant of its dtype.
 
-    Comparisons are methods named as in the builder (``lt``, ``eq`` ...), and give a bool Num for :func:`pick`.
+    Comparisons are methods named as in the builder (``lt``, ``eq`` ...); they give bool Nums for :func:`pick`.
     """
 
     __slots__ = ("b", "h")
 
-    def __init__(self, b: ScalarBuilder, h: Any) -> None:
-        self.b, self.h = b, h
+    def __init__(self, b: Any, h: Any) -> None:
+        self.b, self.h = b, h  # a ScalarMath, and one of its handles
 
     @property
     def dtype(self) -> DType:
@@ -110,7 +109,7 @@ class Num:
         return self._binary("copysign", sign)
 
     def at_most(self, bound: Any) -> Num:
-        """min(self, bound); NaN stays NaN. One instruction on x86, which gives the second operand for a NaN."""
+        """min(self, bound); NaN stays NaN. One instruction on x86: it gives the second operand then."""
         return Num(self.b, self.b.binary("fmin", self._lift(bound), self.h))
 
     def at_least(self, bound: Any) -> Num:
@@ -165,7 +164,7 @@ def horner(x: Num, coefficients: Sequence[float]) -> Num:
 
 
 def estrin(x: Num, coefficients: Sequence[float]) -> Num:
-    """sum c[k] x^k, in pairs: a few more operations than Horner's scheme and a shorter chain of dependent ones."""
+    """sum c[k] x^k, in pairs: a few more operations than Horner's scheme, a shorter chain of them."""
     terms: list[Num] = [x.const(c) for c in coefficients]
     power = x
     while len(terms) > 1:

@@ -1,7 +1,7 @@
 """The composed functions of the scalar vocabulary: everything a scalar rule may call beyond the base methods.
 
-They take and give handles of f32 or f64 (half precision is widened by the primitives' rules). A target's builder
-inherits :class:`ScalarMath` and gives the base methods; it may override
+They take and give handles of f32 or f64 (half precision is widened by the primitives' rules). A target's
+builder inherits :class:`ScalarMath` and gives the base methods; it may override
 
 * ``scale2``, where it has an instruction for it (``vscalefps``): the result is the same to the bit;
 * ``rare``, to branch around code that hardly any element needs.
@@ -20,17 +20,17 @@ from weft.ir.scalarexpr import Num
 class ScalarMath(ScalarBuilder):
     """exp, log, sin ... over the base vocabulary.
 
-    Accuracy: within 2 ULP for f32 (tan, erfinv, lgamma, digamma, pow within 4, or near a zero of the last three but
-    one within the bound that tests/ir/test_scalarmath.py states); a few ULP for f64.
+    Accuracy: within 2 ULP for f32 (tan and pow within 4); for f64 a few ULP, and next to a zero of lgamma and
+    digamma the absolute bound that tests/ir/test_scalarmath.py states.
     """
 
     def rare(
         self, condition: Any, usual: tuple[Any, ...], slow: Callable[[], tuple[Any, ...]]
     ) -> tuple[Any, ...]:
-        """``slow()`` in the elements where ``condition`` holds, else ``usual``; the condition hardly ever holds.
+        """``slow()`` in the elements where ``condition`` holds, else ``usual``; it hardly ever holds.
 
-        Both are tuples of handles of equal dtypes. This default computes both; a code generator may emit the code of
-        ``slow`` in a block of its own, entered where any lane of the condition is true.
+        Both are tuples of handles of equal dtypes. This default computes both; a code generator may emit the
+        code of ``slow`` in a block of its own, entered where any lane of the condition is true.
         """
         return tuple(self.select(condition, s, u) for s, u in zip(slow(), usual, strict=True))
 

@@ -1,7 +1,7 @@
 """The scalar vocabulary on numpy arrays: scalar rules run element by element without a code generator.
 
-Used by the kernel-IR interpreter, by the tests of the composed functions, and by special functions that numpy lacks.
-Handles are arrays (0-d ones for constants).
+Used by the kernel-IR interpreter, by the tests of the composed functions, and by special functions that numpy
+lacks. Handles are arrays (0-d ones for constants).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-
 from weft.ir.prims.convert import convert_array
 from weft.ir.scalarmath import ScalarMath
 from weft.ir.types import DType, bool_, dtype_of_numpy
@@ -116,7 +115,7 @@ def _round_to_odd(s: Any, error: Any) -> Any:
 
 
 def _fma32(x: Any, y: Any, z: Any) -> Any:
-    """Exact: the product fits f64, the sum is rounded to odd there, which makes the rounding to f32 innocuous."""
+    """Exact: the product fits f64; the sum is rounded to odd there, so the second rounding is innocuous."""
     s, error = _two_sum(x.astype(np.float64) * y, z.astype(np.float64))
     return np.asarray(_round_to_odd(s, error)).astype(np.float32)
 
@@ -128,11 +127,29 @@ def _split(x: Any) -> tuple[Any, Any]:
 
 
 def _fma64(x: Any, y: Any, z: Any) -> Any:
-    """Boldo and Melquiond, "Emulation of FMA and correctly rounded sums" (2008); plain where it over- or underflows."""
+    """Boldo and Melquiond, "Emulation of FMA and correctly rounded sums" (2008)."""
+    out = _fma64_in_range(x, y, z)
+    size = np.abs(x * y)
+    unsafe = ~np.isfinite(out) | (size < 1e-290) | (np.abs(x) > 1e290) | (np.abs(y) > 1e290)
+    return np.where(unsafe, _fma64_scaled(x, y, z), out) if np.any(unsafe) else out
+
+
+def _fma64_in_range(x: Any, y: Any, z: Any) -> Any:
     p = x * y
     (a, b), (c, d) = _split(x), _split(y)
     low = ((a * c - p) + a * d + b * c) + b * d
     th, tl = _two_sum(z, low)
     vh, vl = _two_sum(p, th)
-    out = vh + _round_to_odd(*_two_sum(tl, vl))
-    return np.where(np.isfinite(out) & (np.abs(p) > 1e-290), out, p + z)
+    return vh + _round_to_odd(*_two_sum(tl, vl))
+
+
+def _fma64_scaled(x: Any, y: Any, z: Any) -> Any:
+    """With the exponents of the factors taken out (a subnormal result is rounded twice)."""
+    (xm, xe), (ym, ye) = np.frexp(x), np.frexp(y)
+    e = xe + ye
+    zs = np.ldexp(z, -e)
+    zs = np.where((np.abs(zs) < 1e-290) & (z != 0), np.copysign(1e-290, z), zs)
+    out = np.ldexp(_fma64_in_range(xm, ym, zs), e)
+    plain = x * y + z
+    special = (x == 0) | (y == 0) | (z == 0) | ~np.isfinite(x) | ~np.isfinite(y) | ~np.isfinite(zs)
+    return np.where(special, plain, out)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-
 from weft.ir.prims.base import Primitive
 from weft.ir.prims.mapping import elementwise
 from weft.ir.types import BITS, INTS
@@ -30,7 +29,7 @@ def _width(dtype: np.dtype[Any]) -> int:
 
 
 def _shift_eval(fn: Callable[..., Any], overflow: Callable[[np.ndarray], np.ndarray]) -> Callable[..., Any]:
-    """A shift by less than the width; any other count (negative too) gives what shifting everything out gives."""
+    """A shift by less than the width; any other count gives what shifting everything out gives."""
 
     def evaluate(x: np.ndarray, n: np.ndarray) -> np.ndarray:
         width = _width(x.dtype)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-
 from weft.ir.prims.base import Kind, Primitive, full_like
 from weft.ir.prims.mapping import check_dtype, real_dtype, same_type
 from weft.ir.types import COMPLEXES, TensorType, c64, c128, f32, f64

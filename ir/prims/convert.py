@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-
 from weft.ir.prims.base import Kind, Primitive, type_of
-from weft.ir.types import DTYPES, FLOATS, INTS, DType, TensorType, bf16, bool_, f16, f32, f64
+from weft.ir.types import DTYPES, FLOATS, INTS, DType, TensorType, bf16, bool_, f16, f32
 
 
 def _convert_infer(x: TensorType, *, dtype: DType) -> TensorType:
@@ -18,7 +17,8 @@ def _float_to_int(x: np.ndarray, dtype: DType) -> np.ndarray:
     """Truncates; values out of range saturate, NaN gives 0."""
     wide = x if x.dtype in (np.float32, np.float64) else x.astype(np.float32)
     info = np.iinfo(dtype.np)
-    low, high = wide.dtype.type(info.min), wide.dtype.type(info.max)  # high may round up to the next power of two
+    # high may round up to the next power of two
+    low, high = wide.dtype.type(info.min), wide.dtype.type(info.max)
     t = np.trunc(wide)
     inside = (t >= low) & (t < high) if int(high) != info.max else (t >= low) & (t <= high)
     out = np.where(inside, t, 0).astype(dtype.np)
@@ -27,19 +27,17 @@ def _float_to_int(x: np.ndarray, dtype: DType) -> np.ndarray:
 
 
 def convert_array(x: np.ndarray, *, dtype: DType) -> np.ndarray:
-    """``x`` as ``dtype``: float to int truncates and saturates, to bool is ``!= 0``, complex to real drops imag."""
+    """``x`` as ``dtype``: float to int truncates and saturates, to bool is ``!= 0``, to real drops imag."""
     src = x.dtype
     if src == dtype.np:
         return x.copy()
-    if src.kind == "c" and not dtype.is_complex:
-        return convert_array(x if dtype is bool_ else x.real, dtype=dtype) if dtype is not bool_ else x != 0
     if dtype is bool_:
         return x != 0
+    if src.kind == "c" and not dtype.is_complex:
+        return convert_array(x.real, dtype=dtype)
     if dtype.is_integer and src.kind not in "iub":
         return _float_to_int(x, dtype)
-    if dtype is bf16 and src != np.float32:
-        return x.astype(np.float32).astype(dtype.np)  # through f32, as torch
-    if src == bf16.np:
+    if dtype in (f16, bf16) or src == bf16.np:  # through f32, as torch
         return x.astype(np.float32).astype(dtype.np)
     return x.astype(dtype.np)
 
@@ -52,11 +50,8 @@ def _convert_scalar(b: Any, x: Any, *, dtype: DType) -> Any:
         return b.convert(b.convert(x, f32), bool_)
     if src in (f16, bf16) and dtype is not f32:
         return _convert_scalar(b, b.convert(x, f32), dtype=dtype)
-    if dtype is f16 and src not in (f32, f64):
-        # every integer that f16 holds is exact in f32; larger ones overflow either way
-        return b.convert(b.convert(x, f32), f16)
-    if dtype is bf16 and src is not f32:
-        return b.convert(b.convert(x, f32), bf16)
+    if dtype in (f16, bf16) and src is not f32:
+        return b.convert(b.convert(x, f32), dtype)
     return b.convert(x, dtype)
 
 

@@ -6,12 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-
 from weft.ir.prims.base import PRIMITIVES, Kind, Primitive, full_like, scale, type_of
 from weft.ir.prims.mapping import conj, elementwise, real_dtype, same_type, where
 from weft.ir.types import DTYPES, FLOATS, NUMERIC, REALS, TensorType, bool_, u8
 
-# --- one operand -----------------------------------------------------------------------------------------------------
+# --- one operand --------------------------------------------------------------------------------------------
 
 
 def _scalar_unary(op: str) -> Callable[..., Any]:
@@ -87,7 +86,7 @@ ceil_p = _rounding("ceil", np.ceil)
 rint_p = _rounding("rint", np.rint)  # half to even
 trunc_p = _rounding("trunc", np.trunc)
 
-# --- two operands ----------------------------------------------------------------------------------------------------
+# --- two operands -------------------------------------------------------------------------------------------
 
 
 def _scalar_binary(op: str, on_bool: str | None = None) -> Callable[..., Any]:
@@ -167,7 +166,7 @@ def _extremum(name: str, fn: Callable[..., Any], op: str, on_bool: str, wins: st
     def vjp(ct: Any, out: Any, x: Any, y: Any) -> tuple[Any, Any]:
         half, zero = scale(ct, 0.5), full_like(ct, 0)
         tie, won = eq_p.bind(x, y), compare_named(wins).bind(x, y)
-        # on a NaN both comparisons fail; torch then sends the whole cotangent to the first operand and to the second
+        # on a NaN both comparisons fail; torch then sends the whole cotangent to both operands
         dx = where(tie, half, where(compare_named(wins).bind(y, x), zero, ct))
         return dx, where(tie, half, where(won, zero, ct))
 
@@ -197,7 +196,7 @@ copysign_p = elementwise(
     needs="01",
 )
 
-# --- comparison and selection ----------------------------------------------------------------------------------------
+# --- comparison and selection -------------------------------------------------------------------------------
 
 
 def _comparison(name: str, fn: Callable[..., Any], domain: Any) -> Primitive:

@@ -1,8 +1,8 @@
 """How elementwise (MAP) primitives are defined: operands of one shape, one rule per element.
 
 Half precision is treated in one place: ``eval`` and ``scalar`` of a float operation see f16 and bf16 operands
-converted to f32, and the result is rounded once. A scalar rule therefore never computes in f16 or bf16, and a builder
-needs only ``const``, ``select``, ``convert`` and ``bitcast`` for these types.
+converted to f32, and the result is rounded once. A scalar rule therefore never computes in f16 or bf16, and a
+builder needs only ``const``, ``select``, ``convert`` and ``bitcast`` for these types.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-
 from weft.ir.prims.base import PRIMITIVES, Kind, Primitive, type_of
 from weft.ir.types import DType, TensorType, bf16, c64, f16, f32, f64
 
@@ -32,7 +31,7 @@ def real_dtype(t: TensorType) -> DType:
 
 
 def same_type(name: str, types: Sequence[TensorType], domain: Sequence[DType]) -> TensorType:
-    """The common type of the operands; TypeError for dtypes and devices, ValueError for shapes that differ."""
+    """The common type of the operands; TypeError for dtypes or devices, ValueError for shapes that differ."""
     first = types[0]
     check_dtype(name, first.dtype, domain)
     for t in types[1:]:
@@ -87,7 +86,11 @@ def elementwise(
     Without ``vjp`` it is nondifferentiable.
     """
 
-    def same(*types: TensorType, **attrs: Any) -> TensorType:
+    arity = scalar.__code__.co_argcount - 1  # type: ignore[attr-defined]
+
+    def same(*types: TensorType) -> TensorType:
+        if len(types) != arity:
+            raise TypeError(f"{name} takes {arity} operands, got {len(types)}")
         return same_type(name, types, domain)
 
     return Primitive(

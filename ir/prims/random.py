@@ -69,7 +69,7 @@ def _round(b: Any, c: list[Any], k0: Any, k1: Any) -> list[Any]:
 
 
 def _scalar(b: Any, seed: Any, offset: Any, index: Any, **attrs: Any) -> Any:
-    """The u32 at linear ``index``; ``seed`` and ``offset`` are u64. Words live in u64, so products need no casts."""
+    """The u32 at linear ``index``; ``seed`` and ``offset`` are u64. Words live in u64: no casts."""
     if b.dtype(index) is not u64:
         index = b.convert(index, u64)
     mask, half = b.const(_MASK, u64), b.const(32, u64)

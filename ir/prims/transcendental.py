@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-
 from weft.ir import special
 from weft.ir.prims.base import Primitive, full_like, scale, type_of
 from weft.ir.prims.bits import bit_and_p
@@ -104,9 +103,15 @@ rsqrt_p = _unary("rsqrt", _rsqrt_eval, None, "o", vjp=_rsqrt_vjp)
 
 _TWO_OVER_SQRT_PI = 2.0 / math.sqrt(math.pi)
 
-erf_p = _unary("erf", special.erf, lambda out, x: scale(exp_p.bind(-(x * x)), _TWO_OVER_SQRT_PI), "0", FLOATS)
+erf_p = _unary(
+    "erf", special.erf, lambda out, x: scale(exp_p.bind(-(x * x)), _TWO_OVER_SQRT_PI), "0", FLOATS
+)
 erfinv_p = _unary(
-    "erfinv", special.erfinv, lambda out, x: scale(exp_p.bind(out * out), 1.0 / _TWO_OVER_SQRT_PI), "o", FLOATS
+    "erfinv",
+    special.erfinv,
+    lambda out, x: scale(exp_p.bind(out * out), 1.0 / _TWO_OVER_SQRT_PI),
+    "o",
+    FLOATS,
 )
 lgamma_p = _unary("lgamma", special.lgamma, lambda out, x: digamma_p.bind(x), "0", FLOATS)
 digamma_p = _unary("digamma", special.digamma, lambda out, x: polygamma_p.bind(x, n=1), "0", FLOATS)
