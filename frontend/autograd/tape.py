@@ -1,0 +1,252 @@
+"""The tape: a node for every recorded operation, edges to where its operands came from.
+
+A node keeps the operand and result values that its gradient rule reads (``Primitive.needs``), with the version at
+which it saw them; of the others only the type. Nodes are numbered in program order, so the order of a backward
+walk is a sort.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from weft.dtypes import dtype_of_array
+from weft.ir.graph import Value
+from weft.ir.prims.base import Primitive
+from weft.ir.types import CPU, TensorType
+
+if TYPE_CHECKING:
+    from weft.tensor import Tensor
+
+_sequence = itertools.count(1)
+
+
+class TypeStub:
+    """Stands for a value of which only the type was kept."""
+
+    __slots__ = ("_ir_type",)
+
+    def __init__(self, type: TensorType) -> None:
+        self._ir_type = type
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._ir_type.shape
+
+    @property
+    def ndim(self) -> int:
+        return len(self._ir_type.shape)
+
+    @property
+    def dtype(self) -> Any:
+        return self._ir_type.dtype.np
+
+
+class Saved:
+    """A value kept for the gradient rule, and the version at which it was read."""
+
+    __slots__ = ("data", "vc", "version")
+
+    def __init__(self, data: Any, vc: list[int] | None) -> None:
+        self.data, self.vc = data, vc
+        self.version = 0 if vc is None else vc[0]
+
+
+Edge = tuple["Node", int]
+
+_needs: dict[Primitive, tuple[frozenset[int] | None, bool]] = {}
+
+
+def needs_of(prim: Primitive) -> tuple[frozenset[int] | None, bool]:
+    """Which operands (None: all) and whether the results are read by the gradient rule of ``prim``."""
+    found = _needs.get(prim)
+    if found is None:
+        spec = prim.needs
+        which = None if "*" in spec else frozenset(int(c) for c in spec if c.isdigit())
+        found = _needs[prim] = (which, "o" in spec or "*" in spec)
+    return found
+
+
+class Node:
+    """One recorded operation; ``tensor.grad_fn`` shows it.
+
+    ``edges``: for each operand its edge, or None where no gradient goes. ``operands`` and ``results``: for each a
+    :class:`Saved`, or what is known of its type: a graph Value or ``(shape, numpy dtype)``.
+    """
+
+    __slots__ = (
+        "__weakref__", "attrs", "edges", "freed", "hooks", "operands", "prehooks", "prim", "regions", "results",
+        "retained", "seq",
+    )
+
+    def __init__(self, prim: Any, attrs: Any, regions: Any, edges: Any, operands: Any, results: Any) -> None:
+        self.prim, self.attrs, self.regions = prim, attrs, regions
+        self.edges, self.operands, self.results = edges, operands, results
+        self.seq = next(_sequence)
+        self.hooks: dict[int, dict[int, Any]] | None = None  # by index of the result: tensor hooks
+        self.prehooks: dict[int, Any] | None = None
+        self.retained: dict[int, Any] | None = None  # by index: weak reference to the tensor that keeps its grad
+        self.freed = False
+
+    def name(self) -> str:
+        """PyTorch's way of naming: ``MulBackward0``."""
+        return "".join(p.capitalize() for p in self.prim.name.split("_")) + "Backward0"
+
+    def __repr__(self) -> str:
+        return f"<{self.name()} object at {hex(id(self))}>"
+
+    @property
+    def next_functions(self) -> tuple[tuple[Node | None, int], ...]:
+        return tuple((None, 0) if e is None else e for e in self.edges)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return {}
+
+    def free(self) -> None:
+        """Drop the saved values: the graph cannot be walked again."""
+        self.freed = True
+        self.operands = tuple(_type_only(s) for s in self.operands)
+        self.results = tuple(_type_only(s) for s in self.results)
+
+
+class AccumulateGrad(Node):
+    """Where gradients of a leaf arrive."""
+
+    __slots__ = ("variable",)
+
+    def __init__(self, variable: Tensor) -> None:
+        super().__init__(None, {}, (), (), (), ())
+        self.variable = variable
+
+    def name(self) -> str:
+        return "AccumulateGrad"
+
+    def free(self) -> None:
+        pass
+
+
+def accumulator(leaf: Tensor) -> AccumulateGrad:
+    """The AccumulateGrad node of a leaf; one as long as anything refers to it."""
+    found = None if leaf._acc is None else leaf._acc()
+    if found is None or found.variable is not leaf:
+        found = AccumulateGrad(leaf)
+        leaf._acc = weakref.ref(found)
+    return found
+
+
+def edge_of(t: Tensor) -> Edge | None:
+    """The edge along which a gradient of ``t`` flows, None if it requires none."""
+    if t._view is not None:
+        t._view.refresh_edge(t)
+    if not t._rg:
+        return None
+    return t._edge or (accumulator(t), 0)
+
+
+def record(
+    prim: Any, tensors: Sequence[Tensor], payloads: Sequence[Any], outs: Sequence[Tensor], attrs: Any, regions: Any
+) -> None:
+    """Put an operation on the tape: its inexact results require grad and point to the new node."""
+    which, outputs = needs_of(prim)
+    edges, operands = [], []
+    for i, t in enumerate(tensors):
+        edges.append((t._edge or (accumulator(t), 0)) if t._rg else None)
+        d = payloads[i]
+        if which is None or i in which:
+            operands.append(Saved(d, t._vc))
+        else:
+            operands.append(d if type(d) is Value else (d.shape, d.dtype))
+    results = [Saved(o._data, o._vc) if outputs else _meta(o._data) for o in outs]
+    node = Node(prim, attrs, regions, edges, operands, results)
+    for i, o in enumerate(outs):
+        if o.dtype.is_inexact:
+            o._edge, o._rg = (node, i), True
+
+
+def record_types(prim: Primitive, tensors: Sequence[Tensor], attrs: Any) -> Tensor:
+    """Record an operation without running it, for gradient rules that read types only; a tensor without value."""
+    from weft.dispatch import wrap
+
+    types = [t._data._ir_type if type(t._data) is TypeStub else t._ir_type for t in tensors]
+    attrs = prim.normalize_attrs(attrs)
+    (result,) = prim.infer_types(types, attrs)
+    out = wrap(TypeStub(result))
+    edges = [edge_of(t) for t in tensors]
+    if any(e is not None for e in edges):
+        out._edge, out._rg = (Node(prim, attrs, (), edges, [TypeStub(t) for t in types], [TypeStub(result)]), 0), True
+    return out
+
+
+def _meta(d: Any) -> Any:
+    return d if type(d) is Value or type(d) is TypeStub else (d.shape, d.dtype)
+
+
+def _type_only(s: Any) -> Any:
+    return _meta(s.data) if type(s) is Saved else s
+
+
+def type_stub(meta: Any) -> Any:
+    """Something with a type, for what was not saved."""
+    if type(meta) is tuple:
+        return TypeStub(TensorType(meta[0], dtype_of_array(np.empty(0, meta[1])), CPU))
+    return meta
+
+
+def reachable(roots: Iterable[Node], stop_before: int = 0) -> list[Node]:
+    """The nodes from which ``roots`` were computed (roots included), in program order."""
+    seen: set[Node] = set()
+    stack = [n for n in roots if n.seq >= stop_before]
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        stack.extend(e[0] for e in node.edges if e is not None and e[0].seq >= stop_before and e[0] not in seen)
+    return sorted(seen, key=lambda n: n.seq)
+
+
+def sequence_mark() -> int:
+    """Nodes made from now on have at least this number."""
+    return next(_sequence)
+
+
+def keep_old_value(new: Tensor, target: Tensor, mark: int) -> None:
+    """Before ``target`` is overwritten by ``new``: nodes of ``new`` made since ``mark`` that saved target's memory
+    get a copy of it, so that an in-place operation never spoils its own gradient."""
+    if new._edge is None:
+        return
+    copies: dict[int, Any] = {}
+    for node in reachable([new._edge[0]], mark):
+        for s in node.operands:
+            if type(s) is Saved and s.vc is not None and _same_memory(s.data, target._data):
+                s.data = copies.setdefault(id(s.data), np.array(s.data))
+                s.vc = None
+
+
+def _same_memory(a: Any, b: Any) -> bool:
+    return type(a) is np.ndarray and type(b) is np.ndarray and np.may_share_memory(a, b)
+
+
+def version_error(s: Saved, node: Node, shape: Any, dtype: Any, index: int) -> RuntimeError:
+    legacy = {"float32": "FloatTensor", "float64": "DoubleTensor", "float16": "HalfTensor", "int64": "LongTensor",
+              "bfloat16": "BFloat16Tensor", "complex64": "ComplexFloatTensor", "bool": "BoolTensor"}
+    where = ""
+    edge = node.edges[index] if index < len(node.edges) else None
+    if edge is not None and not isinstance(edge[0], AccumulateGrad):
+        where = f", which is output {edge[1]} of {edge[0].name()},"
+    elif index >= len(node.edges):
+        where = f", which is output {index - len(node.edges)} of {node.name()},"
+    assert s.vc is not None
+    return RuntimeError(
+        "one of the variables needed for gradient computation has been modified by an inplace operation: "
+        f"[weft.{legacy.get(dtype.long_name, dtype.long_name)} {list(shape)}]{where} is at version {s.vc[0]}; "
+        f"expected version {s.version} instead. Hint: enable anomaly detection to find the operation that failed "
+        "to compute its gradient, with torch.autograd.set_detect_anomaly(True).")
+
+
+Hook = Callable[[Any], Any]

@@ -1,0 +1,178 @@
+"""``apply``: the one door from tensors to primitives, and back.
+
+Eager: the numpy rule of the primitive runs on the payloads. In capture (the current interpreter has
+``recording``): the payloads are graph Values, and the interpreter (a Recorder) must offer, besides ``bind``:
+
+    lift(tensor) -> Value              the tensor's current value; a concrete tensor becomes a hidden input
+    assign(tensor, value)              a functionalised write of a concrete tensor (its payload is an ndarray)
+    concretize(tensor, why) -> ndarray asked for a value: a graph break, or an error under fullgraph
+    scalar(x) -> Value                 a traced Python number as a 0-d value
+    note_created(tensor)               a tensor was made whose payload is a Value of this capture
+
+Either way the operation goes on the tape if grad mode is on and an operand requires grad.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from weft.autograd.grad_mode import mode
+from weft.autograd.tape import record
+from weft.ir.graph import Value
+from weft.ir.prims.base import _NUMPY, Interpreter, Primitive, _current
+from weft.tensor import Tensor
+
+_new = object.__new__
+_ndarray = np.ndarray
+_asarray = np.asarray
+
+
+class _Quiet:
+    """numpy's floating point errors off: the cheap way where numpy has it (np.errstate costs a microsecond)."""
+
+    def __init__(self) -> None:
+        umath = getattr(getattr(np, "_core", None), "umath", None)
+        var, make = getattr(umath, "_extobj_contextvar", None), getattr(umath, "_make_extobj", None)
+        if var is not None and make is not None:
+            ignore = make(all="ignore")
+            self.enter, self.leave = (lambda: var.set(ignore)), var.reset
+            self.var, self.value = var, ignore
+        else:
+            self.enter, self.leave = self._enter, self._leave
+
+    @staticmethod
+    def _enter() -> Any:
+        return np.seterr(all="ignore")
+
+    @staticmethod
+    def _leave(token: Any) -> None:
+        np.seterr(**token)
+
+
+quiet = _Quiet()
+_enter, _leave = quiet.enter, quiet.leave
+
+
+class Taping(Interpreter):
+    """Runs gradient rules on Tensors, so that they are recorded again (``create_graph``)."""
+
+    def __init__(self, inner: Interpreter) -> None:
+        self.inner = inner
+
+    def bind(self, prim: Primitive, operands: Sequence[Any], attrs: Any, regions: Any) -> Any:
+        return _apply(self.inner, prim, [as_operand(x) for x in operands], attrs, regions)
+
+
+def as_operand(x: Any) -> Tensor:
+    """A Tensor for whatever a gradient rule mixes with tensors (a numpy index array, a Value)."""
+    return x if isinstance(x, Tensor) else wrap(x if type(x) is Value else _asarray(x))
+
+
+def interpreter() -> Interpreter:
+    """The interpreter under which operations run now (inside ``create_graph``, the one below the tape)."""
+    found = _current.get()
+    return found.inner if type(found) is Taping else found
+
+
+def recording() -> bool:
+    return interpreter().recording
+
+
+def wrap(data: Any) -> Tensor:
+    """A new tensor that owns this payload."""
+    t = _new(Tensor)
+    t._data = data
+    t._vc = [0]
+    return t
+
+
+def wrap_value(interp: Any, value: Value) -> Tensor:
+    """A new tensor of a value of the capture that ``interp`` makes."""
+    t = wrap(value)
+    interp.note_created(t)
+    return t
+
+
+def payload(t: Tensor, interp: Any) -> Any:
+    """The current value of ``t`` for ``interp``: its array, or its Value in the capture."""
+    if not interp.recording:
+        return t._data if type(t._data) is _ndarray else _escaped(t)
+    view = t._view
+    return interp.lift(t) if view is None else view.value(t, interp)
+
+
+def _escaped(t: Tensor) -> Any:
+    if type(t._data) is Value:
+        raise RuntimeError(
+            "this tensor was made inside a captured function and its value was never computed; return it from the "
+            "function to use it outside")
+    return t._data
+
+
+def concrete(t: Tensor, why: str) -> np.ndarray:
+    """The value of ``t`` as an ndarray (shared memory). In capture this asks the recorder for it."""
+    interp: Any = interpreter()
+    return interp.concretize(t, why) if interp.recording else payload(t, interp)
+
+
+def apply(prim: Primitive, *tensors: Tensor, regions: Any = (), **attrs: Any) -> Any:
+    """Run ``prim`` on tensors of fitting shapes and dtypes. One result comes back bare, several as a tuple."""
+    interp = _current.get()
+    if prim.defaults:
+        attrs = {**prim.defaults, **attrs}
+    if interp is not _NUMPY or regions:
+        return _apply(interp.inner if type(interp) is Taping else interp, prim, tensors, attrs, regions)
+    token = _enter()
+    try:
+        out = prim.eval(*[t._data for t in tensors], **attrs)
+    except AttributeError:
+        for t in tensors:
+            payload(t, interp)  # a better message where a value is missing
+        raise
+    finally:
+        _leave(token)
+    if type(out) is not tuple:
+        t = _new(Tensor)
+        t._data = out if type(out) is _ndarray else _asarray(out)
+        t._vc = [0]
+        if mode.grad:
+            _maybe_record(prim, tensors, None, (t,), attrs, ())
+        elif mode.inference:
+            t._inference = True
+        return t
+    outs = tuple([wrap(_asarray(o)) for o in out])
+    if mode.grad:
+        _maybe_record(prim, tensors, None, outs, attrs, ())
+    return outs if len(outs) != 1 or prim.n_results != 1 else outs[0]
+
+
+def _apply(interp: Any, prim: Primitive, tensors: Sequence[Tensor], attrs: Any, regions: Any) -> Any:
+    """The general path: any interpreter, regions."""
+    payloads = [payload(t, interp) for t in tensors]
+    out = interp.bind(prim, payloads, attrs, regions)
+    single = not isinstance(out, tuple)
+    raw = (out,) if single else out
+    outs = tuple([wrap_value(interp, o) if type(o) is Value else wrap(_asarray(o)) for o in raw])
+    if mode.grad:
+        _maybe_record(prim, tensors, payloads, outs, attrs, regions)
+    return outs[0] if single else outs
+
+
+def _maybe_record(
+    prim: Primitive, tensors: Sequence[Tensor], payloads: Any, outs: Sequence[Tensor], attrs: Any, regions: Any
+) -> None:
+    needed = False
+    for t in tensors:
+        if t._view is not None:
+            t._view.refresh_edge(t)
+        if t._rg:
+            needed = True
+    if needed and not prim.nondifferentiable:
+        if any(t._inference for t in tensors):
+            raise RuntimeError(
+                "Inference tensors cannot be saved for backward. To work around you can make a clone to get a "
+                "normal tensor and use it in autograd.")
+        record(prim, tensors, payloads or [t._data for t in tensors], outs, attrs, regions)

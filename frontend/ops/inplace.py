@@ -1,0 +1,125 @@
+"""In-place forms: the function's result written into the tensor, and the writers that have no function."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from weft.autograd.grad_mode import mode
+from weft.autograd.tape import sequence_mark
+from weft.creation import full
+from weft.dispatch import apply
+from weft.ir import prims as P
+from weft.ops.common import as_tensor, broadcast_to, convert, is_number, shape_of
+from weft.promotion import CATEGORY
+from weft.tensor import Tensor
+from weft.views import check_inplace, write_
+
+
+def _fit(out: Tensor, target: Tensor) -> Tensor:
+    """The result as what can be written to ``target``; torch's RuntimeErrors where it cannot."""
+    if shape_of(out) != shape_of(target):
+        raise RuntimeError(f"output with shape {list(target.shape)} doesn't match the broadcast shape "
+                           f"{list(out.shape)}")
+    if out.dtype is target.dtype:
+        return out
+    if CATEGORY[out.dtype] > CATEGORY[target.dtype]:
+        raise RuntimeError(f"result type {_name(out)} can't be cast to the desired output type {_name(target)}")
+    return convert(out, target.dtype)
+
+
+def _name(t: Tensor) -> str:
+    return {"float32": "Float", "float64": "Double", "float16": "Half", "bfloat16": "BFloat16", "int64": "Long",
+            "int32": "Int", "int16": "Short", "int8": "Char", "uint8": "Byte", "bool": "Bool",
+            "complex64": "ComplexFloat", "complex128": "ComplexDouble"}.get(t.dtype.long_name, t.dtype.long_name)
+
+
+def inplace(fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``x.fn_(...)`` of ``fn(x, ...)``."""
+
+    @functools.wraps(fn)
+    def method(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        check_inplace(input)
+        mark = sequence_mark() if mode.grad else None
+        out = fn(input, *args, **kwargs)
+        if out is input:
+            return input
+        return write_(input, _fit(out, input), mark)
+
+    method.__name__ = method.__qualname__ = fn.__name__ + "_"
+    method.__doc__ = f"In-place form of ``{fn.__name__}``."
+    return method
+
+
+def copy_(input: Tensor, src: Any, non_blocking: bool = False) -> Tensor:
+    """Write ``src`` (broadcast, converted) into the tensor."""
+    if is_number(src):
+        return fill_(input, src)
+    if not isinstance(src, Tensor):
+        raise TypeError(f"copy_(): argument 'other' (position 1) must be Tensor, not {type(src).__name__}")
+    check_inplace(input)
+    if src is input:
+        return input
+    from weft.ops.shape import expand
+
+    value = convert(src, input.dtype)
+    if shape_of(value) != shape_of(input):
+        expand(value, *shape_of(input))  # the error in torch's words
+        value = broadcast_to(value, shape_of(input))
+    elif value is src:
+        value = apply(P.copy_p, value) if mode.grad and src.requires_grad else value
+    return write_(input, value)
+
+
+def fill_(input: Tensor, value: Any) -> Tensor:
+    """Every element becomes ``value`` (a number or 0-d tensor)."""
+    check_inplace(input)
+    if isinstance(value, Tensor):
+        if value.ndim:
+            raise RuntimeError("fill_ only supports 0-dimension value tensor but got tensor with "
+                               f"{value.ndim} dimensions.")
+        return write_(input, broadcast_to(convert(value, input.dtype), shape_of(input)))
+    return write_(input, broadcast_to(as_tensor(value, input.dtype), shape_of(input)))
+
+
+def zero_(input: Tensor) -> Tensor:
+    """Every element becomes zero."""
+    return fill_(input, 0)
+
+
+def set_(input: Tensor, source: Any = None) -> Tensor:
+    """Take over the storage of another tensor."""
+    input.data = source if source is not None else full((0,), 0, dtype=input.dtype)
+    return input
+
+
+def fill_diagonal_(input: Tensor, fill_value: Any, wrap: bool = False) -> Tensor:
+    """The main diagonal becomes ``fill_value``."""
+    fill_(input.diagonal(), fill_value)
+    return input
+
+
+def resize_(input: Tensor, *sizes: Any) -> Tensor:
+    """Another shape; new elements are uninitialised."""
+    from weft.creation import empty, shape_of_args
+
+    shape = shape_of_args(sizes)
+    out = empty(shape, dtype=input.dtype)
+    n = min(out.numel(), input.numel())
+    out.reshape(-1)[:n].copy_(input.detach().reshape(-1)[:n])
+    input.data = out
+    return input
+
+
+def squeezer(fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """In-place forms of shape functions: the tensor becomes the view."""
+
+    @functools.wraps(fn)
+    def method(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        out = fn(input, *args, **kwargs)
+        input._data, input._view, input._edge, input._rg = out._data, out._view, out._edge, out._rg
+        return input
+
+    method.__doc__ = f"In-place form of ``{fn.__name__}``."
+    return method

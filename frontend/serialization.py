@@ -1,0 +1,198 @@
+"""Saving and loading, pickling and deep copies.
+
+The file is a zip archive: ``data.pkl`` has the structure, with tensors as references to ``data/<n>.npy``-like raw
+members. Loading admits plain containers, numbers, strings and tensors alone unless ``weights_only=False``: a file
+cannot run code.
+"""
+
+from __future__ import annotations
+
+import collections
+import copy
+import io
+import os
+import pickle
+import zipfile
+from typing import Any
+
+import numpy as np
+
+from weft.dispatch import concrete, recording, wrap
+from weft.dtypes import Size, as_device
+from weft.ir.types import Device, DType, dtype_named
+from weft.tensor import Tensor
+
+_VERSION = b"weft 1\n"
+
+
+def rebuild_tensor(data: bytes, dtype: str, shape: tuple[int, ...], requires_grad: bool) -> Tensor:
+    """A tensor of its raw bytes: the inverse of pickling."""
+    a = np.frombuffer(bytearray(data), dtype=dtype_named(dtype).np).reshape(shape)
+    t = wrap(a)
+    t._rg = requires_grad
+    return t
+
+
+def rebuild_subclass(cls: type, tensor: Tensor, requires_grad: bool, state: dict[str, Any]) -> Any:
+    t = Tensor._make_subclass(cls, tensor, requires_grad)
+    t.__dict__.update(state)
+    return t
+
+
+_INTERNAL = {"_data", "_vc", "_view", "_edge", "_rg", "_grad", "_acc", "_hooks", "_post_hooks", "_retains", "_inference"}
+
+
+def _attributes(t: Tensor) -> dict[str, Any]:
+    return {k: v for k, v in t.__dict__.items() if k not in _INTERNAL}
+
+
+def reduce_tensor(t: Tensor) -> Any:
+    """How a tensor pickles: bytes, dtype, shape; the class and attributes of subclasses. History is left behind."""
+    a = np.ascontiguousarray(concrete(t, "pickling a tensor"))
+    base = (rebuild_tensor, (a.tobytes(), t.dtype.name, tuple(t.shape), t.requires_grad and t.is_leaf))
+    if type(t) is Tensor:
+        return base
+    return rebuild_subclass, (type(t), rebuild_tensor(*base[1]), t.requires_grad, _attributes(t))
+
+
+def deepcopy_tensor(t: Tensor, memo: dict[int, Any]) -> Tensor:
+    """A copy with storage, gradient and attributes of its own. RuntimeError for tensors with a history."""
+    if id(t) in memo:
+        return memo[id(t)]
+    if not t.is_leaf:
+        raise RuntimeError("Only Tensors created explicitly by the user (graph leaves) support the deepcopy protocol at "
+                           "the moment.  If you were attempting to deepcopy a module, this may be because of a "
+                           "torch.nn.utils.weight_norm usage, see https://github.com/pytorch/pytorch/pull/103001")
+    if recording():
+        fresh = t.detach().clone()
+    else:
+        fresh = wrap(np.array(t._data))
+    out = fresh if type(t) is Tensor else Tensor._make_subclass(type(t), fresh, False)
+    out._rg = t._rg
+    memo[id(t)] = out
+    if t._grad is not None:
+        out._grad = deepcopy_tensor(t._grad, memo)
+    out.__dict__.update(copy.deepcopy(_attributes(t), memo))
+    return out
+
+
+# -- files --------------------------------------------------------------------------------------------------
+
+
+class _Pickler(pickle.Pickler):
+    def __init__(self, file: Any, protocol: int, tensors: list[Tensor]) -> None:
+        super().__init__(file, protocol)
+        self.tensors = tensors
+        self.seen: dict[int, int] = {}
+
+    def persistent_id(self, obj: Any) -> Any:
+        if not isinstance(obj, Tensor):
+            return None
+        key = id(obj)
+        if key not in self.seen:
+            self.seen[key] = len(self.tensors)
+            self.tensors.append(obj)
+        cls = None if type(obj) is Tensor else type(obj)
+        return ("tensor", self.seen[key], obj.dtype.name, tuple(obj.shape), obj.requires_grad and obj.is_leaf,
+                cls.__name__ if cls is not None else None)
+
+
+# What a weights-only file may name.
+_SAFE: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("collections", "defaultdict"): collections.defaultdict,
+    ("weft.dtypes", "Size"): Size,
+    ("weft.ir.types", "dtype_named"): dtype_named,
+    ("weft.ir.types", "Device"): Device,
+    ("weft.ir.types", "DType"): DType,
+    ("weft.serialization", "rebuild_tensor"): rebuild_tensor,
+    ("builtins", "set"): set,
+    ("builtins", "frozenset"): frozenset,
+    ("builtins", "complex"): complex,
+    ("builtins", "bytearray"): bytearray,
+    ("builtins", "slice"): slice,
+    ("_codecs", "encode"): None,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: Any, archive: zipfile.ZipFile, weights_only: bool) -> None:
+        super().__init__(file)
+        self.archive, self.weights_only = archive, weights_only
+        self.made: dict[int, Tensor] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if not self.weights_only:
+            return super().find_class(module, name)
+        if (module, name) == ("_codecs", "encode"):
+            import codecs
+
+            return codecs.encode
+        found = _SAFE.get((module, name)) or _extra_safe.get((module, name))
+        if found is None:
+            raise pickle.UnpicklingError(
+                f"Weights only load failed. Unsupported global: GLOBAL {module}.{name} was not an allowed global by "
+                "default. Load the file with weights_only=False only if you trust its source: it can run code.")
+        return found
+
+    def persistent_load(self, pid: Any) -> Tensor:
+        kind, n, dtype, shape, requires_grad, cls = pid
+        if kind != "tensor":
+            raise pickle.UnpicklingError(f"unknown reference {kind!r}")
+        if n not in self.made:
+            t = rebuild_tensor(self.archive.read(f"data/{n}"), dtype, shape, requires_grad)
+            self.made[n] = _as_parameter(t) if cls == "Parameter" else t
+        return self.made[n]
+
+
+_extra_safe: dict[tuple[str, str], Any] = {}
+
+
+def add_safe_globals(safe_globals: list[Any]) -> None:
+    """Allow classes or functions in weights-only files."""
+    for g in safe_globals:
+        _extra_safe[g.__module__, g.__qualname__] = g
+
+
+def _as_parameter(t: Tensor) -> Tensor:
+    from weft.nn import Parameter
+
+    return Parameter(t.detach(), requires_grad=t.requires_grad)
+
+
+def save(obj: Any, f: Any, pickle_protocol: int = 2, **kw: Any) -> None:
+    """Write an object with tensors to a path or binary file.
+
+    >>> import io, weft
+    >>> b = io.BytesIO(); weft.save({"w": weft.ones(2)}, b); _ = b.seek(0)
+    >>> weft.load(b)
+    {'w': tensor([1., 1.])}
+    """
+    buffer = io.BytesIO()
+    tensors: list[Tensor] = []
+    _Pickler(buffer, max(pickle_protocol, 2), tensors).dump(obj)
+    target = f if hasattr(f, "write") else os.fspath(f)
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as z:
+        z.writestr("version", _VERSION)
+        z.writestr("data.pkl", buffer.getvalue())
+        for i, t in enumerate(tensors):
+            z.writestr(f"data/{i}", np.ascontiguousarray(concrete(t, "save()")).tobytes())
+
+
+def load(f: Any, map_location: Any = None, *, weights_only: bool | None = None, **kw: Any) -> Any:
+    """Read what :func:`save` wrote. With ``weights_only`` (the default) a file cannot run code.
+
+    ``map_location``: a device, or a dict or function to one; tensors are on the CPU whatever it says.
+    RuntimeError for a file that is not one of ours.
+    """
+    if map_location is not None and not callable(map_location) and not isinstance(map_location, dict):
+        as_device(map_location)
+    source = f if hasattr(f, "read") else os.fspath(f)
+    try:
+        archive = zipfile.ZipFile(source)
+    except zipfile.BadZipFile as e:
+        raise RuntimeError(f"{f}: not a file written by weft.save") from e
+    with archive as z:
+        if "version" not in z.namelist() or z.read("version") != _VERSION:
+            raise RuntimeError(f"{f}: not a file written by weft.save (or of another version)")
+        return _Unpickler(io.BytesIO(z.read("data.pkl")), z, weights_only is not False).load()

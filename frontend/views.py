@@ -1,0 +1,358 @@
+"""Views that alias, and ``write_``, the one way a tensor's value changes.
+
+Eager: a view is a numpy view of its base's memory, and a write copies into that memory. In capture values are
+immutable: a view remembers its base and the MOVE steps that lead to it; a write through a view becomes a new value of
+the base (by the inverse of each step), and a view whose base changed since is derived again. A concrete tensor that is
+a view keeps being its own root in capture; a Recorder can tell tensors that share storage by the identity of their
+version counter ``_vc``.
+
+Autograd follows the same steps: an in-place operation on a view gives the base a new history (base with the written
+part replaced), and the views of that base get theirs from it when next looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from weft.autograd.grad_mode import mode
+from weft.autograd.tape import Node, TypeStub, edge_of, keep_old_value, record_types
+from weft.dispatch import apply, interpreter, wrap, wrap_value
+from weft.ir import prims as P
+from weft.ir.graph import Value
+from weft.ir.prims.base import Primitive
+from weft.ir.types import DType
+from weft.tensor import Tensor
+
+Step = tuple[Primitive, dict[str, Any]]
+Apply = Callable[..., Tensor]
+
+# How a write to the result of a step becomes a write to its operand: (apply, old operand, new result, attrs) -> new
+# operand. A step is a view only if it stands here.
+INVERSE: dict[Primitive, Callable[[Apply, Tensor, Tensor, Any], Tensor]] = {}
+
+
+def _shape(t: Tensor) -> tuple[int, ...]:
+    return tuple(t._data._ir_type.shape) if type(t._data) is TypeStub else tuple(t.shape)
+
+
+def _inverse_perm(perm: Sequence[int]) -> tuple[int, ...]:
+    out = [0] * len(perm)
+    for i, p in enumerate(perm):
+        out[p] = i
+    return tuple(out)
+
+
+def _write_broadcast(apply: Apply, old: Tensor, new: Tensor, attrs: Any) -> Tensor:
+    if _shape(old) != _shape(new) and int(np.prod(_shape(old))) != int(np.prod(_shape(new))):
+        raise RuntimeError(OVERLAP)
+    return apply(P.reshape_p, new, shape=_shape(old))
+
+
+OVERLAP = ("unsupported operation: more than one element of the written-to tensor refers to a single memory "
+           "location. Please clone() the tensor before performing the operation.")
+
+INVERSE[P.reshape_p] = lambda apply, old, new, a: apply(P.reshape_p, new, shape=_shape(old))
+INVERSE[P.permute_p] = lambda apply, old, new, a: apply(P.permute_p, new, perm=_inverse_perm(a["perm"]))
+INVERSE[P.slice_p] = lambda apply, old, new, a: apply(
+    P.update_slice_p, old, new, start=a["start"], step=a["step"])
+INVERSE[P.broadcast_p] = _write_broadcast
+INVERSE[P.real_p] = lambda apply, old, new, a: apply(P.complex_p, new, apply(P.imag_p, old))
+INVERSE[P.imag_p] = lambda apply, old, new, a: apply(P.complex_p, apply(P.real_p, old), new)
+INVERSE[P.bitcast_p] = lambda apply, old, new, a: apply(P.bitcast_p, new, dtype=_dtype(old))
+
+
+def _dtype(t: Tensor) -> DType:
+    return t._data._ir_type.dtype if type(t._data) is TypeStub else t.dtype
+
+
+class View:
+    """What a tensor is a view of: ``steps`` from ``base``.
+
+    ``differentiable`` is False for ``detach()`` and ``.data``, which share memory and nothing else.
+    ``edge_version`` and ``value_version`` are the base's versions that the edge and (in capture) the value are of.
+    """
+
+    __slots__ = ("base", "differentiable", "edge_version", "steps", "value_version")
+
+    def __init__(self, base: Tensor, steps: Sequence[Step], version: int, differentiable: bool = True) -> None:
+        self.base, self.steps, self.differentiable = base, tuple(steps), differentiable
+        self.edge_version = self.value_version = version
+
+    def detached(self) -> View:
+        return View(self.base, self.steps, self.value_version, differentiable=False)
+
+    def base_requires_grad(self, t: Tensor) -> bool:
+        self.refresh_edge(t)
+        return t._rg
+
+    def refresh_edge(self, t: Tensor) -> None:
+        """Derive the history of ``t`` from its base's again if the base was written since."""
+        version = t._vc[0]
+        if version == self.edge_version or not self.differentiable:
+            return
+        self.edge_version = version
+        edge = edge_of(self.base)
+        if edge is None or not t.dtype.is_inexact:
+            t._edge, t._rg = None, False
+            return
+        source = wrap(TypeStub(self.base._ir_type))
+        source._edge, source._rg = edge, True
+        for prim, attrs in self.steps:
+            source = record_types(prim, [source], attrs)
+        t._edge, t._rg = source._edge, True
+
+    def value(self, t: Tensor, interp: Any) -> Value:
+        """The current Value of ``t`` in the capture of ``interp``."""
+        if t._vc[0] == self.value_version or type(t._data) is not Value:
+            return interp.lift(t)
+        base = self.base
+        value = interp.lift(base) if base._view is None else base._view.value(base, interp)
+        for prim, attrs in self.steps:
+            value = interp.bind(prim, (value,), prim.normalize_attrs(attrs), ())
+        t._data = value
+        self.value_version = t._vc[0]
+        return value
+
+
+def view(x: Tensor, prim: Primitive, data: Any = None, **attrs: Any) -> Tensor:
+    """``prim`` applied to ``x`` as a view: shares memory (eager) or follows its base (capture).
+
+    ``data`` is the numpy view where the numpy rule would not alias. A numpy result that does not share memory is
+    not a view, just the result.
+    """
+    interp: Any = interpreter()
+    if interp.recording:
+        out = apply(prim, x, **attrs)
+    else:
+        out = _eager_view(x, prim, data, attrs)
+        if not _aliases(out._data, x._data):
+            return out
+    root, steps = x, ((prim, attrs),)
+    v = x._view
+    if v is not None and (not interp.recording or type(x._data) is Value):
+        root, steps = v.base, (*v.steps, *steps)
+        if not v.differentiable:  # a view of a detached tensor: the detached one is the root of the history
+            root, steps = x, ((prim, attrs),)
+    out._vc = x._vc
+    out._view = View(root, steps, x._vc[0])
+    return out
+
+
+def _eager_view(x: Tensor, prim: Primitive, data: Any, attrs: dict[str, Any]) -> Tensor:
+    """The result with the right array, recorded if need be without running the numpy rule twice."""
+    if data is None:
+        return apply(prim, x, **attrs)
+    out = wrap(data)
+    if mode.grad and edge_of(x) is not None:
+        typed = record_types(prim, [x], attrs)
+        out._edge, out._rg = typed._edge, True
+    return out
+
+
+def _aliases(a: np.ndarray, b: np.ndarray) -> bool:
+    if a is b or a.base is b:
+        return True
+    if a.base is None:
+        return False
+    return a.base is b.base or np.may_share_memory(a, b)
+
+
+def views(x: Tensor, steps: Sequence[Step], data: Any = None) -> Tensor:
+    """Several steps at once; ``data`` is the numpy view that they amount to."""
+    if data is None or interpreter().recording:
+        for prim, attrs in steps:
+            x = view(x, prim, **attrs)
+        return x
+    out = wrap(data)
+    out._vc = x._vc
+    v = x._view
+    root, before = (x, ()) if v is None or not v.differentiable else (v.base, v.steps)
+    out._view = View(root, (*before, *steps), x._vc[0])
+    if mode.grad and edge_of(x) is not None:
+        typed = x
+        for prim, attrs in steps:
+            typed = record_types(prim, [typed], attrs)
+        out._edge, out._rg = typed._edge, typed._rg
+    return out
+
+
+def own(t: Tensor, *sources: Tensor) -> Tensor:
+    """``t`` with memory of its own: for functions whose result may alias an operand but must not."""
+    d = t._data
+    if type(d) is np.ndarray and (d.base is not None or not d.flags.writeable or any(d is s._data for s in sources)):
+        t._data = np.array(d)
+    return t
+
+
+def alias(x: Tensor, share_version: bool = True) -> Tensor:
+    """A tensor on the same storage without history (``detach``, ``.data``)."""
+    interp: Any = interpreter()
+    if interp.recording:
+        from weft.dispatch import payload
+
+        out = wrap_value(interp, payload(x, interp))
+    else:
+        out = wrap(x._data)
+    if share_version or interp.recording:
+        out._vc = x._vc
+    out._view = View(x, (), x._vc[0], differentiable=False)
+    return out
+
+
+def view_of_whole(x: Tensor) -> Tensor:
+    """Another tensor on the storage of ``x``, outside its history."""
+    return alias(x)
+
+
+# -- writing ------------------------------------------------------------------------------------------------
+
+
+def check_inplace(t: Tensor, *others: Any) -> None:
+    """The errors that torch raises before it writes to ``t``."""
+    if t._inference and not mode.inference:
+        raise RuntimeError(
+            "Inplace update to inference tensor outside InferenceMode is not allowed.You can make a clone to get a "
+            "normal tensor before doing inplace update.See https://github.com/pytorch/rfcs/pull/17 for more details.")
+    if not mode.grad:
+        return
+    v = t._view
+    if v is not None and v.differentiable:
+        base = v.base
+        if base._rg and base._edge is None:
+            raise RuntimeError("a view of a leaf Variable that requires grad is being used in an in-place operation.")
+    elif t._rg and t._edge is None:
+        raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
+
+
+def write_(t: Tensor, new: Tensor, mark: int | None = None) -> Tensor:
+    """Change the value of ``t`` to that of ``new`` (same shape and dtype); bumps the version, rebases the history.
+
+    ``mark`` (see ``tape.sequence_mark``) tells which nodes of ``new`` belong to this very operation: what they saved
+    of the old value is kept for them. Raises torch's RuntimeErrors for leaves and for overlapping memory.
+    """
+    check_inplace(t)
+    tracked = mode.grad and (t.requires_grad or new._rg)
+    old_edge = edge_of(t) if tracked else None
+    base = t._view.base if t._view is not None and t._view.differentiable else None
+    base_edge = edge_of(base) if tracked and base is not None else None
+    interp: Any = interpreter()
+    if interp.recording:
+        _write_captured(interp, t, new)
+    else:
+        if tracked and mark is not None:
+            keep_old_value(new, t, mark)
+        _write_array(t, new)
+    t._vc[0] += 1
+    if interp.recording and t._view is not None and type(t._data) is Value:
+        t._view.value_version = t._vc[0]
+    if tracked:
+        _rebase(t, new, old_edge, base, base_edge)
+    return t
+
+
+def _write_array(t: Tensor, new: Tensor) -> None:
+    d = t._data
+    if not d.flags.writeable:
+        if t._view is not None:
+            raise RuntimeError(OVERLAP)
+        if d.base is not None and type(d.base) is not np.ndarray:
+            raise RuntimeError("the memory of this tensor is read-only")
+        t._data = np.array(new._data)
+        return
+    np.copyto(d, new._data)
+
+
+def _write_captured(interp: Any, t: Tensor, new: Tensor) -> None:
+    from weft.dispatch import payload
+
+    _assign(interp, t, payload(new, interp))
+
+
+def _assign(interp: Any, t: Tensor, value: Value) -> None:
+    """Give ``t`` another value in the capture; through its steps if it is a view made in this capture."""
+    if type(t._data) is not Value:
+        interp.assign(t, value)
+        return
+    v = t._view
+    if v is not None:
+        old = interp.lift(v.base) if v.base._view is None else v.base._view.value(v.base, interp)
+        run = _value_apply(interp)
+        new = write_through(run, wrap(old), wrap(value), v.steps)
+        _assign(interp, v.base, new._data)
+    t._data = value
+
+
+def _value_apply(interp: Any) -> Apply:
+    def run(prim: Primitive, *tensors: Tensor, **attrs: Any) -> Tensor:
+        return wrap(interp.bind(prim, [t._data for t in tensors], prim.normalize_attrs(attrs), ()))
+
+    return run
+
+
+def write_through(apply: Apply, base: Tensor, new: Tensor, steps: Sequence[Step]) -> Tensor:
+    """The new base, when the end of ``steps`` is replaced by ``new``."""
+    olds = [base]
+    for prim, attrs in steps[:-1]:
+        olds.append(apply(prim, olds[-1], **attrs))
+    for old, (prim, attrs) in zip(reversed(olds), reversed(steps), strict=False):
+        new = INVERSE[prim](apply, old, new, attrs)
+    return new
+
+
+def _types_apply(prim: Primitive, *tensors: Tensor, **attrs: Any) -> Tensor:
+    return record_types(prim, tensors, attrs)
+
+
+def _typed(t: Tensor, edge: Any) -> Tensor:
+    out = wrap(TypeStub(t._ir_type))
+    out._edge, out._rg = edge, edge is not None
+    return out
+
+
+def _rebase(t: Tensor, new: Tensor, old_edge: Any, base: Tensor | None, base_edge: Any) -> None:
+    """The history after a write: that of ``new``; for a view the base is rewritten and the view follows."""
+    edge = edge_of(new)
+    if edge is None:
+        edge = (overwritten(old_edge, t), 0)
+    if base is None:
+        t._edge, t._rg = edge, True
+        return
+    assert t._view is not None
+    source = write_through(_types_apply, _typed(base, base_edge), _typed(t, edge), t._view.steps)
+    base._edge, base._rg = source._edge, True
+    if base._view is not None:
+        base._view.edge_version = base._vc[0]
+
+
+class _Overwrite:
+    """The pseudo primitive of a value that was replaced by one without history: its gradient is zero."""
+
+    name, needs, kind, nondifferentiable, n_results = "overwrite", "", None, False, 1
+
+    @staticmethod
+    def vjp(ct: Any, out: Any, x: Any, **attrs: Any) -> tuple[Any, ...]:
+        from weft.ir.prims.base import full_like
+
+        return (full_like(ct, 0),)
+
+
+def overwritten(edge: Any, t: Tensor) -> Node:
+    meta = TypeStub(t._ir_type)
+    return Node(_Overwrite, {}, (), (edge,), (meta,), (meta,))
+
+
+def set_data(t: Tensor, value: Tensor) -> None:
+    """``t.data = value``: other storage for the same tensor."""
+    if value.dtype is not t.dtype and t._rg and not value.dtype.is_inexact:
+        raise RuntimeError("data set to a tensor that requires gradients must be floating point or complex dtype")
+    interp: Any = interpreter()
+    if interp.recording:
+        if t.shape == value.shape and t.dtype is value.dtype:
+            _write_captured(interp, t, value)
+            return
+        interp.concretize(t, "the assignment of .data with another shape or dtype")
+        value = wrap(interp.concretize(value, "the assignment of .data"))
+    t._data = value._data
