@@ -11,11 +11,10 @@ names another folder, ``WEFT_CACHE=0`` turns the cache off, ``WEFT_CACHE_SIZE`` 
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import itertools
 import os
 import stat
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -29,11 +28,12 @@ _MAGIC = b"WEFTCACHE1\n"
 _SUFFIX = ".weft"
 _SCAN_EVERY = 32  # writes between two looks at the total size
 _STALE_SECONDS = 3600.0
+_serial = itertools.count()
 
 
 def key_of(*parts: str) -> str:
     """The name of an entry that is determined by these texts, this build of weft and this LLVM."""
-    return hashlib.sha256("\0".join((build_stamp(), *parts)).encode()).hexdigest()
+    return _digest("\0".join((build_stamp(), *parts)).encode()).hex()
 
 
 @cache
@@ -97,9 +97,9 @@ class DiskCache:
         """Write an entry: temporary name, then rename."""
         temporary = None
         try:
-            handle, temporary = tempfile.mkstemp(suffix=".tmp", dir=self.folder)
-            with os.fdopen(handle, "wb") as f:
-                f.write(_MAGIC + key.encode() + hashlib.sha256(payload).digest() + payload)
+            temporary = self.folder / f"{key[:16]}.{os.getpid()}.{next(_serial)}.tmp"
+            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as f:
+                f.write(_MAGIC + key.encode() + _digest(payload) + payload)
             os.replace(temporary, self.folder / (key + _SUFFIX))
         except OSError as e:
             if temporary is not None:
@@ -138,7 +138,13 @@ def _open(data: bytes, key: str) -> bytes | None:
     if data[:head] != _MAGIC + key.encode():
         return None
     payload = data[head + 32 :]
-    return payload if hashlib.sha256(payload).digest() == data[head : head + 32] else None
+    return payload if _digest(payload) == data[head : head + 32] else None
+
+
+def _digest(data: bytes) -> bytes:
+    from hashlib import sha256  # slow to import
+
+    return sha256(data).digest()
 
 
 @cache

@@ -14,6 +14,7 @@ from weft.ir.graph import Graph
 from weft.runtime import jit, stats
 from weft.runtime.build import build
 from weft.runtime.cache import DiskCache, disk_cache, key_of
+from weft.runtime.dump import dump, wanted
 from weft.runtime.executable import Artifact, Executable
 from weft.runtime.fingerprint import fingerprint
 
@@ -32,16 +33,9 @@ os.register_at_fork(after_in_child=_renew_lock)
 
 
 def compile_graph(
-    graph: Graph,
-    *,
-    donate: Mapping[int, int] | None = None,
-    target: Target | None = None,
-    name: str | None = None,
+    graph: Graph, *, donate: Mapping[int, int] | None, target: Target | None, name: str | None
 ) -> Executable:
-    """Compile ``graph`` for the host. Result ``i`` is written into the buffer of param ``donate[i]``.
-
-    With another ``target`` the graph is compiled only: the executable shows its code and refuses to run.
-    """
+    """See :func:`weft.runtime.compile_graph`."""
     donate = dict(donate or {})
     key = fingerprint(graph) + repr(sorted(donate.items())) + repr(target)
     with _lock:
@@ -54,12 +48,10 @@ def compile_graph(
         _memory[key] = made
         if len(_memory) > _MEMORY_LIMIT:
             _memory.popitem(last=False)
-        return made
-
-
-def compile_only(graph: Graph, target: Target, name: str | None = None) -> Executable:
-    """Compile for any machine LLVM knows and run nothing."""
-    return compile_graph(graph, target=target, name=name)
+    kinds = wanted()
+    if kinds:
+        dump(made, key, kinds)
+    return made
 
 
 def _compile(graph: Graph, key: str, donate: dict[int, int], target: Target | None, name: str) -> Executable:

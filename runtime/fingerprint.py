@@ -3,7 +3,6 @@ called."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ def fingerprint(graph: Graph) -> str:
     """Hex digest of a graph's types, operations, attributes and regions; not of names or source lines."""
     parts: list[str] = []
     _graph(graph, parts)
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return _digest("\n".join(parts).encode())
 
 
 def op_fingerprint(op: Op) -> str:
@@ -25,7 +24,13 @@ def op_fingerprint(op: Op) -> str:
     parts.append(op.prim.name)
     for region in op.regions:
         _graph(region, parts)
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return _digest("\n".join(parts).encode())
+
+
+def _digest(data: bytes) -> str:
+    from hashlib import sha256  # slow to import
+
+    return sha256(data).hexdigest()
 
 
 def _graph(graph: Graph, parts: list[str]) -> None:
@@ -55,7 +60,7 @@ def _attr(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return "(" + ",".join([_attr(v) for v in value]) + ")"
     if isinstance(value, np.ndarray):
-        return f"array:{value.dtype}:{value.shape}:{hashlib.sha256(value.tobytes()).hexdigest()}"
+        return f"array:{value.dtype}:{value.shape}:{_digest(value.tobytes())}"
     if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
         return f"{type(value).__name__}:{value!r}"
     if isinstance(value, DType):
