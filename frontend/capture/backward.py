@@ -1,9 +1,9 @@
 """Gradients across the boundary of a compiled function.
 
-The backward walk runs once over the trace's tape, under the Recorder; the joint graph is partitioned into a forward
-part, which also returns what the backward part needs, and a backward part, compiled at its first use. At each call
-the outputs get one tape node whose gradient rule runs the compiled backward. A gradient of a gradient
-(``create_graph``) runs the function again, eagerly, on the inputs it had.
+The backward walk runs once over the trace's tape, under the Recorder; the joint graph is partitioned into a
+forward part, which also returns what the backward part needs, and a backward part, compiled at its first
+use. At each call the outputs get one tape node whose gradient rule runs the compiled backward. A gradient of
+a gradient (``create_graph``) runs the function again, eagerly, on the inputs it had.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-
 from weft.autograd.engine import Walk, _propagate, grad
 from weft.autograd.grad_mode import enable_grad
 from weft.autograd.tape import AccumulateGrad, Node, Saved, edge_of, reachable
@@ -21,7 +20,7 @@ from weft.capture.recorder import Recorder
 from weft.capture.state import paused, recorder
 from weft.dispatch import wrap, wrap_value
 from weft.ir.graph import Graph, Value
-from weft.ir.prims.base import current_interpreter
+from weft.ir.prims.base import current_interpreter, interpreting
 from weft.ir.types import TensorType
 from weft.passes.partition import partition
 from weft.tensor import Tensor
@@ -39,10 +38,14 @@ class Joint:
 
 
 def joint(
-    rec: Recorder, mark: int, outputs: Sequence[Any], wrt: Sequence[Any], results: Sequence[Value],
+    rec: Recorder,
+    mark: int,
+    outputs: Sequence[Any],
+    wrt: Sequence[Any],
+    results: Sequence[Value],
 ) -> tuple[Graph, Joint] | None:
-    """Differentiate what the recorder holds. ``outputs``: (edge, type) of what may get a cotangent; ``wrt``: the
-    edges of the inputs. None where the tape was already walked and freed.
+    """Differentiate what the recorder holds. ``outputs``: (edge, type) of what may get a cotangent; ``wrt``:
+    the edges of the inputs. None where the tape was already walked and freed.
     """
     seg = rec.segment
     nodes = [n for n in reachable([e[0] for e, _ in outputs], mark) if not isinstance(n, AccumulateGrad)]
@@ -61,7 +64,7 @@ def joint(
     n_params = len(builder.params)
     whole = Graph([*builder.params, *cts], [*forward_ops, *backward_ops], [*results, *grads], builder.name)
     forward, backward, n_saved = partition(whole, n_params, len(results))
-    saved = list(forward.results[len(forward.results) - n_saved:])
+    saved = list(forward.results[len(forward.results) - n_saved :])
     return forward, Joint(backward, saved, used)
 
 
@@ -102,9 +105,12 @@ class Backward:
         for s in self.saved:
             if s.vc is not None and s.vc[0] != s.version:
                 raise RuntimeError(
-                    "one of the variables needed for gradient computation has been modified by an inplace operation: "
-                    f"a tensor of shape {list(s.data.shape)} that {self.name} kept is at version {s.vc[0]}; expected "
-                    f"version {s.version} instead.")
+                    "one of the variables needed for gradient computation has been modified by an inplace "
+                    "operation: "
+                    f"a tensor of shape {list(s.data.shape)} that {self.name} kept is at version {s.vc[0]}; "
+                    f"expected "
+                    f"version {s.version} instead."
+                )
         arrays = [s.data for s in self.saved]
         rec = recorder()
         if rec is None:
@@ -125,10 +131,13 @@ class Backward:
         for t, version in zip(r.inputs, r.versions, strict=True):
             if t._vc[0] != version:
                 raise RuntimeError(
-                    "one of the variables needed for gradient computation has been modified by an inplace operation: "
-                    f"an input of {self.name} of shape {list(t.shape)} changed before its double backward")
+                    "one of the variables needed for gradient computation has been modified by an inplace "
+                    "operation: "
+                    f"an input of {self.name} of shape {list(t.shape)} changed before its double backward"
+                )
         now = [(t, t._data.copy()) for t, _ in r.before]
-        with paused(), enable_grad():
+        outer = recorder()
+        with paused() if outer is None else interpreting(outer), enable_grad():
             for t, data in r.before:
                 np.copyto(t._data, data)
             try:
@@ -138,7 +147,9 @@ class Backward:
                     np.copyto(t._data, data)
             pairs = [(o, c) for o, c in zip(outs, cts, strict=True) if c is not None and o.requires_grad]
             wrt = [r.inputs[i] for i in self.plan.joint.used]
-            return grad([o for o, _ in pairs], wrt, [c for _, c in pairs], create_graph=True, materialize_grads=True)
+            return grad(
+                [o for o, _ in pairs], wrt, [c for _, c in pairs], create_graph=True, materialize_grads=True
+            )
 
 
 class CompiledNode(Node):
@@ -159,7 +170,9 @@ class CompiledNode(Node):
 class BackwardPlan:
     """What all calls of an entry share: the backward graph, its executable, the types of the outputs."""
 
-    def __init__(self, joint: Joint | None, types: list[TensorType], compile_graph: Callable[[Graph], Any], name: str):
+    def __init__(
+        self, joint: Joint | None, types: list[TensorType], compile_graph: Callable[[Graph], Any], name: str
+    ):
         self._joint, self.types, self._compile, self.name = joint, types, compile_graph, f"{name}_backward"
         self._executable: Any = None
 
@@ -178,7 +191,9 @@ class BackwardPlan:
             self._executable = self._compile(self.joint.backward)
         return self._executable
 
-    def node(self, inputs: Sequence[Tensor], edges: Any, saved: list[Saved], rerun: Rerun | None) -> CompiledNode:
+    def node(
+        self, inputs: Sequence[Tensor], edges: Any, saved: list[Saved], rerun: Rerun | None
+    ) -> CompiledNode:
         """The node of one call; ``edges`` of the differentiated inputs, as they were before the call."""
         prim = None if self.is_freed else Backward(self, saved, rerun)
         operands = tuple((t._data.shape, t._data.dtype) for t in inputs)

@@ -1,9 +1,10 @@
-"""One compiled version of a function: its guards, its executables, and the generated code that checks and calls.
+"""One compiled version of a function: its guards, its executables, and the generated code that checks and
+calls.
 
-The generated function reads: check the arguments; check what the trace read elsewhere (by identity; anything that is
-not identical goes to :meth:`Entry.refresh`, which compares slowly and adopts what is equal or compatible); collect the
-arrays and numbers; call; wrap the results and do what the function did to tensors. A check that fails returns a
-:class:`Miss`.
+The generated function reads: check the arguments; check what the trace read elsewhere (by identity; anything
+that is not identical goes to :meth:`Entry.refresh`, which compares slowly and adopts what is equal or
+compatible); collect the arrays and numbers; call; wrap the results and do what the function did to tensors.
+A check that fails returns a :class:`Miss`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-
 from weft.capture.environment import CALL, MISSING, Environment, Place, same
 from weft.capture.signature import Code
 from weft.capture.state import EPOCH
@@ -33,7 +33,8 @@ class Miss:
 
 
 class Hidden:
-    """A tensor that the function reaches by itself: an input, read afresh. ``name`` stands for it in the code."""
+    """A tensor that the function reaches by itself: an input, read afresh. ``name`` stands for it in the
+    code."""
 
     __slots__ = ("array", "array_name", "contiguous", "leaf", "name", "path", "rg", "tensor", "written")
 
@@ -83,7 +84,7 @@ class Guards:
     def __init__(self, code: Code, env: Environment, skip: set[tuple[int, Any]]) -> None:
         self.code, self.env = code, env
         self.namespace: dict[str, Any] = {}
-        self.places = [p for p in _split_places(env.places, skip)]
+        self.places = _split_places(env.places, skip)
         self.names: list[str | None] = []
         self.hidden: dict[int, Hidden] = {}
         self.checks: list[str] = []
@@ -108,7 +109,8 @@ class Guards:
         return found
 
     def refresh(self, namespace: dict[str, Any]) -> str | None:
-        """Compare everything by value. None, with the namespace brought up to date, if the entry still applies."""
+        """Compare everything by value. None, with the namespace brought up to date, if the entry still
+        applies."""
         moved: dict[int, Any] = {}
         now: list[Any] = []
         for p in self.places:
@@ -146,14 +148,18 @@ class Guards:
 
 
 def _split_places(places: Sequence[Place], skip: set[tuple[int, Any]]) -> list[Place]:
-    """Dictionaries with entries that are read afresh become one place per other entry, and one for the keys."""
+    """Dictionaries with entries that are read afresh become one place per other entry, and one for the
+    keys."""
     owners = {owner for owner, _ in skip}
     out: list[Place] = []
     for p in places:
         if p.kind == "dict" and id(p.holder) in owners:
             out.append(Place("keys", p.holder, None, list(p.holder), p.path, p.when))
-            out += [Place("item", p.holder, k, v, f"{p.path}[{k!r}]", p.when)
-                    for k, v in p.value if (id(p.holder), k) not in skip]
+            out += [
+                Place("item", p.holder, k, v, f"{p.path}[{k!r}]", p.when)
+                for k, v in p.value
+                if (id(p.holder), k) not in skip
+            ]
         elif p.kind != "item" or (id(p.holder), p.key) not in skip:
             out.append(p)
     return out
@@ -178,8 +184,10 @@ _TESTS: dict[str, Callable[[Place, str, str, Code], str]] = {
     "cell": lambda p, h, v, c: f"{h}.cell_contents is not {v}" if p.value is not MISSING else f"full({h})",
     "attr": lambda p, h, v, c: f"getattr({h}, {p.key!r}, MISSING) is not {v}",
     "list": lambda p, h, v, c: f"len({h}) != {len(p.value)} or not all(map(is_, {h}, {v}))",
-    "dict": lambda p, h, v, c: f"len({h}) != {len(p.value)} or not all(map(is_, {h}.values(), {v}[1])) "
-                               f"or not all(map(is_, {h}, {v}[0]))",
+    "dict": lambda p, h, v, c: (
+        f"len({h}) != {len(p.value)} or not all(map(is_, {h}.values(), {v}[1])) "
+        f"or not all(map(is_, {h}, {v}[0]))"
+    ),
     "keys": lambda p, h, v, c: f"list({h}) != {v}",
     "set": lambda p, h, v, c: f"{h} != {v}",
     "array": lambda p, h, v, c: f"{h}.tobytes() != {v}",

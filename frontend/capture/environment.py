@@ -1,11 +1,11 @@
-"""What a function can read besides its arguments: a walk over its closures, globals, defaults, and the objects,
-containers and modules behind them.
+"""What a function can read besides its arguments: a walk over its closures, globals, defaults, and the
+objects, containers and modules behind them.
 
-The walk is static: it follows the names that occur in the code of the function and of every user function it can
-reach. What it finds is a list of *places* (a cell, a dictionary entry, the contents of a container) with the value
-each held. The same list is compared after the trace (did the function change something?) and at later calls (does
-the compiled code still apply?). Values that weft cannot follow (open files, iterators, random generators) make the
-environment *opaque*, with the reason.
+The walk is static: it follows the names that occur in the code of the function and of every user function it
+can reach. What it finds is a list of *places* (a cell, a dictionary entry, the contents of a container) with
+the value each held. The same list is compared after the trace (did the function change something?) and at
+later calls (does the compiled code still apply?). Values that weft cannot follow (open files, iterators,
+random generators) make the environment *opaque*, with the reason.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-
 from weft.capture.state import TracedScalar
 from weft.capture.userland import kind_of, kind_of_file
 from weft.ir.graph import Graph, Value
@@ -31,13 +30,48 @@ MISSING: Any = type("Missing", (), {"__repr__": lambda self: "nothing"})()
 MAX_PLACES = 60_000
 SMALL_ARRAY = 64
 
-_PLAIN = (int, float, complex, bool, str, bytes, type(None), type(Ellipsis), type(NotImplemented), slice, range)
-_FIXED = (*_PLAIN, DType, Device, TensorType, np.dtype, np.generic, re.Pattern, enum.Enum, Graph, Value,
-          types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType,
-          types.MethodWrapperType, types.ClassMethodDescriptorType, types.GetSetDescriptorType, np.ufunc,
-          types.MemberDescriptorType, types.GenericAlias, types.UnionType, types.CodeType, TracedScalar)
-_EVERYTHING = frozenset({"__dict__", "vars", "getattr", "setattr", "delattr", "attrgetter", "asdict", "replace"})
-# attributes of a weft module or optimizer that only weft's own code touches, and says so by the mutation epoch
+_PLAIN = (
+    int,
+    float,
+    complex,
+    bool,
+    str,
+    bytes,
+    type(None),
+    type(Ellipsis),
+    type(NotImplemented),
+    slice,
+    range,
+)
+_FIXED = (
+    *_PLAIN,
+    DType,
+    Device,
+    TensorType,
+    np.dtype,
+    np.generic,
+    re.Pattern,
+    enum.Enum,
+    Graph,
+    Value,
+    types.BuiltinFunctionType,
+    types.MethodDescriptorType,
+    types.WrapperDescriptorType,
+    types.MethodWrapperType,
+    types.ClassMethodDescriptorType,
+    types.GetSetDescriptorType,
+    np.ufunc,
+    types.MemberDescriptorType,
+    types.GenericAlias,
+    types.UnionType,
+    types.CodeType,
+    TracedScalar,
+)
+_EVERYTHING = frozenset(
+    {"__dict__", "vars", "getattr", "setattr", "delattr", "attrgetter", "asdict", "replace"}
+)
+# attributes of a weft module or optimizer that only weft's own code touches, and says so by the mutation
+# epoch
 EPOCH, CALL = "epoch", "call"
 
 
@@ -45,8 +79,8 @@ EPOCH, CALL = "epoch", "call"
 class Place:
     """One thing that was read: ``holder[key]`` of a dictionary, the content of a cell, or a whole container.
 
-    ``kind``: "item" (dictionary entry, MISSING when absent), "cell", "list" (list, deque), "dict", "set", "array".
-    ``when``: checked at each call, or only when the mutation epoch has moved.
+    ``kind``: "item" (dictionary entry, MISSING when absent), "cell", "list" (list, deque), "dict", "set",
+    "array". ``when``: checked at each call, or only when the mutation epoch has moved.
     """
 
     kind: str
@@ -55,7 +89,9 @@ class Place:
     value: Any
     path: str
     when: str = CALL
-    lazily_made: bool = False  # state that weft itself makes on first use (of optimizers): may change in a trace
+    lazily_made: bool = (
+        False  # state that weft itself makes on first use (of optimizers): may change in a trace
+    )
 
     def read(self) -> Any:
         """The present value, in the form that ``value`` has."""
@@ -103,8 +139,8 @@ def same(a: Any, b: Any) -> bool:
 class Environment:
     """The places that a function and its arguments lead to.
 
-    ``tensors`` maps the id of each tensor found to (tensor, path); ``codes`` are the user's code objects that may
-    run; ``opaque`` lists what cannot be followed.
+    ``tensors`` maps the id of each tensor found to (tensor, path); ``codes`` are the user's code objects
+    that may run; ``opaque`` lists what cannot be followed.
     """
 
     def __init__(self, is_tensor: Callable[[Any], bool]) -> None:
@@ -129,7 +165,8 @@ class Environment:
         self._todo.append((obj, path, CALL))
 
     def finish(self) -> Environment:
-        """Run the walk to its end: attributes are read for the names in the code found so far, until no more come."""
+        """Run the walk to its end: attributes are read for the names in the code found so far, until no more
+        come."""
         while True:
             self._drain()
             names = len(self.names)
@@ -147,7 +184,7 @@ class Environment:
             self._visit(*self._todo.popleft())
 
     def _visit(self, obj: Any, path: str, when: str) -> None:
-        if isinstance(obj, _FIXED) and type(obj) is not TracedScalar or id(obj) in self._seen:
+        if (isinstance(obj, _FIXED) and type(obj) is not TracedScalar) or id(obj) in self._seen:
             return
         self._seen.add(id(obj))
         self.keep.append(obj)
@@ -213,11 +250,12 @@ class Environment:
 
     def _note_random(self, code: types.CodeType, value: Any, names: set[str]) -> None:
         """numpy's random functions leave no trace that a profiler sees, so their names are looked for."""
-        if isinstance(value, types.ModuleType) and (
-            value.__name__.startswith("numpy.random") or value.__name__ == "numpy" and "random" in names
-        ):
-            self.impure[code] = "uses numpy.random"
-        elif getattr(type(getattr(value, "__self__", None)), "__module__", "").startswith("numpy.random"):
+        if (
+            isinstance(value, types.ModuleType)
+            and (
+                value.__name__.startswith("numpy.random") or (value.__name__ == "numpy" and "random" in names)
+            )
+        ) or getattr(type(getattr(value, "__self__", None)), "__module__", "").startswith("numpy.random"):
             self.impure[code] = "uses numpy.random"
 
     def method(self, m: types.MethodType, path: str, when: str) -> None:
@@ -291,13 +329,22 @@ class Environment:
     def _weft_object(self, obj: Any, path: str) -> None:
         """Every attribute of a module, an optimizer or a subclass: weft's own code may read any of them.
 
-        The attributes of modules are checked when the mutation epoch has moved, plain containers in them always.
+        The attributes of modules are checked when the mutation epoch has moved, plain containers in them
+        always.
         """
+        follow = getattr(type(obj), "_weft_follow", None)
+        if follow is not None:  # a compiled function: what it compiles matters, not what it has compiled
+            self._todo.append((follow(obj), path, CALL))
+            return
         module = hasattr(type(obj), "register_parameter")
         self._todo.append((type(obj), type(obj).__name__, CALL))
         for key, value in list(vars(obj).items()):
+            if key == "_weft_compiled":
+                continue
             internal = module and key.startswith("_")
-            self.places.append(Place("item", obj.__dict__, key, value, f"{path}.{key}", EPOCH if module else CALL))
+            self.places.append(
+                Place("item", obj.__dict__, key, value, f"{path}.{key}", EPOCH if module else CALL)
+            )
             if key == "state" and not module:
                 self._lazily_made(value, f"{path}.{key}")
             else:
@@ -323,7 +370,11 @@ class Environment:
     def _attributes(self, obj: Any, path: str, when: str) -> None:
         """The attributes of an instance, class or module whose names occur in the code found so far."""
         d = obj.__dict__ if hasattr(obj, "__dict__") else {}
-        names = set(d) if self.everything and not isinstance(obj, (type, types.ModuleType)) else self.names & set(d)
+        names = (
+            set(d)
+            if self.everything and not isinstance(obj, (type, types.ModuleType))
+            else self.names & set(d)
+        )
         if isinstance(obj, type):
             everything = _has_weft_base(obj)  # weft's own code calls its methods
             names |= {n for n in d if (everything or n.startswith("__")) and _is_method(d[n])}
@@ -364,7 +415,8 @@ def loaded_globals(code: types.CodeType) -> set[str]:
 
 
 def _follows(fn: types.FunctionType) -> bool:
-    """Whether to look into a library's wrapper: its closure may hold the user's function (functools.wraps)."""
+    """Whether to look into a library's wrapper: its closure may hold the user's function
+    (functools.wraps)."""
     return bool(fn.__closure__) and kind_of(fn.__code__) == "library"
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 
 class CaptureError(RuntimeError):
-    """A function compiled with ``fullgraph=True`` did what one graph cannot do; the message names the user's line."""
+    """A function compiled with ``fullgraph=True`` did what one graph cannot do; the message names the user's
+    line."""
 
 
 class GuardError(RuntimeError):

@@ -4,23 +4,42 @@ from __future__ import annotations
 
 from typing import Any
 
-from weft.capture.compile import Compiled
+from weft.capture.compiled import Compiled
 from weft.nn.module import Module
 
-_OWN = ("graph", "stages", "kernels", "plan", "llvm", "asm", "guards", "entries", "recompiles", "breaks",
-        "backward_graph", "call_source", "reset")
+_OWN = (
+    "graph",
+    "stages",
+    "kernels",
+    "plan",
+    "llvm",
+    "asm",
+    "guards",
+    "entries",
+    "recompiles",
+    "breaks",
+    "backward_graph",
+    "call_source",
+    "reset",
+)
 
 
 class OptimizedModule(Module):
     """A module whose call is compiled. Parameters, attributes and modes are those of the module it wraps
     (``_orig_mod``, which also prefixes the keys of its state dict, as in torch)."""
 
-    def __init__(self, module: Module, fullgraph: bool, dynamic: bool | None, options: dict[str, Any]) -> None:
+    def __init__(
+        self, module: Module, fullgraph: bool, dynamic: bool | None, options: dict[str, Any]
+    ) -> None:
         super().__init__()
         self._modules["_orig_mod"] = module
         compiled = Compiled(module.__call__, fullgraph, dynamic, options)
         compiled.name = type(module).__name__
         object.__setattr__(self, "_compiled", compiled)
+
+    @staticmethod
+    def _weft_follow(self: Any) -> Any:
+        return self._modules["_orig_mod"]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._compiled(*args, **kwargs)

@@ -1,4 +1,5 @@
-"""From a trace to an entry: where inputs come from, what is written, what comes out, and the code for all of it."""
+"""From a trace to an entry: where inputs come from, what is written, what comes out, and the code for all of
+it."""
 
 from __future__ import annotations
 
@@ -8,25 +9,42 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-
 from weft.autograd.grad_mode import mode
 from weft.autograd.tape import Saved, accumulator
 from weft.capture.backward import BackwardPlan, Joint, Rerun, edges_of, joint
 from weft.capture.entry import HELPERS, Guards, Hidden, Miss, clashes, root_of
 from weft.capture.environment import Environment, same
 from weft.capture.recorder import Before, Segment, overlap
-from weft.capture.signature import Given
+from weft.capture.signature import Code, Given
 from weft.capture.state import EPOCH, TracedScalar
 from weft.capture.trace import Trace, environment
 from weft.ir import prims as P
 from weft.ir.graph import Graph, Value
 from weft.ir.prims.base import interpreting
+from weft.random import default_generator
 from weft.tensor import Tensor
 from weft.views import View, views
 
-SYMBOLS = {"add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "mod": "%", "pow": "**", "and": "&",
-           "or": "|", "xor": "^", "lshift": "<<", "rshift": ">>", "eq": "==", "ne": "!=", "lt": "<", "le": "<=",
-           "gt": ">", "ge": ">="}
+SYMBOLS = {
+    "add": "+",
+    "sub": "-",
+    "mul": "*",
+    "truediv": "/",
+    "floordiv": "//",
+    "mod": "%",
+    "pow": "**",
+    "and": "&",
+    "or": "|",
+    "xor": "^",
+    "lshift": "<<",
+    "rshift": ">>",
+    "eq": "==",
+    "ne": "!=",
+    "lt": "<",
+    "le": "<=",
+    "gt": ">",
+    "ge": ">=",
+}
 
 
 class Unfit(Exception):
@@ -69,7 +87,9 @@ class Planner:
         self.seg: Segment = self.rec.segment
         self.env: Environment = environment(fn, self.sig, name)
         self.touched_grads = self._grads_changed()
-        owners = {(id(o), k) for o, k in self.rec.leaves if o != "argument"} if not self._reads_groups() else set()
+        owners = (
+            {(id(o), k) for o, k in self.rec.leaves if o != "argument"} if not self._reads_groups() else set()
+        )
         self.guards = Guards(self.code, self.env, owners)
         self.sources: dict[int, Source] = {}
         self.results: list[Value] = []
@@ -82,7 +102,7 @@ class Planner:
     def _reads_groups(self) -> bool:
         return "param_groups" in self.env.names
 
-    # -- where inputs come from -------------------------------------------------------------------------------
+    # -- where inputs come from ---
     def source(self, t: Tensor) -> Source:
         found = self.sources.get(id(t))
         if found is None:
@@ -99,12 +119,14 @@ class Planner:
         for owner in (b.tensor for b in self.rec.states.values() if b.grad is t):
             if self._is_reachable(owner):
                 return self._grad_source(owner, t)
-        if getattr(t, "_weft_state", False):  # the state of weft's own random generator
+        if t is default_generator._state:
             n = len(self.guards.hidden)
             h = self.guards.hidden[id(t)] = Hidden(t, "the state of the random generator", f"H{n}", f"A{n}")
             self.guards.namespace |= {h.name: t, h.array_name: t._data}
             return Source(t, h.name, h.array_name, h.contiguous, h)
-        raise Unfit(f"it reads a tensor of shape {list(t.shape)} that was reached in a way that cannot be followed")
+        raise Unfit(
+            f"it reads a tensor of shape {list(t.shape)} that was reached in a way that cannot be followed"
+        )
 
     def _is_reachable(self, t: Tensor) -> bool:
         return id(t) in self.sig.given or id(t) in self.env.tensors
@@ -117,9 +139,11 @@ class Planner:
         miss = self._miss(f"the gradient of {self._label(owner)} is no longer a tensor of the same kind")
         contiguous = bool(d.flags.c_contiguous)
         self.body.append(
-            f"if type({var}) is not Tensor or type({array} := {var}._data) is not ndarray or {array}.dtype is not "
-            f"{code.const(d.dtype, 'dt')} or {array}.shape != {d.shape!r} or {array}.flags.c_contiguous is not "
-            f"{contiguous} or {var}.requires_grad is not {g.requires_grad}: return {miss}")
+            f"if type({var}) is not Tensor or type({array} := {var}._data) is not ndarray or "
+            f"{array}.dtype is not {code.const(d.dtype, 'dt')} or {array}.shape != {d.shape!r} or "
+            f"{array}.flags.c_contiguous is not {contiguous} or {var}.requires_grad is not "
+            f"{g.requires_grad}: return {miss}"
+        )
         return Source(g, var, array, contiguous)
 
     def _label(self, t: Tensor) -> str:
@@ -130,7 +154,7 @@ class Planner:
     def _miss(self, reason: Any) -> str:
         return self.code.const(Miss(reason), "M")
 
-    # -- the parts ----------------------------------------------------------------------------------------------
+    # -- the parts ---
     def build(self) -> Plan:
         made, seg = self.made, self.seg
         inputs = [s for s in seg.sources if isinstance(s, Tensor)]
@@ -148,17 +172,26 @@ class Planner:
         backward = None
         if inexact is not None:
             types_ = [t for _, t in inexact]
-            backward = BackwardPlan(split, types_, lambda g: self.compile_graph(g, name=f"{self.name}_backward"), self.name)
+            backward = BackwardPlan(
+                split, types_, lambda g: self.compile_graph(g, name=f"{self.name}_backward"), self.name
+            )
         source, namespace = self._source(graph, writes, donate, expression, backward, split)
-        return Plan(graph, donate, backward, split, self.guards, source, namespace, self.code.reasons, self.texts())
+        return Plan(
+            graph, donate, backward, split, self.guards, source, namespace, self.code.reasons, self.texts()
+        )
 
     def texts(self) -> list[str]:
         """The guards in words."""
-        out = [f"{g.label}: {type(g.tensor).__name__} {g.tensor._ir_type}"
-               + (", requires grad" if g.tensor.requires_grad else "") for g in self.sig.given.values()]
+        out = [
+            f"{g.label}: {type(g.tensor).__name__} {g.tensor._ir_type}"
+            + (", requires grad" if g.tensor.requires_grad else "")
+            for g in self.sig.given.values()
+        ]
         out.append(f"grad mode is {'on' if self.made.modes[0] else 'off'}")
-        out += [f"{h.path}: {h.tensor._ir_type}" + (", requires grad" if h.rg else "")
-                for h in self.guards.hidden.values()]
+        out += [
+            f"{h.path}: {h.tensor._ir_type}" + (", requires grad" if h.rg else "")
+            for h in self.guards.hidden.values()
+        ]
         out += [f"{spell(e, self.rec.labels)} is {v!r}" for e, v in self.rec.log.guards.items()]
         for p in self.guards.places:
             if p.kind in ("item", "cell", "attr") and not isinstance(p.value, (types.ModuleType, Tensor)):
@@ -201,7 +234,7 @@ class Planner:
             out.append((s, v))
         return out
 
-    # -- outputs ------------------------------------------------------------------------------------------------
+    # -- outputs ---
     def _output(self, o: Any) -> str:
         """An expression that makes the output afresh (statements it needs go to ``after``)."""
         if isinstance(o, Tensor):
@@ -216,8 +249,24 @@ class Planner:
         if kind is dict:
             pairs = ", ".join(f"{self.code.const(k, 'k')}: {self._output(v)}" for k, v in o.items())
             return "{" + pairs + "}"
-        if isinstance(o, (bool, int, float, complex, str, bytes, type(None), type, np.generic, types.ModuleType,
-                          types.BuiltinFunctionType, range, slice)) or _is_constant(o):
+        if isinstance(
+            o,
+            (
+                bool,
+                int,
+                float,
+                complex,
+                str,
+                bytes,
+                type(None),
+                type,
+                np.generic,
+                types.ModuleType,
+                types.BuiltinFunctionType,
+                range,
+                slice,
+            ),
+        ) or _is_constant(o):
             return self.code.const(o, "o") if o is not None else "None"
         if any(x is o for x in (*self.sig.keep, *self.env.keep)):
             return self.code.const(o, "o")
@@ -291,7 +340,7 @@ class Planner:
         self.after.append(f"VIEW {var} = {make}({b}, {steps}, {view.differentiable}, {t._rg})")
         return var
 
-    # -- gradients ----------------------------------------------------------------------------------------------
+    # -- gradients ---
     def _grad_effects(self) -> None:
         for b in list(self.rec.states.values()):
             t = b.tensor
@@ -299,10 +348,19 @@ class Planner:
                 if t._grad is not b.grad:
                     raise Unfit("it sets the gradient of a tensor that cannot be followed")
                 continue
-            if self.touched_grads and b.rg and b.tensor.is_leaf and (b.grad is None or id(b.grad) not in self.sources):
+            if (
+                self.touched_grads
+                and b.rg
+                and b.tensor.is_leaf
+                and (b.grad is None or id(b.grad) not in self.sources)
+            ):
                 test = "is not None" if b.grad is None else "is None"
-                self.body.append(f"if {self.source(t).var}._grad {test}: return " + self._miss(
-                    f"the gradient of {self._label(t)} is {'now set' if b.grad is None else 'now None'}"))
+                self.body.append(
+                    f"if {self.source(t).var}._grad {test}: return "
+                    + self._miss(
+                        f"the gradient of {self._label(t)} is {'now set' if b.grad is None else 'now None'}"
+                    )
+                )
             if t._grad is not b.grad:
                 g = "None" if t._grad is None else self._tensor_out(t._grad)
                 self.after.append(f"{self.source(t).var}._grad = {g}")
@@ -314,7 +372,9 @@ class Planner:
         rebased = [b for b in self.rec.states.values() if self._rebased(b)]
         if not tracked and not rebased:
             return plain, None, None
-        outputs = [(t._edge, t._ir_type) for t in tracked] + [(b.tensor._edge, b.tensor._ir_type) for b in rebased]
+        outputs = [(t._edge, t._ir_type) for t in tracked] + [
+            (b.tensor._edge, b.tensor._ir_type) for b in rebased
+        ]
         self.differentiated = [t for t in inputs if self.rec.states[id(t)].rg and t.dtype.is_inexact]
         wrt = [self.rec.states[id(t)].edge or (accumulator(t), 0) for t in self.differentiated]
         self.edge_targets = [self.outs[id(t)] for t in tracked] + [self.source(b.tensor).var for b in rebased]
@@ -327,9 +387,12 @@ class Planner:
             return plain, None, outputs
         return made[0], made[1], outputs
 
-    # -- the graph and the code -----------------------------------------------------------------------------------
-    def _finish(self, forward: Graph, split: Joint | None, writes: list[tuple[Source, Value]]) -> tuple[Graph, dict[int, int]]:
-        """The final graph: outputs, then writes, then saved values that are not inputs; and what is donated."""
+    # -- the graph and the code ---
+    def _finish(
+        self, forward: Graph, split: Joint | None, writes: list[tuple[Source, Value]]
+    ) -> tuple[Graph, dict[int, int]]:
+        """The final graph: outputs, then writes, then saved values that are not inputs; and what is
+        donated."""
         params = list(forward.params)
         results = list(forward.results[: len(self.results)])
         donate: dict[int, int] = {}
@@ -354,17 +417,24 @@ class Planner:
             if v in forward.params and v not in written_params:
                 s = self.seg.sources[forward.params.index(v)]
                 src = self.source(s) if isinstance(s, Tensor) else None
-                self.saved_code.append(f"Saved({src.array}, {src.var}._vc)" if src is not None
-                                       else f"Saved(asarray({self.number(s._weft_expr)}, {self.code.const(v.type.dtype.np)}), None)")
+                self.saved_code.append(
+                    f"Saved({src.array}, {src.var}._vc)"
+                    if src is not None
+                    else f"Saved(asarray({self.number(s._weft_expr)}, {self.code.const(v.type.dtype.np)}), None)"
+                )
                 continue
             shown = next((k for k, r in enumerate(self.results) if r is v), None)
             if shown is not None:
-                owner = next((self.outs[id(t)] for t in self.out_tensors if self.rec.value(t._data) is v), None)
-                self.saved_code.append(f"Saved(r[{shown}], {owner}._vc)" if owner else f"Saved(r[{shown}], None)")
+                owner = next(
+                    (self.outs[id(t)] for t in self.out_tensors if self.rec.value(t._data) is v), None
+                )
+                self.saved_code.append(
+                    f"Saved(r[{shown}], {owner}._vc)" if owner else f"Saved(r[{shown}], None)"
+                )
                 continue
             self.saved_code.append(f"Saved(r[{len(results)}], None)")
             results.append(v)
-        need = {r for r in results} - set(forward.results) - set(params)
+        need = set(results) - set(forward.results) - set(params)
         if need:  # writes that the differentiated part does not compute
             ops = self._with_writes(forward, results)
         return Graph(params, ops, results, self.name), donate
@@ -409,17 +479,23 @@ class Planner:
                 continue
             kind = type(owner[key]).__name__
             out.append(f"s{n} = {self.code.const(owner, 'O')}.get({self.code.const(key, 'k')})")
-            out.append(f"if type(s{n}) is not {kind}: return "
-                       + self._miss(f"{key} is no longer of type {kind}"))
+            out.append(
+                f"if type(s{n}) is not {kind}: return " + self._miss(f"{key} is no longer of type {kind}")
+            )
         guards = list(self.rec.log.guards.items())
         if guards:
             out.append("try:")
             for expr, value in guards:
                 text = f"{spell(expr, self.rec.labels)} is no longer {value!r}"
-                test = f"{self.number(expr)} is not {value}" if type(value) is bool else (
-                    f"not same({self.number(expr)}, {self.code.const(value, 'k')})")
+                test = (
+                    f"{self.number(expr)} is not {value}"
+                    if type(value) is bool
+                    else (f"not same({self.number(expr)}, {self.code.const(value, 'k')})")
+                )
                 out.append(f"    if {test}: return {self._miss(text)}")
-            out.append(f"except ArithmeticError: return {self._miss('a number cannot be computed as in the trace')}")
+            out.append(
+                f"except ArithmeticError: return {self._miss('a number cannot be computed as in the trace')}"
+            )
         return out
 
     def _array_expression(self, s: Any, donated: bool) -> str:
@@ -428,19 +504,30 @@ class Planner:
         src = self.source(s)
         if src.contiguous or donated:
             return src.array
-        return f"ascontiguous({src.array}).reshape({s._data.shape!r})" if s._data.ndim == 0 else f"ascontiguous({src.array})"
+        return (
+            f"ascontiguous({src.array}).reshape({s._data.shape!r})"
+            if s._data.ndim == 0
+            else f"ascontiguous({src.array})"
+        )
 
     def _source(
-        self, graph: Graph, writes: list[tuple[Source, Value]], donate: dict[int, int], expression: str,
-        backward: BackwardPlan | None, split: Joint | None,
+        self,
+        graph: Graph,
+        writes: list[tuple[Source, Value]],
+        donate: dict[int, int],
+        expression: str,
+        backward: BackwardPlan | None,
+        split: Joint | None,
     ) -> tuple[str, dict[str, Any]]:
         code = self.code
         donated = set(donate.values())
         numbers = self._scalar_lines()
         call = ", ".join(self._array_expression(s, i in donated) for i, s in enumerate(self.seg.sources))
         lines = [*code.lines]
-        lines.append(f"if mode.grad is not {self.made.modes[0]} or mode.inference is not {self.made.modes[1]}: return "
-                     + self._miss(f"grad mode changed from {'on' if self.made.modes[0] else 'off'}"))
+        lines.append(
+            f"if mode.grad is not {self.made.modes[0]} or mode.inference is not {self.made.modes[1]}: return "
+            + self._miss(f"grad mode changed from {'on' if self.made.modes[0] else 'off'}")
+        )
         lines += self._guard_lines()
         lines += self._alias_lines(writes)
         lines += self.body
@@ -466,28 +553,53 @@ class Planner:
         lines.append(f"return {expression}")
         lines = [_as_miss(line, code) for line in lines]
         source = "def call(args, kwargs):\n" + "".join(f"    {line}\n" for line in lines)
-        namespace = {**HELPERS, **code.consts, **self.guards.namespace, "Tensor": Tensor, "ndarray": np.ndarray,
-                     "new": object.__new__, "copyto": np.copyto, "ascontiguous": np.ascontiguousarray, "mode": mode,
-                     "Saved": Saved, "edges_of": edges_of, "root_of": root_of, "e0": EPOCH[0], "asarray": np.asarray,
-                     "clash": np.may_share_memory, "clashes": clashes, "Rerun": Rerun, "fn": self.fn}
+        namespace = {
+            **HELPERS,
+            **code.consts,
+            **self.guards.namespace,
+            "Tensor": Tensor,
+            "ndarray": np.ndarray,
+            "new": object.__new__,
+            "copyto": np.copyto,
+            "ascontiguous": np.ascontiguousarray,
+            "mode": mode,
+            "Saved": Saved,
+            "edges_of": edges_of,
+            "root_of": root_of,
+            "e0": EPOCH[0],
+            "asarray": np.asarray,
+            "clash": np.may_share_memory,
+            "clashes": clashes,
+            "Rerun": Rerun,
+            "fn": self.fn,
+        }
         namespace |= {f"M_{i}": Miss(r) for i, r in enumerate(code.reasons)}
         namespace["same"] = same
         namespace["roots"] = {id(root_of(h.array)) for h in self.guards.hidden.values() if h.written}
         if backward is not None:
-            namespace |= {"make_node": backward.node, "select": self._selector() if split is not None else None}
+            namespace |= {
+                "make_node": backward.node,
+                "select": self._selector() if split is not None else None,
+            }
         return source, namespace
 
     def _guard_lines(self) -> list[str]:
         """Identity tests; the slow comparison where one of them fails."""
         tests = ["EPOCH[0] != e0", *self.guards.checks]
-        tests += [f"{h.name}._data is not {h.array_name} or {h.name}._rg is not {h.tensor._rg}"
-                  for h in self.guards.hidden.values()]
+        tests += [
+            f"{h.name}._data is not {h.array_name} or {h.name}._rg is not {h.tensor._rg}"
+            for h in self.guards.hidden.values()
+        ]
         lines = ["try:"]
         for i in range(0, len(tests), 40):
             part = " or ".join(tests[i : i + 40])
             lines.append(f"    stale = {part}" if i == 0 else f"    stale = stale or {part}")
-        lines += ["except (KeyError, ValueError, AttributeError): stale = True",
-                  "if stale:", "    why = refresh()", "    if why is not None: return why"]
+        lines += [
+            "except (KeyError, ValueError, AttributeError): stale = True",
+            "if stale:",
+            "    why = refresh()",
+            "    if why is not None: return why",
+        ]
         return lines
 
     def _alias_lines(self, writes: list[tuple[Source, Value]]) -> list[str]:
@@ -503,8 +615,11 @@ class Planner:
             if hidden:
                 names = ", ".join(w.array for w in hidden)
                 out.append(f"if clashes({g.array}, roots, ({names},)): return {reason}")
-            out += [f"if clash({g.array}, {w.array}): return {reason}" for w in explicit
-                    if not overlap(g.tensor, w.tensor)]
+            out += [
+                f"if clash({g.array}, {w.array}): return {reason}"
+                for w in explicit
+                if not overlap(g.tensor, w.tensor)
+            ]
         return out
 
     def _version_lines(self, writes: list[tuple[Source, Value]]) -> list[str]:
@@ -618,4 +733,3 @@ def spell(expr: tuple[Any, ...], labels: Sequence[str]) -> str:
         return f"(type of {spell(expr[2], labels)} is {expr[1]})"
     parts = [spell(e, labels) for e in expr[1:]]
     return f"({f' {SYMBOLS[head]} '.join(parts)})" if head in SYMBOLS else f"{head}({parts[0]})"
-

@@ -1,9 +1,9 @@
 """The Recorder: the interpreter under which operations are captured instead of run.
 
-It keeps one *segment* at a time: the operations since the start or the last graph break. Concrete tensors enter a
-segment as inputs the first time they are read; writes to them are kept as values and reach their memory when the
-segment ends. When a value is asked for, :meth:`Recorder.flush` compiles and runs the segment, gives every live
-captured tensor its array and starts the next segment.
+It keeps one *segment* at a time: the operations since the start or the last graph break. Concrete tensors
+enter a segment as inputs the first time they are read; writes to them are kept as values and reach their
+memory when the segment ends. When a value is asked for, :meth:`Recorder.flush` compiles and runs the
+segment, gives every live captured tensor its array and starts the next segment.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-
 from weft.autograd.tape import Saved, reachable
 from weft.capture.errors import CaptureError
 from weft.capture.state import ScalarLog, TracedScalar, plain
@@ -53,8 +52,8 @@ def before(t: Tensor) -> Before:
 
 @dataclass(slots=True)
 class Segment:
-    """Operations that wait to be run. ``sources[i]`` says where param ``i`` comes from: a Tensor, an ndarray or a
-    TracedScalar. ``current`` maps the id of a concrete tensor to its present value.
+    """Operations that wait to be run. ``sources[i]`` says where param ``i`` comes from: a Tensor, an ndarray
+    or a TracedScalar. ``current`` maps the id of a concrete tensor to its present value.
     """
 
     builder: GraphBuilder
@@ -124,7 +123,8 @@ class Recorder(Interpreter):
             array = self.done.get(v)
             if array is None:
                 raise RuntimeError(
-                    "a tensor of one captured function was used in another without being returned from the first")
+                    "a tensor of one captured function was used in another, but the first did not return it"
+                )
             found = seg.stale[v] = seg.param(v.type, array)
         return found
 
@@ -203,17 +203,23 @@ class Recorder(Interpreter):
             raise CaptureError(f"fullgraph=True, but the graph breaks here: {why}\n  at {quote(loc)}")
 
     def flush(self, why: str | None = None) -> None:
-        """Run what is pending; every live captured tensor gets its array. ``why`` counts it as a graph break."""
+        """Run what is pending; every live captured tensor gets its array. ``why`` counts it as a graph
+        break."""
         if why is not None:
             self.break_(why)
         seg = self.segment
         self.segment = Segment(GraphBuilder(self.name))
         tensors = self.live_tensors()
         saved = self.live_saved(tensors)
-        wanted = list(dict.fromkeys([
-            *(seg.current[k] for k in seg.written),
-            *(t._data for t in tensors if t._data in seg.known),
-            *(s.data for s in saved if s.data in seg.known)]))
+        wanted = list(
+            dict.fromkeys(
+                [
+                    *(seg.current[k] for k in seg.written),
+                    *(t._data for t in tensors if t._data in seg.known),
+                    *(s.data for s in saved if s.data in seg.known),
+                ]
+            )
+        )
         arrays = self._execute(seg, wanted)
         for key, t in seg.written.items():
             np.copyto(t._data, arrays[seg.current[key]])
@@ -230,7 +236,9 @@ class Recorder(Interpreter):
             out.update(zip(computed, self.run(seg.builder.finish(computed), inputs), strict=True))
         return out
 
-    def _settle(self, seg: Segment, tensors: list[Tensor], saved: list[Saved], arrays: dict[Value, np.ndarray]) -> None:
+    def _settle(
+        self, seg: Segment, tensors: list[Tensor], saved: list[Saved], arrays: dict[Value, np.ndarray]
+    ) -> None:
         """Give captured tensors and saved values their arrays; views become views of their base again."""
         self.done.update(arrays)
         for t in tensors:
@@ -270,9 +278,13 @@ class Recorder(Interpreter):
 
     def live_saved(self, tensors: Sequence[Tensor]) -> list[Saved]:
         """The values that live nodes of the tape keep for their gradients."""
-        edges = [t._edge for t in (*tensors, *(b.tensor for b in self.states.values())) if t._edge is not None]
+        edges = [
+            t._edge for t in (*tensors, *(b.tensor for b in self.states.values())) if t._edge is not None
+        ]
         nodes = reachable([e[0] for e in edges])
-        return [s for n in nodes for s in (*n.operands, *n.results) if type(s) is Saved and type(s.data) is Value]
+        return [
+            s for n in nodes for s in (*n.operands, *n.results) if type(s) is Saved and type(s.data) is Value
+        ]
 
 
 def plain_attr(a: Any) -> Any:
@@ -296,5 +308,3 @@ def overlap(a: Tensor, b: Tensor) -> bool:
     if a is b:
         return False
     return a._vc is b._vc or bool(np.may_share_memory(a._data, b._data))
-
-

@@ -1,19 +1,20 @@
-"""Executing the segments of a capture that has breaks: a cache from the structure of a segment to its executable.
+"""Executing the segments of a capture that has breaks: a cache from the structure of a segment to its
+executable.
 
-Two segments have one structure when the same primitives are applied to the same operands with the same attributes,
-apart from the values of constants. The first constants seen are compiled in; when others come, the structure is
-compiled once more with its constants as inputs, so that a number read from a tensor in one segment and used in the
-next does not compile anew at each call.
+Two segments have one structure when the same primitives are applied to the same operands with the same
+attributes, apart from the values of constants. The first constants seen are compiled in; when others come,
+the structure is compiled once more with its constants as inputs, so that a number read from a tensor in one
+segment and used in the next does not compile anew at each call.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-
 from weft.ir import prims as P
 from weft.ir.graph import Graph, GraphBuilder, Value, copy_op
 from weft.ir.types import CPU, TensorType
@@ -28,7 +29,7 @@ class SegmentCache:
         self._lock = threading.Lock()
         self._fixed: dict[Key, dict[Key, Any]] = {}
         self._open: dict[Key, Any] = {}
-        self.latest: list[Any] = []
+        self.latest: deque[Any] = deque(maxlen=1000)
 
     def run(self, graph: Graph, arrays: Sequence[Any]) -> Sequence[np.ndarray]:
         """Run the segment on its inputs."""
@@ -46,8 +47,11 @@ class SegmentCache:
         if known is None:
             return None
         exe = known.get(values)
-        return (exe, False) if exe is not None else (
-            (self._open[structure], True) if structure in self._open else None)
+        return (
+            (exe, False)
+            if exe is not None
+            else ((self._open[structure], True) if structure in self._open else None)
+        )
 
     def _compile(self, graph: Graph, structure: Key, constants: list[Any]) -> Any:
         from weft.runtime import compile_graph
@@ -71,8 +75,14 @@ def describe(graph: Graph) -> tuple[Key, list[Any]]:
             constants.append(op)
             parts.append(("constant", op.result.type))
         else:
-            parts.append((op.prim.name, tuple(number[v] for v in op.operands), _attrs_key(op.attrs),
-                          tuple(map(str, op.regions))))
+            parts.append(
+                (
+                    op.prim.name,
+                    tuple(number[v] for v in op.operands),
+                    _attrs_key(op.attrs),
+                    tuple(map(str, op.regions)),
+                )
+            )
         for r in op.results:
             number[r] = len(number)
     parts.append(tuple(number[r] for r in graph.results))
@@ -112,7 +122,9 @@ def _opened(graph: Graph, constants: list[Any]) -> Graph:
         t = op.result.type
         scalar = op.prim.name == "full"
         param = b.param(TensorType((), t.dtype, CPU) if scalar else t)
-        env[op.result] = b.add(P.broadcast_p, (param,), {"shape": t.shape, "axes": ()})[0] if scalar else param
+        env[op.result] = (
+            b.add(P.broadcast_p, (param,), {"shape": t.shape, "axes": ()})[0] if scalar else param
+        )
     for op in graph.ops:
         if op.result not in env if len(op.results) == 1 else True:
             env.update(zip(op.results, copy_op(b, op, [env[v] for v in op.operands]), strict=True))

@@ -1,8 +1,9 @@
-"""The arguments of a call: what in them is an input, what is a constant with a guard, and the code that checks it.
+"""The arguments of a call: what in them is an input, what is a constant with a guard, and the code that
+checks it.
 
-Tensors anywhere in nested lists, tuples, dictionaries and dataclasses are inputs. Python floats given directly as
-arguments (and ints that were seen to change) are traced numbers. Everything else is a constant that later calls must
-give again.
+Tensors anywhere in nested lists, tuples, dictionaries and dataclasses are inputs. Python floats given
+directly as arguments (and ints that were seen to change) are traced numbers. Everything else is a constant
+that later calls must give again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-
 from weft.capture.environment import same
 from weft.capture.state import TracedScalar
 from weft.tensor import Tensor
@@ -73,7 +73,8 @@ class Given:
 class Signature:
     """Reads the arguments of one call (``label`` names them as the user does).
 
-    ``args`` and ``kwargs`` are what the traced function gets: the given objects, with traced numbers for floats.
+    ``args`` and ``kwargs`` are what the traced function gets: the given objects, with traced numbers for
+    floats.
     """
 
     def __init__(self, code: Code, names: list[str], dynamic: set[str], traced: Any) -> None:
@@ -91,8 +92,11 @@ class Signature:
         code = self.code
         code.fail_if(
             f"len(args) != {len(args)} or len(kwargs) != {len(kwargs)}",
-            lambda a, k: f"called with {len(a)} positional and {len(k)} keyword arguments, expected "
-                         f"{len(args)} and {len(kwargs)}")
+            lambda a, k: (
+                f"called with {len(a)} positional and {len(k)} keyword arguments, expected "
+                f"{len(args)} and {len(kwargs)}"
+            ),
+        )
         new_args = [self._top(x, f"args[{i}]", self._name(i)) for i, x in enumerate(args)]
         for key in kwargs:
             code.fail_if(f"{key!r} not in kwargs", f"keyword argument {key} is missing")
@@ -115,7 +119,9 @@ class Signature:
         self.code.emit(f"{var} = {access}")
         self.code.fail_if(f"type({var}) is not {kind}", f"{label} is no longer of type {type(x).__name__}")
         if type(x) is int:
-            self.code.fail_if(f"not -4611686018427387904 < {var} < 4611686018427387904", f"{label} is a very large int")
+            self.code.fail_if(
+                f"not -4611686018427387904 < {var} < 4611686018427387904", f"{label} is a very large int"
+            )
         self.numbers[var] = x
         return self.traced(x, var, label)
 
@@ -137,21 +143,32 @@ class Signature:
         code = self.code
         if id(x) in self.given:
             first = self.given[id(x)]
-            code.fail_if(f"{access} is not {first.var}", f"{label} is no longer the same tensor as {first.label}")
+            code.fail_if(
+                f"{access} is not {first.var}", f"{label} is no longer the same tensor as {first.label}"
+            )
             return
         d = x._data
         var, array = code.fresh("x"), code.fresh("d")
         code.emit(f"{var} = {access}")
         full, rg = self._full(access), x.requires_grad
         contiguous = bool(d.flags.c_contiguous)
-        known = {"cls": type(x), "dtype": d.dtype, "shape": d.shape, "rg": rg, "leaf": x.is_leaf, "c": contiguous}
+        known = {
+            "cls": type(x),
+            "dtype": d.dtype,
+            "shape": d.shape,
+            "rg": rg,
+            "leaf": x.is_leaf,
+            "c": contiguous,
+        }
         text = lambda a, k: _tensor_change(label, full, known, a, k)  # noqa: E731
         cls, nd = code.const(type(x), "T"), code.const(np.ndarray, "nd")
         grad = f"({var}._rg if {var}._view is None else {var}.requires_grad) is not {rg}"
         leaf = f" or ({var}._edge is None) is not {x.is_leaf}" if rg else ""
         code.fail_if(
             f"type({var}) is not {cls} or type({array} := {var}._data) is not {nd} or {array}.dtype is not "
-            f"{code.const(d.dtype, 'dt')} or {array}.shape != {d.shape!r} or {grad}{leaf}", text)
+            f"{code.const(d.dtype, 'dt')} or {array}.shape != {d.shape!r} or {grad}{leaf}",
+            text,
+        )
         if contiguous:
             code.fail_if(f"{array}.strides != {d.strides!r} and not {array}.flags.c_contiguous", text)
         else:
@@ -165,7 +182,8 @@ class Signature:
         code.emit(f"{var} = {access}")
         code.fail_if(
             f"type({var}) is not {code.const(type(x), 'T')} or len({var}) != {size}",
-            f"{label} is no longer a {what} of length {size}")
+            f"{label} is no longer a {what} of length {size}",
+        )
         self.containers[id(x)] = var
         return var
 
@@ -188,7 +206,9 @@ class Signature:
         var = self.code.fresh("v")
         self._paths[var] = self._full(access)
         self.code.emit(f"{var} = {access}")
-        self.code.fail_if(f"type({var}) is not {self.code.const(type(x), 'T')}", f"the type of {label} changed")
+        self.code.fail_if(
+            f"type({var}) is not {self.code.const(type(x), 'T')}", f"the type of {label} changed"
+        )
         self.containers[id(x)] = var
         self.objects.append((type(x), label))
         for f in dataclasses.fields(x):
@@ -213,13 +233,15 @@ class Signature:
     def _full(self, access: str) -> str:
         """An access path from a variable as one from args or kwargs."""
         head = re.match(r"v\d+", access)
-        return self._paths[head.group()] + access[head.end():] if head else access
+        return self._paths[head.group()] + access[head.end() :] if head else access
 
     def _identity(self, x: Any, access: str, label: str) -> None:
         if isinstance(x, np.ndarray):
             self.opaque.append(f"the numpy array in {label}, whose contents may change between calls")
-        self.code.fail_if(f"{access} is not {self.code.const(x, 'o')}",
-                          f"{label} is another object of type {type(x).__name__}")
+        self.code.fail_if(
+            f"{access} is not {self.code.const(x, 'o')}",
+            f"{label} is another object of type {type(x).__name__}",
+        )
         self.objects.append((x, label))
 
 

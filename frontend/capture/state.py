@@ -1,10 +1,11 @@
-"""What the rest of weft needs to know about capture, and nothing heavy: the tensor, modules and optimizers import it.
+"""What the rest of weft needs to know about capture, and nothing heavy: the tensor, modules and optimizers
+import it.
 
 A :class:`TracedScalar` stands for a Python number that is read afresh at each call of a compiled function.
-Arithmetic on it builds an expression that the call path evaluates in Python (so its rounding, overflow and errors
-are Python's); where tensor code uses it, the number becomes a 0-d input of the graph. Asking for its value (an index,
-``float()``, formatting) makes it a constant with a guard; comparisons guard on their outcome only, so that ``if lr > 0``
-does not tie the compiled code to one learning rate.
+Arithmetic on it builds an expression that the call path evaluates in Python (so its rounding, overflow and
+errors are Python's); where tensor code uses it, the number becomes a 0-d input of the graph. Asking for its
+value (an index, ``float()``, formatting) makes it a constant with a guard; comparisons guard on their
+outcome only, so that ``if lr > 0`` does not tie the compiled code to one learning rate.
 """
 
 from __future__ import annotations
@@ -14,11 +15,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from weft.ir.prims.base import NumpyInterpreter, current_interpreter, interpreting
+from weft.ir.prims.base import _NUMPY, current_interpreter, interpreting
 
 EPOCH = [0]  # a list, so that generated code reads the live value through one constant
-
-_EAGER = NumpyInterpreter()
 
 
 def bump_epoch() -> None:
@@ -42,15 +41,15 @@ def recorder() -> Any:
 @contextmanager
 def paused() -> Iterator[None]:
     """Run the block eagerly even inside a capture; what it makes are ordinary tensors."""
-    with interpreting(_EAGER):
+    with interpreting(_NUMPY):
         yield
 
 
 def hidden_scalar(owner: Any, key: Any) -> Any:
     """``owner[key]`` as a plain number, or inside a capture as a number that later calls read afresh.
 
-    Values that are not floats or ints come back as they are. ``owner`` must be the live object (a param group, say):
-    later calls look the key up in it.
+    Values that are not floats or ints come back as they are. ``owner`` must be the live object (a param
+    group, say): later calls look the key up in it.
     """
     value = owner[key]
     interp = recorder()
@@ -62,7 +61,8 @@ def hidden_scalar(owner: Any, key: Any) -> Any:
 class ScalarLog:
     """Collects, in program order, what a trace learned about its traced numbers.
 
-    ``guards`` maps expressions to values: the compiled code is right only while each expression has its value.
+    ``guards`` maps expressions to values: the compiled code is right only while each expression has its
+    value.
     """
 
     def __init__(self) -> None:
@@ -219,8 +219,10 @@ def _install(name: str, fn: Callable[..., Any], build: Callable[..., Any]) -> No
 
 
 BINARY = {n: getattr(operator, n) for n in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")}
-BINARY |= {n: getattr(operator, n + "_" if n in ("and", "or") else n)
-           for n in ("and", "or", "xor", "lshift", "rshift")}
+BINARY |= {
+    n: getattr(operator, n + "_" if n in ("and", "or") else n)
+    for n in ("and", "or", "xor", "lshift", "rshift")
+}
 COMPARES = {n: getattr(operator, n) for n in ("eq", "ne", "lt", "le", "gt", "ge")}
 UNARY = {n: getattr(operator, n) for n in ("neg", "pos", "abs")}
 

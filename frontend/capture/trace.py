@@ -1,4 +1,5 @@
-"""Running a function once under the Recorder, and judging whether what was recorded stands for the function."""
+"""Running a function once under the Recorder, and judging whether what was recorded stands for the
+function."""
 
 from __future__ import annotations
 
@@ -60,11 +61,18 @@ def _argument_places(signature: Signature) -> list[Place]:
 
 
 def trace(
-    fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, run: Run, name: str, names: list[str],
-    dynamic: set[str], fullgraph: bool,
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    run: Run,
+    name: str,
+    names: list[str],
+    dynamic: set[str],
+    fullgraph: bool,
 ) -> Trace:
-    """Record one call of ``fn``. Where one graph cannot stand for it (``problem``), everything recorded has been run
-    by the time this returns, and ``out`` is the result of the call; else nothing has been run yet.
+    """Record one call of ``fn``. Where one graph cannot stand for it (``problem``), everything recorded has
+    been run by the time this returns, and ``out`` is the result of the call; else nothing has been run yet.
 
     What ``fn`` raises comes through, after the writes it made before.
     """

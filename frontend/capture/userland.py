@@ -9,7 +9,6 @@ import sysconfig
 from types import CodeType, FrameType
 
 import numpy as np
-
 import weft
 
 _PACKAGES = ("weft", "weft.ir", "weft.passes", "weft.codegen", "weft.runtime")
@@ -48,9 +47,9 @@ def kind_of_file(name: str) -> str:
     if name.startswith("<") and not name.startswith(("<stdin", "<doctest", "<ipython", "<string")):
         return "library"
     if name.startswith(_SITE):
-        top = name[len(next(s for s in _SITE if name.startswith(s))):].split(os.sep, 1)[0]
+        top = name[len(next(s for s in _SITE if name.startswith(s))) :].split(os.sep, 1)[0]
         return "library" if top in _FOREIGN else "user"
-    if name.startswith((_STDLIB, _NUMPY)) and "site-packages" not in name[len(_STDLIB):]:
+    if name.startswith((_STDLIB, _NUMPY)) and "site-packages" not in name[len(_STDLIB) :]:
         return "library"
     return "user"
 

@@ -1,5 +1,5 @@
-"""Watches a trace for what a graph cannot hold: calls of C functions with side effects or hidden inputs, and user
-code that the walk over the environment did not foresee.
+"""Watches a trace for what a graph cannot hold: calls of C functions with side effects or hidden inputs, and
+user code that the walk over the environment did not foresee.
 
 A profile hook sees every Python call and every call of a C function; those made by weft itself do not count.
 """
@@ -16,16 +16,74 @@ from typing import Any
 
 from weft.capture.userland import kind_of, user_frame
 
-_PURE_MODULES = frozenset({
-    "math", "cmath", "_operator", "itertools", "_functools", "_collections", "numpy", "_struct", "_sre", "_abc",
-    "_weakref", "_typing", "_bisect", "_heapq", "_statistics", "_json", "_string", "_stat", "_decimal", "binascii",
-    "numpy._core._multiarray_umath", "numpy.core._multiarray_umath", "unicodedata", "_locale", "_contextvars",
-})
-_IMPURE_BUILTINS = frozenset({"print", "open", "input", "exec", "eval", "compile", "breakpoint", "__import__"})
-_PURE_SELF = (list, dict, set, frozenset, tuple, str, bytes, bytearray, int, float, complex, bool, type(None), range,
-              slice, type, BaseException)
-_PURE_SELF_MODULES = ("numpy", "collections", "builtins", "weft", "_collections", "functools", "re", "types",
-                      "_contextvars", "operator", "decimal", "fractions", "weakref", "_weakrefset", "_abc")
+_PURE_MODULES = frozenset(
+    {
+        "math",
+        "cmath",
+        "_operator",
+        "itertools",
+        "_functools",
+        "_collections",
+        "numpy",
+        "_struct",
+        "_sre",
+        "_abc",
+        "_weakref",
+        "_typing",
+        "_bisect",
+        "_heapq",
+        "_statistics",
+        "_json",
+        "_string",
+        "_stat",
+        "_decimal",
+        "binascii",
+        "numpy._core._multiarray_umath",
+        "numpy.core._multiarray_umath",
+        "unicodedata",
+        "_locale",
+        "_contextvars",
+    }
+)
+_IMPURE_BUILTINS = frozenset(
+    {"print", "open", "input", "exec", "eval", "compile", "breakpoint", "__import__"}
+)
+_PURE_SELF = (
+    list,
+    dict,
+    set,
+    frozenset,
+    tuple,
+    str,
+    bytes,
+    bytearray,
+    int,
+    float,
+    complex,
+    bool,
+    type(None),
+    range,
+    slice,
+    type,
+    BaseException,
+)
+_PURE_SELF_MODULES = (
+    "numpy",
+    "collections",
+    "builtins",
+    "weft",
+    "_collections",
+    "functools",
+    "re",
+    "types",
+    "_contextvars",
+    "operator",
+    "decimal",
+    "fractions",
+    "weakref",
+    "_weakrefset",
+    "_abc",
+)
 _IMPURE_METHODS = frozenset({"tofile", "dump"})
 
 
@@ -34,22 +92,28 @@ def impurity(fn: Any) -> str | None:
     name = getattr(fn, "__name__", "")
     owner = getattr(fn, "__self__", None)
     module = getattr(fn, "__module__", None)
-    if owner is builtins or module == "builtins" and type(owner) is type(builtins):
+    if owner is builtins or (module == "builtins" and type(owner) is type(builtins)):
         return f"calls {name}()" if name in _IMPURE_BUILTINS else None
     if owner is None or type(owner) is type(sys):
         where = module or getattr(owner, "__name__", "")
-        return None if where.split(".")[0] in _PURE_MODULES or where in _PURE_MODULES else f"calls {where}.{name}()"
+        return (
+            None
+            if where.split(".")[0] in _PURE_MODULES or where in _PURE_MODULES
+            else f"calls {where}.{name}()"
+        )
     if isinstance(owner, type):
         home = owner.__module__
         return None if home.startswith(_PURE_SELF_MODULES) else f"calls {home}.{owner.__qualname__}.{name}()"
     home = type(owner).__module__
     if name in _IMPURE_METHODS:
         return f"calls {name}()"
-    if isinstance(owner, _PURE_SELF) or home.startswith(_PURE_SELF_MODULES) and "random" not in home:
+    if isinstance(owner, _PURE_SELF) or (home.startswith(_PURE_SELF_MODULES) and "random" not in home):
         return None
     if home in ("random", "_random"):
         return f"calls random.{name}()"
-    if name.startswith("__") or type(owner).__flags__ & (1 << 9):  # a method that a Python class inherits from C
+    if name.startswith("__") or type(owner).__flags__ & (
+        1 << 9
+    ):  # a method that a Python class inherits from C
         return None
     return f"calls {home}.{type(owner).__qualname__}.{name}()"
 
@@ -94,7 +158,10 @@ class Watch:
     def _unforeseen(self, frame: FrameType, code: CodeType) -> None:
         if code.co_filename.startswith("<string>") or _called_by_weft(frame):
             return
-        self.impure = (f"runs {code.co_qualname}, which was reached in a way that cannot be followed", _where(frame.f_back))
+        self.impure = (
+            f"runs {code.co_qualname}, which was reached in a way that cannot be followed",
+            _where(frame.f_back),
+        )
 
 
 def _called_by_weft(frame: FrameType) -> bool:

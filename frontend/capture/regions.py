@@ -15,9 +15,11 @@ from weft.ir.prims.base import interpreting
 
 @contextmanager
 def lazy() -> Iterator[Recorder]:
-    """Capture the tensor operations of the block; run them, fused, when a value is asked for or the block ends.
+    """Capture the tensor operations of the block; run them, fused, when a value is asked for or the block
+    ends.
 
-    Inside another capture the block is part of that capture. After the block every tensor made in it has its value.
+    Inside another capture the block is part of that capture. After the block every tensor made in it has its
+    value.
 
     >>> import weft
     >>> with weft.lazy():
@@ -38,7 +40,9 @@ def lazy() -> Iterator[Recorder]:
         rec.log.closed = True
 
 
-def run_lazily(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> tuple[Any, Recorder]:
+def run_lazily(
+    fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], name: str
+) -> tuple[Any, Recorder]:
     """Call ``fn`` with its tensor operations captured in segments; the result and the recorder."""
     rec = Recorder(SEGMENTS.run, name=name)
     try:

@@ -10,21 +10,23 @@ import os
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 from weft.capture.backward import BackwardPlan
 from weft.capture.entry import Guards, Miss
 from weft.capture.errors import CaptureError
-from weft.capture.lazy import run_lazily
+from weft.capture.regions import run_lazily
 from weft.capture.plan import Plan, Planner, Unfit
 from weft.capture.segments import SEGMENTS
-from weft.capture.state import recorder
+from weft.capture.state import paused, recorder
 from weft.capture.trace import settle, trace
 from weft.ir.prims.base import _current
 
 RECOMPILE_LIMIT = 8  # versions of one function; beyond, calls that fit none run in segments
 FAILURE_LIMIT = 3  # traces of one function that did not become one graph
+_ALL: weakref.WeakSet[Any] = weakref.WeakSet()
 log = logging.getLogger("weft.recompiles")
 
 
@@ -61,11 +63,13 @@ def _refresher(guards: Guards, namespace: dict[str, Any]) -> Callable[[], Miss |
 class Compiled:
     """A function under ``weft.compile``. Call it as the function.
 
-    ``entries`` are its compiled versions, most recently used first; ``recompiles`` the reasons why a version after
-    the first was made; ``breaks`` why calls could not become one graph, as (reason) lines.
+    ``entries`` are its compiled versions, most recently used first; ``recompiles`` the reasons why a version
+    after the first was made; ``breaks`` why calls could not become one graph, as (reason) lines.
     """
 
-    def __init__(self, fn: Callable[..., Any], fullgraph: bool, dynamic: bool | None, options: dict[str, Any]) -> None:
+    def __init__(
+        self, fn: Callable[..., Any], fullgraph: bool, dynamic: bool | None, options: dict[str, Any]
+    ) -> None:
         self.fn, self.fullgraph, self.dynamic, self.options = fn, fullgraph, dynamic, options
         self.name = getattr(fn, "__name__", type(fn).__name__)
         self.entries: list[Entry] = []
@@ -78,6 +82,11 @@ class Compiled:
         self._ints: dict[str, set[int]] = {}
         self._lock = threading.RLock()
         functools.update_wrapper(self, fn, updated=())
+        _ALL.add(self)
+
+    @staticmethod
+    def _weft_follow(self: Any) -> Any:
+        return self.fn
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         for entry in self.entries:
@@ -100,7 +109,7 @@ class Compiled:
             store[self.name] = bound
         return bound
 
-    # -- the slow path ----------------------------------------------------------------------------------------
+    # -- the slow path ---
     def _first(self, args: Any, kwargs: Any) -> Any:
         """No version yet, or a call inside another capture, of which it becomes part."""
         if recorder() is not None or self.options.get("disable"):
@@ -139,10 +148,15 @@ class Compiled:
         reason = misses[0][1].reason(args, kwargs)
         if len(self.entries) >= RECOMPILE_LIMIT:
             if len(self.recompiles) < RECOMPILE_LIMIT:
-                self.recompiles.append(f"{reason} (not compiled again: the limit of {RECOMPILE_LIMIT} is reached)")
+                self.recompiles.append(
+                    f"{reason} (not compiled again: the limit of {RECOMPILE_LIMIT} is reached)"
+                )
                 warnings.warn(
-                    f"{self.name} was compiled {RECOMPILE_LIMIT} times; calls that fit no version now run in segments. "
-                    f"The last reason: {reason}", stacklevel=5)
+                    f"{self.name} was compiled {RECOMPILE_LIMIT} times; calls that fit no version now run "
+                    f"in segments. "
+                    f"The last reason: {reason}",
+                    stacklevel=5,
+                )
             return False
         if len(self.breaks) < FAILURE_LIMIT:
             self.recompiles.append(reason)
@@ -164,8 +178,16 @@ class Compiled:
     def _trace(self, args: Any, kwargs: Any) -> Any:
         self._learn_ints(args, kwargs)
         self.traces += 1
-        made = trace(self.fn, args, kwargs, run=SEGMENTS.run, name=self.name, names=self._names,
-                     dynamic=self._dynamic, fullgraph=self.fullgraph)
+        made = trace(
+            self.fn,
+            args,
+            kwargs,
+            run=SEGMENTS.run,
+            name=self.name,
+            names=self._names,
+            dynamic=self._dynamic,
+            fullgraph=self.fullgraph,
+        )
         if made.problem is not None:
             self.breaks.append(made.problem)
             return made.out
@@ -190,10 +212,13 @@ class Compiled:
         return out
 
     def _checked_entry(self, made: Any, plan: Plan) -> Entry | None:
-        """The entry, with the tensors the trace touched as they were before; None if a captured tensor escaped."""
+        """The entry, with the tensors the trace touched as they were before; None if a captured tensor
+        escaped."""
         out, made.out = made.out, None
-        after = [(b, b.tensor._grad, b.tensor._edge, b.tensor._rg, b.tensor._vc[0])
-                 for b in made.recorder.states.values()]
+        after = [
+            (b, b.tensor._grad, b.tensor._edge, b.tensor._rg, b.tensor._vc[0])
+            for b in made.recorder.states.values()
+        ]
         for b in made.recorder.states.values():
             b.restore()
         mine = _inner_tensors(out, [g for _, g, *_ in after if g is not None])
@@ -219,7 +244,10 @@ class Compiled:
 
     def _learn_ints(self, args: Any, kwargs: Any) -> None:
         """Ints given with several values become traced numbers."""
-        named = {**{self._names[i] if i < len(self._names) else f"argument {i}": x for i, x in enumerate(args)}, **kwargs}
+        named = {
+            **{self._names[i] if i < len(self._names) else f"argument {i}": x for i, x in enumerate(args)},
+            **kwargs,
+        }
         for name, x in named.items():
             if type(x) is int:
                 seen = self._ints.setdefault(name, set())
@@ -227,9 +255,10 @@ class Compiled:
                 if len(seen) > 1 and self.dynamic is not False:
                     self._dynamic.add(name)
 
-    # -- looking inside -----------------------------------------------------------------------------------------
+    # -- looking inside ---
     def _entry(self, args: Any, kwargs: Any) -> Entry:
-        """The version for these arguments (the latest where none are given); calls the function if need be."""
+        """The version for these arguments (the latest where none are given); calls the function if need
+        be."""
         if args or kwargs:
             self(*args, **kwargs)
         if not self.entries:
@@ -324,13 +353,14 @@ def compile(
 ) -> Any:
     """Compile a function or a module: the same results, from one graph of fused native kernels.
 
-    ``fn`` is traced at its first call, and again when something it depends on changes in a way that the compiled code
-    does not cover (shapes, dtypes, Python values that steer it); :meth:`Compiled.recompiles` says why. Where one
-    graph cannot stand for the function (it prints, asks for a value, changes Python objects), it runs in compiled
-    segments; with ``fullgraph=True`` that is a :class:`CaptureError` that names the line. ``dynamic=True`` reads int
-    arguments afresh at each call from the start (by default from their first change on; ``False``: never).
-    ``backend`` is ``"weft"`` or ``"eager"`` (captures nothing); ``mode`` and ``options`` are taken for compatibility.
-    Can be used as a decorator, with or without arguments.
+    ``fn`` is traced at its first call, and again when something it depends on changes in a way that the
+    compiled code does not cover (shapes, dtypes, Python values that steer it); :meth:`Compiled.recompiles`
+    says why. Where one graph cannot stand for the function (it prints, asks for a value, changes Python
+    objects), it runs in compiled segments; with ``fullgraph=True`` that is a :class:`CaptureError` that
+    names the line. ``dynamic=True`` reads int arguments afresh at each call from the start (by default from
+    their first change on; ``False``: never). ``backend`` is ``"weft"`` or ``"eager"`` (captures nothing);
+    ``mode`` and ``options`` are taken for compatibility. Can be used as a decorator, with or without
+    arguments.
 
     >>> import weft
     >>> @weft.compile
@@ -342,12 +372,21 @@ def compile(
     1
     """
     if mode not in (None, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"):
-        raise RuntimeError(f"Unrecognized mode={mode}, should be one of: default, reduce-overhead, max-autotune")
+        raise RuntimeError(
+            f"Unrecognized mode={mode}, should be one of: default, reduce-overhead, max-autotune"
+        )
     if backend not in ("weft", "inductor", "eager"):
         raise RuntimeError(f"Invalid backend: {backend!r}; weft has 'weft' and 'eager'")
     if fn is None:
-        return functools.partial(compile, fullgraph=fullgraph, dynamic=dynamic, backend=backend, mode=mode,
-                                 options=options, disable=disable)
+        return functools.partial(
+            compile,
+            fullgraph=fullgraph,
+            dynamic=dynamic,
+            backend=backend,
+            mode=mode,
+            options=options,
+            disable=disable,
+        )
     if not callable(fn):
         raise RuntimeError(f"weft.compile takes a function or a module, but got {type(fn).__name__}")
     if isinstance(fn, Compiled):
@@ -358,3 +397,29 @@ def compile(
 
         return OptimizedModule(fn, fullgraph, dynamic, settings)
     return Compiled(fn, fullgraph, dynamic, settings)
+
+
+def is_compiling() -> bool:
+    """True inside a function that is being captured."""
+    return recorder() is not None
+
+
+def disable(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that always runs eagerly: in a capture it is a graph break around the call."""
+
+    @functools.wraps(fn)
+    def eager(*args: Any, **kwargs: Any) -> Any:
+        rec = recorder()
+        if rec is None:
+            return fn(*args, **kwargs)
+        rec.flush(f"{getattr(fn, '__name__', 'a function')} is disabled for capture")
+        with paused():
+            return fn(*args, **kwargs)
+
+    return eager
+
+
+def reset() -> None:
+    """Forget every compiled version of every function."""
+    for compiled in list(_ALL):
+        compiled.reset()
