@@ -1,0 +1,360 @@
+"""Which operations share a kernel: groups grown from producers to consumers.
+
+Index-only operations (broadcast, slice, permute ...) and constants are *transparent*: they belong to no group, and
+every kernel that reads through them gets a copy. All others are nodes; nodes merge where the union is one legal nest
+or one contraction with its epilogue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from weft.ir import contraction
+from weft.ir.graph import Graph, Op, Value
+from weft.ir.nest import NestPlan, Refused, analyse
+from weft.ir.prims.base import Kind
+from weft.ir.scalarcost import cost_of
+from weft.ir.types import TensorType
+
+LOOP_KINDS = frozenset({Kind.MAP, Kind.REDUCE, Kind.MOVE, Kind.GATHER, Kind.RANDOM, Kind.SOURCE})
+SINGLE_FORMS = {Kind.SCATTER: "scatter", Kind.SORT: "sort", Kind.SCAN: "cumulative", Kind.WINDOW: "window"}
+TRANSPARENT_MOVES = frozenset({"broadcast", "reshape", "slice", "permute", "flip"})
+PLAIN = "plain"
+LARGEST = 160  # operations of one nest
+CHEAP = 4.0  # cost per element up to which a value may be computed several times
+REPEATS = 4  # number of times up to which any value may be
+
+
+class Node:
+    """A group of operations that become one kernel (or one operation that stays as it is: form ``plain``).
+
+    ``bits`` has the numbers of its operations; ``before`` those of everything it depends on.
+    """
+
+    __slots__ = ("before", "bits", "form", "main", "nests", "ops")
+
+    def __init__(self, form: str, op: Op, number: int, before: int) -> None:
+        self.form, self.ops, self.main = form, [op], op
+        self.bits, self.before = 1 << number, before
+        self.nests = 1
+
+    @property
+    def number(self) -> int:
+        return (self.bits & -self.bits).bit_length() - 1
+
+
+def describe(op: Op) -> str:
+    """An operation as the refusals name it."""
+    return f"{op.prim.name} -> {', '.join(str(r.type) for r in op.results)}"
+
+
+class Grouping:
+    """The state of the grouping of one graph."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.number = {op: i for i, op in enumerate(graph.ops)}
+        self.producer = graph.producers()
+        self.users = graph.users()
+        self.results = set(graph.results)
+        self.node: dict[Op, Node] = {}
+        self.refusals: list[tuple[str, str, str]] = []
+        self.transparent = {op for op in graph.ops if is_transparent(op)}
+        self._materialise()
+
+    # -- which transparent operations must exist as values
+
+    def _materialise(self) -> None:
+        """Results and operands of opaque operations need memory: what makes them is a node (a reshape, a view)."""
+        for v in self.graph.results:
+            self._need(v)
+        for op in self.graph.ops:
+            if op in self.transparent or form_of(op) == "loop":
+                continue
+            if op.prim.kind is Kind.CONTRACT and form_of(op) != PLAIN:
+                for k, x in enumerate(op.operands):
+                    self._need_prologue(op, x, k)
+            else:
+                for x in op.operands:
+                    self._need(x)
+
+    def _need(self, v: Value) -> None:
+        op = self.producer.get(v)
+        while op is not None and op.prim.name == "reshape":
+            v = op.operands[0]
+            op = self.producer.get(v)
+        self.transparent.discard(op)  # type: ignore[arg-type]
+
+    def _need_prologue(self, contract: Op, v: Value, operand: int) -> None:
+        op = self.producer.get(v)
+        if op is None or op not in self.transparent or op.prim.name == "reshape":
+            self._need(v)
+        elif contraction.prologue_refusal(contract, op, operand) is None:
+            for x in op.operands:
+                self._need_prologue(contract, x, operand)
+        else:
+            self.transparent.discard(op)
+
+    # -- walking through transparent operations
+
+    def closure(self, values: Iterable[Value], inside: Node | None = None) -> list[Op]:
+        """The transparent operations through which ``values`` are reached, up to nodes, parameters and views.
+
+        A reshape of a value from outside ``inside`` (a whole value in memory) is a free view: it ends the walk.
+        """
+        found: dict[Op, None] = {}
+        stack = list(values)
+        while stack:
+            op = self.producer.get(stack.pop())
+            if op is None or op not in self.transparent or op in found or self.is_view(op, inside):
+                continue
+            found[op] = None
+            stack += op.operands
+        return sorted(found, key=self.number.__getitem__)
+
+    def is_view(self, op: Op, inside: Node | None) -> bool:
+        """True for a reshape (of reshapes) of memory that ``inside`` does not make itself."""
+        while op.prim.name == "reshape":
+            made = self.producer.get(op.operands[0])
+            if made is None:
+                return True
+            if made not in self.transparent:
+                return inside is None or self.node.get(made) is not inside
+            op = made
+        return False
+
+    def sources(self, values: Iterable[Value]) -> list[Node]:
+        """The nodes that produce ``values``, seen through transparent operations; latest first."""
+        found: dict[Node, None] = {}
+        stack, seen = list(values), set()
+        while stack:
+            op = self.producer.get(stack.pop())
+            if op is None or op in seen:
+                continue
+            seen.add(op)
+            if op in self.transparent:
+                stack += op.operands
+            else:
+                found[self.node[op]] = None
+        return sorted(found, key=lambda n: -n.bits.bit_length())
+
+    # -- growing
+
+    def run(self) -> None:
+        before: dict[Op, int] = {}
+        for op in self.graph.ops:
+            bits = 0
+            for x in op.operands:
+                made = self.producer.get(x)
+                if made is not None:
+                    bits |= before[made] | (1 << self.number[made])
+            for made in self._region_reads(op):
+                bits |= before[made] | (1 << self.number[made])
+            before[op] = bits
+            if op in self.transparent:
+                continue
+            node = Node(form_of(op), op, self.number[op], self._closed(bits))
+            self.node[op] = node
+            if node.form == "loop":
+                self._join_producers(op)
+
+    def _region_reads(self, op: Op) -> list[Op]:
+        return []  # regions are closed: they read only their parameters
+
+    def _closed(self, bits: int) -> int:
+        """``bits`` and everything that the groups of these operations depend on."""
+        for n in set(self.node.values()):
+            if n.bits & bits:
+                bits |= n.bits | n.before
+        return bits
+
+    def _join_producers(self, op: Op) -> None:
+        skipped = 1 if op.prim.kind is Kind.GATHER else 0  # what is indexed must lie in memory
+        candidates = self.sources(op.operands[skipped:])
+        candidates.sort(key=lambda n: n.form == "loop")  # an epilogue saves more than a map
+        for other in candidates:
+            mine = self.node[op]
+            if other is mine:
+                continue
+            reason = self.refusal(other, mine)
+            if reason is None:
+                self.merge(other, mine)
+            elif other.form != PLAIN:
+                self.refusals.append((describe(self._last(other)), describe(op), reason))
+
+    def _last(self, node: Node) -> Op:
+        return node.ops[-1]
+
+    def refusal(self, a: Node, b: Node) -> str | None:
+        """Why producer group ``a`` and consumer group ``b`` cannot be one kernel."""
+        if b.form != "loop":
+            return f"{b.form} kernels take no producers"
+        if any(c is not a and c.before & a.bits for c in self._inputs(b)):
+            return "another kernel lies between them"
+        if a.form == "loop":
+            return self._loop_refusal(a, b)
+        if a.form in ("contract", "conv"):
+            return self._epilogue_refusal(a, b)
+        return f"{a.form} kernels have no epilogue"
+
+    def _inputs(self, node: Node) -> list[Node]:
+        return [n for n in self.sources(x for op in node.ops for x in op.operands) if n is not node]
+
+    def outputs(self, node_ops: Iterable[Op]) -> list[Value]:
+        """Values of a group that are read outside it, through transparent operations too."""
+        mine = set(node_ops)
+        return [r for op in node_ops for r in op.results if r in self.results or self._escapes(r, mine)]
+
+    def _escapes(self, v: Value, mine: set[Op]) -> bool:
+        for u in self.users.get(v, ()):
+            if u in self.transparent:
+                if any(r in self.results or self._escapes(r, mine) for r in u.results):
+                    return True
+            elif u not in mine:
+                return True
+        return False
+
+    def _loop_refusal(self, a: Node, b: Node) -> str | None:
+        if len(a.ops) + len(b.ops) > LARGEST:
+            return "the kernel would be too long"
+        union = sorted([*a.ops, *b.ops], key=self.number.__getitem__)
+        ops = self.with_transparent(union, a, b)
+        for op in ops:
+            if op.prim.name == "reshape" and not affine_reshape(op):
+                return "the reshape between them would need a division for each element"
+        try:
+            plan = analyse(ops, self.outputs(union))
+        except Refused as e:
+            return str(e)
+        return repeated_work(plan, self.producer)
+
+    def with_transparent(self, ops: list[Op], *nodes: Node) -> list[Op]:
+        """Operations of a kernel in program order, its transparent ones among them."""
+        mine = set(ops)
+        found: dict[Op, None] = dict.fromkeys(ops)
+        stack = [x for op in ops for x in op.operands]
+        while stack:
+            op = self.producer.get(stack.pop())
+            if op is None or op in found or op not in self.transparent or self._view_of_outside(op, mine):
+                continue
+            found[op] = None
+            stack += op.operands
+        return sorted(found, key=self.number.__getitem__)
+
+    def _view_of_outside(self, op: Op, mine: set[Op]) -> bool:
+        while op.prim.name == "reshape":
+            made = self.producer.get(op.operands[0])
+            if made is None or (made not in self.transparent and made not in mine):
+                return True
+            if made in mine:
+                return False
+            op = made
+        return False
+
+    def _epilogue_refusal(self, a: Node, b: Node) -> str | None:
+        for op in b.ops:
+            reason = contraction.epilogue_refusal(a.main, op)
+            if reason is not None:
+                return reason
+        union = sorted([*a.ops, *b.ops], key=self.number.__getitem__)
+        for op in self.with_transparent(union, a, b):
+            if op in self.transparent and self._reads(op, a):
+                return f"{op.prim.name} does not run on a tile of the result"
+            if op in self.transparent and op not in self._prologue(a):
+                reason = contraction.side_refusal(a.main, op)
+                if reason is not None:
+                    return reason
+        return None
+
+    def _prologue(self, a: Node) -> set[Op]:
+        return set(self.closure(a.main.operands, a))
+
+    def _reads(self, op: Op, a: Node) -> bool:
+        return any(n is a for n in self.sources(op.operands))
+
+    def merge(self, a: Node, b: Node) -> Node:
+        """Make one group of two."""
+        a.ops = sorted([*a.ops, *b.ops], key=self.number.__getitem__)
+        a.bits |= b.bits
+        a.before = (a.before | b.before) & ~a.bits
+        for op in b.ops:
+            self.node[op] = a
+        for n in set(self.node.values()):
+            if n is not a and n.before & a.bits:
+                n.before |= a.bits | a.before
+        return a
+
+
+def is_transparent(op: Op) -> bool:
+    """True for operations that only change indices, and for constants."""
+    if any(not compilable(v.type) for v in (*op.operands, *op.results)):
+        return False
+    if op.prim.kind is Kind.SOURCE:
+        return op.prim.name != "constant" or op.result.type.size == 1
+    return op.prim.kind is Kind.MOVE and op.prim.name in TRANSPARENT_MOVES
+
+
+def compilable(t: TensorType) -> bool:
+    return not t.dtype.is_complex and t.size > 0
+
+
+def form_of(op: Op) -> str:
+    """The kernel form of an operation alone."""
+    kind = op.prim.kind
+    if any(not compilable(v.type) for v in (*op.operands, *op.results)):
+        return PLAIN
+    if kind is Kind.CONTRACT:
+        return contraction.form_of(op) if contraction.unsupported(op) is None else PLAIN
+    if kind is Kind.SOURCE and op.prim.name == "constant":
+        return PLAIN
+    if kind in LOOP_KINDS:
+        return PLAIN if op.prim.name == "reshape" else "loop"
+    return SINGLE_FORMS.get(kind, PLAIN)
+
+
+def affine_reshape(op: Op) -> bool:
+    """True where an operand index is a sum of multiples of result indices: dims are only split."""
+    shape = [d for d in op.operands[0].type.shape if d != 1]
+    out = [d for d in op.result.type.shape if d != 1]
+    j = 0
+    for d in shape:
+        n = 1
+        while n < d and j < len(out):
+            n *= out[j]
+            j += 1
+        if n != d:
+            return False
+    return True
+
+
+def repeated_work(plan: NestPlan, producer: dict[Value, Op]) -> str | None:
+    """A reason where the nest would compute something dear many times over."""
+    rows = set(plan.p)
+    mine = set(plan.ops)
+    costs: dict[Value, float] = {}
+    for op in plan.ops:
+        if op.prim.kind is Kind.MAP:
+            made = [x for x in op.operands if producer.get(x) in mine]
+            costs[op.result] = cost_of(op) + sum(costs.get(x, 0.0) for x in made)
+        elif op.prim.kind is Kind.MOVE:
+            cost = max((costs.get(x, 0.0) for x in op.operands), default=0.0)
+            if cost > CHEAP and _repeats(plan, op, rows) > REPEATS:
+                return f"{op.prim.name} would repeat dear work for each element"
+            costs[op.result] = cost
+        elif op.prim.kind is Kind.GATHER:
+            costs[op.result] = costs.get(op.operands[1], 0.0)
+            if costs.get(op.operands[0], 0.0) > CHEAP:
+                return "what is indexed would be computed for each index"
+    return None
+
+
+def _repeats(plan: NestPlan, op: Op, rows: set[int]) -> float:
+    """How often an element of the operand is computed under a movement inside the nest."""
+    worst = 1.0
+    for x in op.operands:
+        classes = set(plan.classes.get(x, ())) - {-1}
+        if classes and classes <= rows and plan.q:
+            continue  # known once per row
+        if x in plan.classes and x.type.size and classes != set(plan.classes[op.result]) - {-1}:
+            worst = max(worst, op.result.type.size / x.type.size)
+    return worst
