@@ -49,18 +49,23 @@ def _dot_infer(a: TensorType, b: TensorType, *, contract: Pair, batch: Pair = ((
 
 
 @lru_cache(maxsize=4096)
-def _dot_perms(ndims: tuple[int, int], contract: Pair, batch: Pair) -> tuple[Ints, Ints]:
-    a_free = free_axes(ndims[0], contract[0], batch[0])
-    b_free = free_axes(ndims[1], contract[1], batch[1])
-    return (*batch[0], *a_free, *contract[0]), (*batch[1], *contract[1], *b_free)
+def _dot_perms(a: int, b: int, contract: Pair, batch: Pair) -> tuple[Ints | None, Ints | None, bool]:
+    """How to permute operands of ``a`` and ``b`` axes for matmul (None: not at all); whether that is all."""
+    a_free, b_free = free_axes(a, contract[0], batch[0]), free_axes(b, contract[1], batch[1])
+    a_perm, b_perm = (*batch[0], *a_free, *contract[0]), (*batch[1], *contract[1], *b_free)
+    plain = len(a_free) == len(b_free) == len(contract[0]) == 1
+    return a_perm if a_perm != tuple(range(a)) else None, b_perm if b_perm != tuple(range(b)) else None, plain
 
 
 def _dot_eval(a: np.ndarray, b: np.ndarray, *, contract: Pair, batch: Pair = ((), ())) -> np.ndarray:
-    dtype, n_batch, n_contract = a.dtype, len(batch[0]), len(contract[0])
-    a_perm, b_perm = _dot_perms((a.ndim, b.ndim), contract, batch)
-    a, b = wide(a).transpose(a_perm), wide(b).transpose(b_perm)
-    if n_contract == 1 and a.ndim - n_batch == 2 and b.ndim - n_batch == 2:
+    dtype = a.dtype
+    a_perm, b_perm, plain = _dot_perms(a.ndim, b.ndim, contract, batch)
+    a, b = wide(a), wide(b)
+    a = a if a_perm is None else a.transpose(a_perm)
+    b = b if b_perm is None else b.transpose(b_perm)
+    if plain:
         return np.matmul(a, b).astype(dtype, copy=False)
+    n_batch, n_contract = len(batch[0]), len(contract[0])
     rows, cols = a.shape[n_batch : a.ndim - n_contract], b.shape[n_batch + n_contract :]
     lead, k = a.shape[:n_batch], prod(a.shape[a.ndim - n_contract :])
     out = np.matmul(a.reshape(*lead, prod(rows), k), b.reshape(*lead, k, prod(cols)))

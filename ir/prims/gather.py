@@ -57,6 +57,15 @@ def _store(out: np.ndarray, where: tuple[Any, ...], upd: np.ndarray, mode: str) 
         _UFUNCS[mode].at(out, where, upd)
 
 
+def _store_elements(
+    out: np.ndarray, axes: Ints, where: tuple[np.ndarray, ...], upd: np.ndarray, mode: str
+) -> None:
+    """Write single elements: one flat index is what numpy's ufunc.at is fast with. ``out`` is contiguous."""
+    flat = sum(i * (out.strides[a] // out.itemsize) for a, i in zip(axes, where, strict=True))
+    flat = np.broadcast_to(flat, upd.shape).reshape(-1)
+    _store(out.reshape(-1), (flat,), upd.reshape(-1), mode)
+
+
 # gather, scatter ----------------------------------------------------------------
 
 
@@ -117,10 +126,12 @@ def _scatter_infer(prim: str, modes: tuple[str, ...]) -> Callable[..., TensorTyp
 def _scatter_eval(x: np.ndarray, idx: np.ndarray, upd: np.ndarray, *, axes: Ints, mode: str) -> np.ndarray:
     out = x.copy(order="C")
     front, where = _point("scatter", out, idx, axes)
-    if not where:  # no axes: every update covers the whole of x
-        where = (np.zeros(idx.shape[:-1], np.int64),)
-        front = out[None]
-    _store(front, where, upd, mode)
+    if len(where) == x.ndim > 0:
+        _store_elements(out, axes, where, upd, mode)
+    elif where:
+        _store(front, where, upd, mode)
+    else:  # no axes: every update covers the whole of x
+        _store(out[None], (np.zeros(idx.shape[:-1], np.int64),), upd, mode)
     return out
 
 
@@ -217,8 +228,10 @@ def _along_infer(prim: str, x: TensorType, idx: TensorType, axis: int) -> None:
 
 def _along_index(prim: str, x: np.ndarray, idx: np.ndarray, axis: int) -> tuple[np.ndarray, ...]:
     _check_range(prim, idx, x.shape[axis], axis)
-    grid = np.ogrid[tuple(map(slice, idx.shape))]
-    return tuple(idx if i == axis else g for i, g in enumerate(grid))
+    last = x.ndim - 1
+    return tuple(
+        idx if i == axis else np.arange(n).reshape(n, *(1,) * (last - i)) for i, n in enumerate(idx.shape)
+    )
 
 
 def _take_along_infer(x: TensorType, idx: TensorType, *, axis: int) -> TensorType:
@@ -252,7 +265,8 @@ def _scatter_along_eval(
     x: np.ndarray, idx: np.ndarray, upd: np.ndarray, *, axis: int, mode: str
 ) -> np.ndarray:
     out = x.copy(order="C")
-    _store(out, _along_index("scatter_along", x, idx, axis), upd, mode)
+    where = _along_index("scatter_along", x, idx, axis)
+    _store_elements(out, tuple(range(x.ndim)), where, upd, mode)
     return out
 
 

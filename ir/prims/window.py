@@ -139,20 +139,43 @@ def _window_argmax_infer(
     return x.with_(shape=shape, dtype=i64)
 
 
+def _flat_index(
+    shape: Ints, size: Ints, place: Ints, stride: Ints, padding: Pads, dilation: Ints
+) -> tuple[np.ndarray, np.ndarray]:
+    """For one place of the window, at each position: the flat index into x, and whether it is inside of x."""
+    flat, inside = np.zeros((), np.int64), np.ones((), np.bool_)
+    for n, m, j, s, (lo, _), d in zip(shape, size, place, stride, padding, dilation, strict=True):
+        at = np.arange(m) * s + (j * d - lo)
+        flat = flat[..., None] * n + at
+        inside = inside[..., None] & ((at >= 0) & (at < n))
+    return flat, inside
+
+
 def _window_argmax_eval(
     x: np.ndarray, *, window: Ints, stride: Ints, padding: Pads, dilation: Ints
 ) -> np.ndarray:
-    how = (window, stride, padding, dilation)
-    values = _windows(wide(x), lowest(wide(x).dtype), *how)
-    flat = _windows(np.arange(x.size).reshape(x.shape), -1, *how)
-    best = np.array(values[(..., *(0,) * x.ndim)], order="C")
-    out = np.array(flat[(..., *(0,) * x.ndim)], order="C")
-    for place in np.ndindex(*window):
-        v, i = values[(..., *place)], flat[(..., *place)]
-        # an element beats padding even where it is as low as the padding; the first NaN beats all
-        better = (i >= 0) & ((out < 0) | (v > best) | ((v != v) & (best == best)))
-        best, out = np.where(better, v, best), np.where(better, i, out)
-    return np.asarray(np.maximum(out, 0), np.int64)
+    values = _windows(wide(x), lowest(wide(x).dtype), window, stride, padding, dilation)
+    size, where, padded = values.shape[: x.ndim], (stride, padding, dilation), any(map(any, padding))
+    places = list(np.ndindex(*window))
+    steps = [int(np.prod(x.shape[i + 1 :])) * d for i, d in enumerate(dilation)]
+    offsets = np.array([sum(j * s for j, s in zip(p, steps, strict=True)) for p in places], np.int64)
+    origin, found = _flat_index(x.shape, size, places[0], *where)
+    best = np.array(values[(..., *places[0])], order="C")
+    # the number of the winning place; later winners are larger, so that maximum replaces a slow masked store
+    winner = np.zeros(size, np.min_scalar_type(len(places)))
+    for k, place in enumerate(places[1:], 1):
+        v = np.ascontiguousarray(values[(..., *place)]).reshape(size)
+        better = np.greater(v, best)
+        if v.dtype.kind == "f":
+            better |= (v != v) & (best == best)  # the first NaN beats all
+        if padded:
+            inside = _flat_index(x.shape, size, place, *where)[1]
+            better = inside & (better | ~found)  # an element beats padding, as low as it may be
+            found = found | inside
+        np.maximum(best, v, out=best)
+        np.maximum(winner, better * winner.dtype.type(k), out=winner)
+    out = origin + offsets[winner]
+    return np.where(found, out, 0) if padded else np.asarray(out)
 
 
 window_argmax_p = Primitive(
