@@ -54,6 +54,7 @@ class BodyEmitter:
         self.pointers: dict[str, str] = {}
         self.types: dict[str, DType] = {n: x.dtype for n, x in buffers.items()}
         self.streamed: set[str] = set()
+        self.constant = {n for n, x in buffers.items() if x.role == "in"}  # loads of these may be hoisted
         self.status = ""
 
     # -- i64 arithmetic on indices
@@ -191,8 +192,9 @@ class BodyEmitter:
         if mask is not None:
             p = self.b.emit(f"select i1 {mask.text}, ptr {p.text}, ptr %bufs", T.u64, 0,
                             max(p.depth, mask.depth))
-        raw = self.fn.op(f"load {reg_type(form)}, ptr {p.text}, align {dtype.itemsize if mask is None else 1}")
-        out = self.b.widen(Reg(raw, form, 0, self.fn.depth), dtype)
+        depth = p.depth if buffer in self.constant else self.fn.depth
+        raw = self.fn.op(f"load {reg_type(form)}, ptr {p.text}, align {dtype.itemsize if mask is None else 1}", depth)
+        out = self.b.widen(Reg(raw, form, 0, depth), dtype)
         return out if mask is None else self.b.select(mask, out, self.b.const(0, dtype))
 
     def load_vector(self, address: str, dtype: DType, mask: Reg | None) -> Reg:

@@ -137,19 +137,27 @@ def _reshape_dims(shape: Sequence[int], out: Sequence[int]) -> list[tuple[int, i
 
 def analyse(ops: Sequence[Op], outputs: Iterable[Value]) -> NestPlan:
     """The plan of a connected group whose values ``outputs`` are wanted outside. Raises :class:`Refused`."""
-    plan = _classify(ops)
-    outputs = [v for v in outputs if v in plan.classes]
-    _check_distinct(plan)
+    plan = _classify(ops, shared=True)
+    if _clash(plan):  # a parameter is read along two different pairs of loops: each reading for itself
+        plan = _classify(ops, shared=False)
+        if _clash(plan):
+            raise Refused("one loop would have to walk two dimensions of a value at once")
+    made = {r for op in ops for r in op.results}
+    outputs = [v for v in outputs if v in made]
     _split_reductions(plan, outputs)
     _choose_axes(plan, outputs)
     _check_outputs(plan, outputs)
     return plan
 
 
-def _classify(ops: Sequence[Op]) -> NestPlan:
+def _classify(ops: Sequence[Op], shared: bool) -> NestPlan:
+    """``shared``: a parameter has one class per dimension, whoever reads it."""
     uf = _Classes()
     of: dict[Value, list[int]] = {}
     operand: dict[Op, list[int]] = {}
+    if shared:
+        made = {r for op in ops for r in op.results}
+        of |= {x: [uf.new(d) for d in x.type.shape] for op in ops for x in op.operands if x not in made}
     for op in ops:
         for r in op.results:
             of[r] = [uf.new(d) for d in r.type.shape]
@@ -185,11 +193,12 @@ def _join_reduce(uf: _Classes, of: dict[Value, list[int]], operand: dict[Op, lis
         uf.join(a, b)
 
 
-def _check_distinct(plan: NestPlan) -> None:
+def _clash(plan: NestPlan) -> bool:
     for cs in (*plan.classes.values(), *plan.operand.values()):
         real = [c for c in cs if c >= 0]
         if len(set(real)) != len(real):
-            raise Refused("one loop would have to walk two dimensions of a value at once")
+            return True
+    return False
 
 
 def _folded(plan: NestPlan, op: Op) -> set[int]:
@@ -206,7 +215,9 @@ def _split_reductions(plan: NestPlan, outputs: Sequence[Value]) -> None:
     walked: set[int] = set()
     for v in outputs:
         walked |= set(plan.classes[v])
-    big = [op for op in reduces if plan.size(_folded(plan, op)) > SMALL or _folded(plan, op) & walked]
+    expanded = _followed(plan, set())
+    big = [op for op in reduces
+           if op in expanded or plan.size(_folded(plan, op)) > SMALL or _folded(plan, op) & walked]
     while True:  # a small reduction over what a big one walks is a big one
         walked |= {c for op in big for c in plan.operand[op]}
         more = [op for op in reduces if op not in big and _folded(plan, op) & walked]
@@ -220,7 +231,7 @@ def _split_reductions(plan: NestPlan, outputs: Sequence[Value]) -> None:
 
 
 def _followed(plan: NestPlan, big: set[Op]) -> set[Op]:
-    """The reductions after which the group goes on with more classes, or with another big reduction."""
+    """The reductions (of ``big``, or all) after which the group goes on with more classes or a big reduction."""
     users: dict[Value, list[Op]] = {}
     for op in plan.ops:
         for x in op.operands:
@@ -236,7 +247,8 @@ def _followed(plan: NestPlan, big: set[Op]) -> set[Op]:
                 for s in u.results:
                     reach |= expands[s]
             goes_on[r], expands[r] = again, reach
-    return {op for op in big if goes_on[op.result] or expands[op.result] - set(plan.classes[op.result]) - {-1}}
+    reduces = big or {op for op in plan.ops if op.prim.kind is Kind.REDUCE}
+    return {op for op in reduces if goes_on[op.result] or expands[op.result] - set(plan.classes[op.result]) - {-1}}
 
 
 def _order(plan: NestPlan, outputs: Sequence[Value]) -> list[int]:

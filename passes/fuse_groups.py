@@ -52,7 +52,7 @@ class Grouping:
     """The state of the grouping of one graph."""
 
     def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+        self.graph = graph = _own_scalar_results(graph)
         self.number = {op: i for i, op in enumerate(graph.ops)}
         self.producer = graph.producers()
         self.users = graph.users()
@@ -148,8 +148,6 @@ class Grouping:
                 made = self.producer.get(x)
                 if made is not None:
                     bits |= before[made] | (1 << self.number[made])
-            for made in self._region_reads(op):
-                bits |= before[made] | (1 << self.number[made])
             before[op] = bits
             if op in self.transparent:
                 continue
@@ -157,9 +155,6 @@ class Grouping:
             self.node[op] = node
             if node.form == "loop":
                 self._join_producers(op)
-
-    def _region_reads(self, op: Op) -> list[Op]:
-        return []  # regions are closed: they read only their parameters
 
     def _closed(self, bits: int) -> int:
         """``bits`` and everything that the groups of these operations depend on."""
@@ -169,8 +164,7 @@ class Grouping:
         return bits
 
     def _join_producers(self, op: Op) -> None:
-        skipped = 1 if op.prim.kind is Kind.GATHER else 0  # what is indexed must lie in memory
-        candidates = self.sources(op.operands[skipped:])
+        candidates = self.sources(op.operands)
         candidates.sort(key=lambda n: n.form == "loop")  # an epilogue saves more than a map
         for other in candidates:
             mine = self.node[op]
@@ -285,13 +279,33 @@ class Grouping:
         return a
 
 
+def _own_scalar_results(graph: Graph) -> Graph:
+    """Compute scalar results by operations of their own, so that others may repeat the arithmetic they come from."""
+    producer, users = graph.producers(), graph.users()
+    ops, results = list(graph.ops), []
+    for v in graph.results:
+        op = producer.get(v)
+        if op is not None and users.get(v) and scalar_map(op) and compilable(v.type):
+            v = Value(v.type, v.name)
+            ops.append(Op(op.prim, op.operands, op.attrs, [v], (), op.loc))
+        results.append(v)
+    return Graph(graph.params, ops, results, graph.name)
+
+
 def is_transparent(op: Op) -> bool:
-    """True for operations that only change indices, and for constants."""
+    """True for operations that only change indices, for constants and for arithmetic on single elements."""
     if any(not compilable(v.type) for v in (*op.operands, *op.results)):
         return False
     if op.prim.kind is Kind.SOURCE:
         return op.prim.name != "constant" or op.result.type.size == 1
+    if op.prim.kind is Kind.MAP:
+        return scalar_map(op)
     return op.prim.kind is Kind.MOVE and op.prim.name in TRANSPARENT_MOVES
+
+
+def scalar_map(op: Op) -> bool:
+    """True for arithmetic on single elements: a loop that reads it may as well repeat it, once per call."""
+    return op.prim.kind is Kind.MAP and op.result.type.size == 1
 
 
 def compilable(t: TensorType) -> bool:
@@ -342,8 +356,9 @@ def repeated_work(plan: NestPlan, producer: dict[Value, Op]) -> str | None:
                 return f"{op.prim.name} would repeat dear work for each element"
             costs[op.result] = cost
         elif op.prim.kind is Kind.GATHER:
-            costs[op.result] = costs.get(op.operands[1], 0.0)
-            if costs.get(op.operands[0], 0.0) > CHEAP:
+            indexed = op.operands[0]
+            costs[op.result] = costs.get(op.operands[1], 0.0) + costs.get(indexed, 0.0)
+            if costs.get(indexed, 0.0) > CHEAP and op.result.type.size * REPEATS > indexed.type.size:
                 return "what is indexed would be computed for each index"
     return None
 
@@ -353,8 +368,8 @@ def _repeats(plan: NestPlan, op: Op, rows: set[int]) -> float:
     worst = 1.0
     for x in op.operands:
         classes = set(plan.classes.get(x, ())) - {-1}
-        if classes and classes <= rows and plan.q:
-            continue  # known once per row
+        if not classes or (classes <= rows and plan.q):
+            continue  # known once, or once per row
         if x in plan.classes and x.type.size and classes != set(plan.classes[op.result]) - {-1}:
             worst = max(worst, op.result.type.size / x.type.size)
     return worst
