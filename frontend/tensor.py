@@ -128,11 +128,9 @@ class Tensor:
         return self.numel() * self.dtype.itemsize
 
     def stride(self, dim: int | None = None) -> Any:
-        """Strides in elements. In capture those of a contiguous tensor."""
-        d = self._data
-        if type(d) is Value:
-            strides = contiguous_strides(d.type.shape)
-        elif d.flags.c_contiguous:  # numpy leaves arbitrary strides on dimensions of extent 1
+        """Strides in elements."""
+        d = self._layout()
+        if d.flags.c_contiguous:  # numpy leaves arbitrary strides on dimensions of extent 1
             strides = contiguous_strides(d.shape)
         else:
             strides = tuple(s // d.itemsize for s in d.strides)
@@ -150,8 +148,16 @@ class Tensor:
         return self._array("data_ptr()").__array_interface__["data"][0]
 
     def is_contiguous(self, memory_format: Any = None) -> bool:
+        return self._layout().flags.c_contiguous
+
+    def _layout(self) -> np.ndarray:
+        """An array with the strides of this tensor; in capture one without memory behind it."""
         d = self._data
-        return True if type(d) is Value else d.flags.c_contiguous
+        if type(d) is np.ndarray:
+            return d
+        from weft.views import phantom
+
+        return phantom(self)
 
     def is_floating_point(self) -> bool:
         return self.dtype.is_floating_point

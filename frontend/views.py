@@ -24,7 +24,7 @@ from weft.ir import prims as P
 from weft.ir.graph import Value
 from weft.ir.prims.base import Primitive
 from weft.ir.types import DType
-from weft.tensor import Tensor
+from weft.tensor import Tensor, contiguous_strides
 
 Step = tuple[Primitive, dict[str, Any]]
 Apply = Callable[..., Tensor]
@@ -126,6 +126,8 @@ def view(x: Tensor, prim: Primitive, data: Any = None, **attrs: Any) -> Tensor:
     interp: Any = interpreter()
     if interp.recording:
         out = apply(prim, x, **attrs)
+        if prim is P.reshape_p and _reshaped(phantom(x), attrs["shape"]) is None:
+            return out
     else:
         out = _eager_view(x, prim, data, attrs)
         if not _aliases(out._data, x._data):
@@ -139,6 +141,35 @@ def view(x: Tensor, prim: Primitive, data: Any = None, **attrs: Any) -> Tensor:
     out._vc = x._vc
     out._view = View(root, steps, x._vc[0])
     return out
+
+
+def phantom(x: Tensor) -> np.ndarray:
+    """An array with the strides that ``x`` would have eagerly; for a captured tensor without memory behind it."""
+    d = x._data
+    if type(d) is np.ndarray:
+        return d
+    v = x._view
+    if v is None:
+        t = x._ir_type
+        strides = [s * t.dtype.itemsize for s in contiguous_strides(t.shape)]
+        return np.lib.stride_tricks.as_strided(np.empty(1, t.dtype.np), t.shape, strides)
+    a = phantom(v.base)
+    for prim, attrs in v.steps:
+        if prim is P.reshape_p:
+            a = _reshaped(a, attrs["shape"])
+            if a is None:
+                return np.empty(x._ir_type.shape, bool)
+        else:
+            a = prim.eval(a, **prim.normalize_attrs(attrs))
+    return a
+
+
+def _reshaped(a: np.ndarray, shape: Any) -> np.ndarray | None:
+    """A view of ``a`` in another shape; None where its strides allow none."""
+    try:
+        return np.reshape(a, shape, copy=False)
+    except ValueError:
+        return None
 
 
 def _eager_view(x: Tensor, prim: Primitive, data: Any, attrs: dict[str, Any]) -> Tensor:

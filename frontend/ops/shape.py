@@ -687,7 +687,8 @@ def contiguous(input: Tensor, memory_format: Any = None) -> Tensor:
     if input.is_contiguous():
         return input
     out = clone(input)
-    out._data = np.ascontiguousarray(out._data)
+    if type(out._data) is np.ndarray:
+        out._data = np.ascontiguousarray(out._data)
     return out
 
 
