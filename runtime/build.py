@@ -39,12 +39,17 @@ class KernelInfo:
 
     name: str
     form: str
-    text: str
-    loops: str
-    bytes_moved: int
-    flops: int
+    region: Graph
+    loops: str = ""
+    bytes_moved: int = 0
+    flops: int = 0
     native: bool = True
     why: str = ""
+
+    @property
+    def text(self) -> str:
+        """The fused graph."""
+        return str(self.region)
 
 
 @dataclass
@@ -192,10 +197,10 @@ def _wants_code(op: Op) -> bool:
 
 
 def _info(op: Op, code: KernelCode | Unsupported) -> KernelInfo:
-    name, form, text = str(op.attrs["name"]), str(op.attrs["form"]), str(op.regions[0])
+    name, form, region = str(op.attrs["name"]), str(op.attrs["form"]), op.regions[0]
     if isinstance(code, Unsupported):
-        return KernelInfo(name, form, text, "", 0, 0, native=False, why=str(code))
-    return KernelInfo(name, form, text, code.loops, code.bytes_moved, code.flops)
+        return KernelInfo(name, form, region, native=False, why=str(code))
+    return KernelInfo(name, form, region, code.loops, code.bytes_moved, code.flops)
 
 
 def _loc(place: Place) -> Loc:

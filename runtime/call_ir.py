@@ -7,22 +7,24 @@ in Python. The C structures it reads are part of the ABI that every numpy extens
 against; ``callpath`` checks them once before it uses this.
 
     descriptor: n_in, n_out, entry, arena_bytes, context, release_gil, n_kernels, in_specs, out_specs, slow,
-    globals in spec:    scalar kind (0 none, 1 f64, 2 i64, 3 bool), ndim, dims, dtype, required array flags
+                globals, n_donated, last (addresses of the arguments that were last found not to overlap)
+    in spec:    scalar kind (0 none, 1 f64, 2 i64, 3 bool), ndim, dims, dtype, required array flags, bytes
     out spec:   -1 new, -2 from the allocator, else the donated parameter; ndim, dims, dtype, allocator
-    globals:    PyArray_Empty, ndarray, float, int, True, False, slots, n_slots, raise, grow, launched slot:
-    busy, bytes, address (an arena)
+    globals:    PyArray_Empty, ndarray, float, int, True, False, slots, n_slots, raise, grow, launched
+    slot:       busy, bytes, address (an arena)
 """
 
 from __future__ import annotations
 
 EXPORTS = ("weft_call",)
 PYTHON = frozenset({
-    "PyCapsule_GetPointer", "PyEval_RestoreThread", "PyEval_SaveThread", "PyFloat_AsDouble", "PyList_New",
+    "PyCapsule_GetPointer", "PyErr_Occurred", "PyEval_RestoreThread", "PyEval_SaveThread",
+    "PyFloat_AsDouble", "PyList_New",
     "PyList_SetItem", "PyLong_AsLongLongAndOverflow", "PyLong_FromLongLong",
     "PyObject_CallFunctionObjArgs", "PyObject_Call", "PyTuple_New", "PyTuple_SetItem", "Py_DecRef",
-    "Py_IncRef",
+    "Py_IncRef", "memcpy",
 })  # fmt: skip
-IN_SPEC, OUT_SPEC = 5, 5
+IN_SPEC, OUT_SPEC = 6, 5
 
 
 def module(triple: str) -> str:
@@ -37,16 +39,15 @@ def module(triple: str) -> str:
 _FIELDS = {
     "n_in": ("d", 0), "n_out": ("d", 1), "entry": ("d", 2), "arena_bytes": ("d", 3), "context": ("d", 4),
     "release": ("d", 5), "n_kernels": ("d", 6), "in_specs": ("d", 7), "out_specs": ("d", 8), "slow": ("d", 9),
-    "g": ("d", 10), "np_empty": ("g", 0), "ndarray": ("g", 1), "float": ("g", 2), "int": ("g", 3),
-    "true": ("g", 4), "false": ("g", 5), "slots": ("g", 6), "n_slots": ("g", 7), "raise": ("g", 8),
-    "grow": ("g", 9),
+    "g": ("d", 10), "n_donated": ("d", 11), "last": ("d", 12),
+    "np_empty": ("g", 0), "ndarray": ("g", 1), "float": ("g", 2), "int": ("g", 3), "true": ("g", 4),
+    "false": ("g", 5), "slots": ("g", 6), "n_slots": ("g", 7), "raise": ("g", 8), "grow": ("g", 9),
     "kind": ("in", 0), "nd": ("in", 1), "dims": ("in", 2), "descr": ("in", 3), "mask": ("in", 4),
     "okind": ("out", 0), "ond": ("out", 1), "odims": ("out", 2), "odescr": ("out", 3), "oalloc": ("out", 4),
 }  # fmt: skip
 _TYPES: dict[str, str] = dict.fromkeys(
-    ("entry", "context", "in_specs", "out_specs", "slow", "g", "np_empty", "ndarray", "float", "int",
-    "true", "false",
-     "slots", "raise", "grow", "dims", "descr", "odims", "odescr", "oalloc"), "ptr",
+    ("entry", "context", "in_specs", "out_specs", "slow", "g", "last", "np_empty", "ndarray", "float", "int",
+     "true", "false", "slots", "raise", "grow", "dims", "descr", "odims", "odescr", "oalloc"), "ptr",
 )  # fmt: skip
 
 _TEXT = """
@@ -271,6 +272,85 @@ donated:
   ret ptr %a
 }
 
+; whether %i and %j, one of them donated, overlap
+define internal i1 @overlap(ptr %in_specs, ptr %block, i64 %i, i64 %j) {
+start:
+  %i.off = mul i64 %i, 6
+  %j.off = mul i64 %j, 6
+  %i.spec = getelementptr i64, ptr %in_specs, i64 %i.off
+  %j.spec = getelementptr i64, ptr %in_specs, i64 %j.off
+  %i.mask.at = getelementptr i64, ptr %i.spec, i64 4
+  %j.mask.at = getelementptr i64, ptr %j.spec, i64 4
+  %i.mask = load i64, ptr %i.mask.at
+  %j.mask = load i64, ptr %j.mask.at
+  %masks = or i64 %i.mask, %j.mask
+  %writes = and i64 %masks, 1024
+  %some = icmp ne i64 %writes, 0
+  %i.bytes.at = getelementptr i64, ptr %i.spec, i64 5
+  %j.bytes.at = getelementptr i64, ptr %j.spec, i64 5
+  %i.bytes = load i64, ptr %i.bytes.at
+  %j.bytes = load i64, ptr %j.bytes.at
+  %i.at = getelementptr i64, ptr %block, i64 %i
+  %j.at = getelementptr i64, ptr %block, i64 %j
+  %a = load i64, ptr %i.at
+  %b = load i64, ptr %j.at
+  %a.end = add i64 %a, %i.bytes
+  %b.end = add i64 %b, %j.bytes
+  %c1 = icmp ult i64 %a, %b.end
+  %c2 = icmp ult i64 %b, %a.end
+  %differ = icmp ne i64 %i, %j
+  %c12 = and i1 %c1, %c2
+  %c123 = and i1 %c12, %some
+  %c1234 = and i1 %c123, %differ
+  ret i1 %c1234
+}
+
+; whether an argument overlaps a donated one; only those that moved since the last call are looked at
+define internal i1 @clash(ptr %d, ptr %block) {
+start:
+  %n_in.at = LOAD(n_in)
+  %in_specs.at = LOAD(in_specs)
+  %last.at = LOAD(last)
+  br label %loop
+loop:
+  %i = phi i64 [ 0, %start ], [ %i1, %next ]
+  %moved = phi i64 [ 0, %start ], [ %moved1, %next ]
+  %all = icmp sge i64 %i, %n_in
+  br i1 %all, label %done, label %one
+one:
+  %a.at = getelementptr i64, ptr %block, i64 %i
+  %a = load i64, ptr %a.at
+  %l.at = getelementptr i64, ptr %last, i64 %i
+  %l = load i64, ptr %l.at
+  %same = icmp eq i64 %a, %l
+  br i1 %same, label %next, label %inner
+inner:
+  %j = phi i64 [ 0, %one ], [ %j1, %apart ]
+  %j.all = icmp sge i64 %j, %n_in
+  br i1 %j.all, label %next, label %pair
+pair:
+  %bad = call i1 @overlap(ptr %in_specs, ptr %block, i64 %i, i64 %j)
+  br i1 %bad, label %yes, label %apart
+apart:
+  %j1 = add i64 %j, 1
+  br label %inner
+next:
+  %moved1 = phi i64 [ %moved, %one ], [ 1, %inner ]
+  %i1 = add i64 %i, 1
+  br label %loop
+done:
+  %any = icmp ne i64 %moved, 0
+  br i1 %any, label %keep, label %no
+keep:
+  %bytes = shl i64 %n_in, 3
+  call void @llvm.memcpy.p0.p0.i64(ptr %last, ptr %block, i64 %bytes, i1 false)
+  br label %no
+no:
+  ret i1 false
+yes:
+  ret i1 true
+}
+
 define ptr @weft_call(ptr %self, ptr %args, i64 %nargs) {
 start:
   %d = call ptr @PyCapsule_GetPointer(ptr %self, ptr null)
@@ -299,7 +379,7 @@ in_loop:
   %in_all = icmp sge i64 %i, %n_in
   br i1 %in_all, label %in_done, label %in_one
 in_one:
-  %in.off = mul i64 %i, 5
+  %in.off = mul i64 %i, 6
   %in = getelementptr i64, ptr %in_specs, i64 %in.off
   %a.at = getelementptr ptr, ptr %args, i64 %i
   %a = load ptr, ptr %a.at
@@ -323,6 +403,13 @@ in_next:
   %i1 = add i64 %i, 1
   br label %in_loop
 in_done:
+  %n_donated.at = LOAD(n_donated)
+  %donates = icmp ne i64 %n_donated, 0
+  br i1 %donates, label %check, label %checked
+check:
+  %clash = call i1 @clash(ptr %d, ptr %block)
+  br i1 %clash, label %general, label %checked
+checked:
   %arena_bytes.at = LOAD(arena_bytes)
   %wants = icmp sgt i64 %arena_bytes, 0
   br i1 %wants, label %lend, label %ready
@@ -341,8 +428,8 @@ with:
   %memory = load ptr, ptr %memory.at
   br label %ready
 ready:
-  %arena_slot = phi ptr [ null, %in_done ], [ %lent, %with ]
-  %arena_at = phi ptr [ null, %in_done ], [ %memory, %with ]
+  %arena_slot = phi ptr [ null, %checked ], [ %lent, %with ]
+  %arena_at = phi ptr [ null, %checked ], [ %memory, %with ]
   %list = call ptr @PyList_New(i64 %n_out)
   %no_list = icmp eq ptr %list, null
   br i1 %no_list, label %finish, label %out_loop
@@ -413,4 +500,5 @@ end:
   ret ptr %give
 }
 declare ptr @PyErr_Occurred()
+declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)
 """

@@ -54,7 +54,7 @@ def _native() -> tuple[int, Any, Any] | None:
         return None
     target = host_target()
     image = disk.object_for(call_ir.module(target.triple), target)
-    address = jit.link(image, call_ir.EXPORTS, {}, call_ir.PYTHON | {"PyErr_Occurred"})["weft_call"]
+    address = jit.link(image, call_ir.EXPORTS, {}, call_ir.PYTHON)["weft_call"]
     slots = (ctypes.c_int64 * (3 * _SLOTS))()
     grow, complain = partial(_grow, slots), hostcall.raise_status
     _kept.extend((grow, complain, slots))
@@ -119,19 +119,21 @@ def native_runner(
     address, table, _ = native
     in_specs = _specs([_in_spec(t, i in donate.values()) for i, t in enumerate(ins)])
     out_specs = _specs([_out_spec(t, donate.get(i)) for i, t in enumerate(outs)])
-    descriptor = (ctypes.c_int64 * 11)(
+    last = (ctypes.c_int64 * max(len(ins), 1))()
+    descriptor = (ctypes.c_int64 * 13)(
         len(ins), len(outs), entry, arena_bytes, context, int(release_gil), n_kernels,
         ctypes.addressof(in_specs), ctypes.addressof(out_specs), id(slow), ctypes.addressof(table),
+        len(donate), ctypes.addressof(last),
     )  # fmt: skip
     method = _MethodDef(b"runner", address, _METH_FASTCALL, None)
-    _kept.append((in_specs, out_specs, descriptor, method, slow))
+    _kept.append((in_specs, out_specs, descriptor, method, slow, last))
     return _builtin(method, _capsule(ctypes.addressof(descriptor)))
 
 
 def _in_spec(t: TensorType, donated: bool) -> list[int]:
     flags = _CONTIGUOUS | _ALIGNED | (_WRITEABLE if donated else 0)
     kind = 0 if t.shape or donated else _SCALARS.get(t.dtype, 0)
-    return [kind, t.ndim, _dims(t), id(t.dtype.np), flags]
+    return [kind, t.ndim, _dims(t), id(t.dtype.np), flags, t.nbytes]
 
 
 def _out_spec(t: TensorType, donated: int | None) -> list[int]:

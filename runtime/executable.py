@@ -137,6 +137,7 @@ class Executable:
             raise TypeError(f"{self.name} takes {len(self.in_types)} arrays, but got {len(arrays)}")
         given = [self._array(i, a, t) for i, (a, t) in enumerate(zip(arrays, self.in_types, strict=True))]
         packed = [_packed(a, i in self.donate.values()) for i, a in enumerate(given)]
+        _separate(packed, self.donate)
         outs = self._run(*packed)
         for i, j in self.donate.items():
             if packed[j] is not given[j]:
@@ -170,6 +171,14 @@ class Executable:
             hostcall.raise_status(status.value, at)
         del held
         return outs
+
+
+def _separate(packed: list[np.ndarray], donate: Mapping[int, int]) -> None:
+    """Copy arguments that share memory with a donated one: they keep their values while it is overwritten."""
+    for j in donate.values():
+        for i, a in enumerate(packed):
+            if i != j and np.may_share_memory(a, packed[j]):
+                packed[i] = a.copy()
 
 
 def _packed(a: np.ndarray, donated: bool) -> np.ndarray:
