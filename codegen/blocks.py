@@ -1,7 +1,8 @@
-"""Loops, conditionals and integer arithmetic that folds, for kernels written by hand rather than from loop IR.
+"""Loops, conditionals and integer arithmetic that folds, for kernels written by hand rather than from loop
+IR.
 
-An index is a Python int where it is known while emitting, or the name of an i64 value; arithmetic on known indices
-happens in Python, so one emitter serves static and dynamic sizes.
+An index is a Python int where it is known while emitting, or the name of an i64 value; arithmetic on known
+indices happens in Python, so one emitter serves static and dynamic sizes.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Code(Function):
     def range(
         self, begin: Ix, end: Ix, step: Ix = 1, carried: Sequence[tuple[str, str]] = (), runs: bool = False
     ) -> Iterator[Turn]:
-        """for i in range(begin, end, step), carrying (type, initial value) pairs. One known turn makes no loop."""
+        """for i in range(begin, end, step), carrying (type, initial value) pairs. One turn makes no loop."""
         known = isinstance(begin, int) and isinstance(end, int)
         if known and isinstance(step, int) and begin < end <= begin + step:
             turn = Turn(begin, [v for _, v in carried])
@@ -52,7 +53,7 @@ class Code(Function):
 
     @contextmanager
     def repeat(self, carried: Sequence[tuple[str, str]]) -> Iterator[Turn]:
-        """A loop that runs at least once and ends when the i1 put in ``turn.stop`` holds; no index of its own."""
+        """A loop that runs at least once and ends when the i1 put in ``turn.stop`` holds; no index."""
         head, done, before = self.new_label("again"), self.new_label("enough"), self.block
         self.br(head)
         self.label(head)

@@ -1,8 +1,9 @@
 """Kernels of form ``contract``: one dot_general with what fusion put before and after it.
 
-The result is cut into tiles; a tile's products are summed in registers (:mod:`weft.codegen.microkernel`), left in a
-buffer in the first-level cache, and taken from there through the epilogue into the results. Operands that do not lie
-well in memory (or have a prologue, or are narrower than their accumulator) are packed first, in a phase of their own.
+The result is cut into tiles; a tile's products are summed in registers (:mod:`weft.codegen.microkernel`),
+left in a buffer in the first-level cache, and taken from there through the epilogue into the results.
+Operands that do not lie well in memory (or have a prologue, or are narrower than their accumulator) are
+packed first, in a phase of their own.
 """
 
 from __future__ import annotations
@@ -55,10 +56,12 @@ def emit(op: Op, target: Target, prefix: str) -> KernelCode:
 
 @dataclass(frozen=True)
 class Grid:
-    """Tiles that cover some columns of the result. Panels are one tile wide; the last tile of a panel overlaps.
+    """Tiles that cover some columns of the result. Panels are one tile wide; the last tile of a panel
+    overlaps.
 
-    ``start`` is the first column; ``per_unit`` the panels and tiles of one unit of work; ``inner`` chooses the
-    kernel of inner products. ``partial`` is the number of columns where there are fewer than lanes, else 0.
+    ``start`` is the first column; ``per_unit`` the panels and tiles of one unit of work; ``inner`` chooses
+    the kernel of inner products. ``partial`` is the number of columns where there are fewer than lanes, else
+    0.
     """
 
     tile: Tile
@@ -161,7 +164,9 @@ class _Contract(Writer):
         tiles = -(-self.m // rows)
         per_panel = 2 * tile.rows * tile.cols * self.k
         tall, broad = min(tiles, max(1, 120 // rows)), min(panels, 4)
-        while panels * tiles * self.batch < _UNITS * tall * broad and tall * broad * per_panel > 2 * _UNIT_FLOPS:
+        while (
+            panels * tiles * self.batch < _UNITS * tall * broad and tall * broad * per_panel > 2 * _UNIT_FLOPS
+        ):
             if broad > 1:
                 broad = -(-broad // 2)
             elif tall > 1:
@@ -197,7 +202,8 @@ class _Contract(Writer):
 
     def emit(self) -> KernelCode:
         self.epilogue = emit_epilogue(
-            self.start(f"{self.prefix}_epilogue", EPILOGUE), self.op, self.dot, self.output, self.acc, self.lanes,
+            self.start(f"{self.prefix}_epilogue", EPILOGUE),
+            self.op, self.dot, self.output, self.acc, self.lanes,
             any(g.partial for g in self.grids) or self.splits > 1,
         )  # fmt: skip
         self.keep(self.epilogue)
@@ -233,7 +239,9 @@ class _Contract(Writer):
         blocks = -(-self.m // height)
         first = fn.mul(fn.mod("%u", blocks), height)
         batch = fn.div("%u", blocks) if self.a_batch > 1 else 0
-        dst = fn.at(self.scratch_of(fn), fn.add(self.a_at, fn.mul(batch, self.m * self.a_ld * self.acc.itemsize)))
+        dst = fn.at(
+            self.scratch_of(fn), fn.add(self.a_at, fn.mul(batch, self.m * self.a_ld * self.acc.itemsize))
+        )
         pack(
             fn, lambda mask: Region(fn, self.graph, self.lanes, pointers, mask),
             lambda r, row, col: element_of(r, self.a, pointers, batch, row, col),
@@ -308,7 +316,8 @@ class _Contract(Writer):
         for g in self.grids:
             kind = "inner products" if g.inner else "broadcasts"
             lines.append(
-                f"  grid: columns {g.start}.., {g.panels} panels x {g.tiles} tiles of {g.tile.rows} x {g.tile.cols} "
+                f"  grid: columns {g.start}.., {g.panels} panels x {g.tiles} tiles "
+                f"of {g.tile.rows} x {g.tile.cols} "
                 f"by {kind}, {g.per_unit[0]} x {g.per_unit[1]} per unit"
             )
         lines.append(f"  k: {self.chunks} blocks of {self.chunk}, {self.splits} parts")
@@ -389,8 +398,10 @@ class _Unit:
         b_step = g.tile.row_bytes if c.pack_b else (c.b.k_stride or 0) * size
         masked = bool(g.partial) and not c.pack_b
         name = outer_kernel(fn, g.tile, step=step, accumulate=self.blocked, masked=masked)
-        fn.do(f"call void @{name}(ptr {a}, i64 {row_stride * size}, i64 {k_stride * size}, ptr {b}, i64 {b_step}, "
-              f"i64 {count}, ptr {tile}, i64 {g.partial})")
+        fn.do(
+            f"call void @{name}(ptr {a}, i64 {row_stride * size}, i64 {k_stride * size}, ptr {b}, "
+            f"i64 {b_step}, i64 {count}, ptr {tile}, i64 {g.partial})"
+        )
 
     def _inner(self, a: str, a_step: int, b: str, count: Ix, tile: str) -> None:
         """Fill the tile from smaller ones of the inner-product kernel, which overlap at the edges."""
@@ -404,16 +415,20 @@ class _Unit:
             r = fn.min(fn.mul(i.i, high), g.tile.rows - high)
             s = fn.min(fn.mul(j.i, broad), cols - broad)
             at = fn.add(fn.mul(r, g.tile.row_bytes), fn.mul(s, c.acc.itemsize))
-            fn.do(f"call void @{name}(ptr {fn.at(a, fn.mul(r, a_step))}, i64 {a_step}, "
-                  f"ptr {fn.at(b, fn.mul(s, b_step))}, i64 {b_step}, i64 {count}, ptr {fn.at(tile, at)}, "
-                  f"i64 {g.tile.row_bytes})")
+            fn.do(
+                f"call void @{name}(ptr {fn.at(a, fn.mul(r, a_step))}, i64 {a_step}, "
+                f"ptr {fn.at(b, fn.mul(s, b_step))}, i64 {b_step}, i64 {count}, ptr {fn.at(tile, at)}, "
+                f"i64 {g.tile.row_bytes})"
+            )
 
     def _finish(self, tile: str, row: Ix, col: Ix) -> None:
         c, fn, g = self.c, self.fn, self.g
         cols = g.partial or g.tile.cols
         if c.splits == 1:
-            fn.do(f"call void @{c.epilogue.symbol}(ptr %bufs, ptr {tile}, i64 {g.tile.row_bytes}, i64 {self.batch}, "
-                  f"i64 {row}, i64 {g.tile.rows}, i64 {col}, i64 {cols})")
+            fn.do(
+                f"call void @{c.epilogue.symbol}(ptr %bufs, ptr {tile}, i64 {g.tile.row_bytes}, "
+                f"i64 {self.batch}, i64 {row}, i64 {g.tile.rows}, i64 {col}, i64 {cols})"
+            )
             return
         index = fn.add(fn.mul(fn.add(fn.mul(self.batch, c.m), row), c.n), col)
         at = fn.add(c.partial_at, fn.add(fn.mul(self.split, c.partial_bytes), fn.mul(index, c.acc.itemsize)))

@@ -1,14 +1,14 @@
 """Kernels of form ``conv``: an implicit contraction with what fusion put before and after it.
 
-For each group the weights are a matrix of output channels by k (input channel and kernel position), read in place;
-its partner holds one column per output position of any sample. No such matrix is ever in memory as a whole: a unit of
-work packs the columns of one panel, for some k at a time, from the input (padded and dilated beforehand where the
-convolution asks for that), and multiplies them by every tile of the weights.
+For each group the weights are a matrix of output channels by k (input channel and kernel position), read in
+place; its partner holds one column per output position of any sample. No such matrix is ever in memory as a
+whole: a unit of work packs the columns of one panel, for some k at a time, from the input (padded and dilated
+beforehand where the convolution asks for that), and multiplies them by every tile of the weights.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from weft.codegen.blocks import Code, Ix
@@ -75,9 +75,7 @@ def geometry(conv: Op) -> Geometry:
     size, kernel, out = full(x[2:]), full(w[2:]), full(conv.result.type.shape[2:])
     padding = ((0, 0),) * lead + tuple(tuple(p) for p in a["padding"])
     gap = full(a["lhs_dilation"])
-    spread = tuple(
-        (d - 1) * g + 1 + lo + hi for d, g, (lo, hi) in zip(size, gap, padding, strict=True)
-    )
+    spread = tuple((d - 1) * g + 1 + lo + hi for d, g, (lo, hi) in zip(size, gap, padding, strict=True))
     stride, step = full(a["stride"]), full(a["rhs_dilation"])
     return Geometry(x[0], x[1], w[0], a["groups"], size, spread, kernel, out, stride,
                     tuple(lo for lo, _ in padding), gap, step)  # fmt: skip
@@ -85,7 +83,8 @@ def geometry(conv: Op) -> Geometry:
 
 @dataclass(frozen=True)
 class Source:
-    """Where patches are read: element strides of sample, channel and the three dimensions, and if one may read on.
+    """Where patches are read: element strides of sample, channel and the three dimensions, and if one may
+    read on.
 
     ``slack`` means that whole vectors may be read past the end of a row.
     """
@@ -119,8 +118,7 @@ class _Conv(Writer):
         self.copy_x = not (self.x.plain and g.as_is and self._unit_rows())
         if flat and (self.copy_x or self.x.k_stride == 1):
             n = (1, 1, prod(g.size))
-            self.g = Geometry(g.samples, g.channels, g.outputs, g.groups, n, n, g.kernel, n, g.stride, g.lo, g.gap,
-                              g.step)  # fmt: skip
+            self.g = replace(g, size=n, spread=n, out=n)
 
     def _unit_rows(self) -> bool:
         """True where rows can be read in place: memory runs along them, and windows move by one."""
@@ -187,7 +185,13 @@ class _Conv(Writer):
         g = self.g
         output = Output((g.samples,), (g.outputs,), tuple(self.conv.result.type.shape[2:]))
         self.epilogue = emit_epilogue(
-            self.start(f"{self.prefix}_epilogue", EPILOGUE), self.op, self.conv, output, self.acc, self.lanes, True
+            self.start(f"{self.prefix}_epilogue", EPILOGUE),
+            self.op,
+            self.conv,
+            output,
+            self.acc,
+            self.lanes,
+            True,
         )
         self.keep(self.epilogue)
         flops = 2 * self.cols * g.outputs * self.k
@@ -260,11 +264,15 @@ class _Conv(Writer):
         g, lanes = self.g, self.lanes
         col = Coord(fn.sub(at, g.lo[2]), 1)
         flags = f"<{lanes} x i1>"
-        mask = fn.op(f"and {flags} {region.inside(col, (g.size[2] - 1) * g.gap[2] + 1)}, "
-                     f"{fn.splat('i1', row_ok, lanes)}")
+        mask = fn.op(
+            f"and {flags} {region.inside(col, (g.size[2] - 1) * g.gap[2] + 1)}, "
+            f"{fn.splat('i1', row_ok, lanes)}"
+        )
         if g.gap[2] > 1:
-            safe = fn.op(f"select {flags} {mask}, <{lanes} x i64> {region.vector(col)}, <{lanes} x i64> "
-                         "zeroinitializer")
+            safe = fn.op(
+                f"select {flags} {mask}, <{lanes} x i64> {region.vector(col)}, <{lanes} x i64> "
+                "zeroinitializer"
+            )
             col, rest = region.divmod(Coord(vec=safe), g.gap[2], g.spread[2] + abs(g.lo[2]))
             whole = fn.op(f"icmp eq <{lanes} x i64> {rest.vec}, zeroinitializer")
             mask = fn.op(f"and {flags} {mask}, {whole}")
@@ -282,7 +290,11 @@ class _Conv(Writer):
         got = region.value(v, Place(shape, lambda: coords))
         dtype = v.type.dtype
         wide = region.wide(got)
-        return wide if dtype.is_floating_point and self.acc is f32 else widened(region.fn, wide, dtype, self.lanes)
+        return (
+            wide
+            if dtype.is_floating_point and self.acc is f32
+            else widened(region.fn, wide, dtype, self.lanes)
+        )
 
     def _pack_w(self) -> tuple[str, int]:
         fn = self.start(f"{self.prefix}_pack_w")
@@ -388,7 +400,7 @@ class _Unit:
     # packing
 
     def _segments(self) -> Ix:
-        """List the rows of output positions in the panel: where each is read, where it is written, how long it is."""
+        """List the panel's rows of output positions: where each is read and written, how long it is."""
         c, fn, g = self.c, self.fn, self.c.g
         self.src = fn.alloca(8 * self.tile.cols)
         self.pos = fn.alloca(8 * self.tile.cols)
@@ -441,13 +453,15 @@ class _Unit:
     # multiplying
 
     def _multiply(self, row: Ix, k0: Ix, depth: Ix, tile: str) -> None:
-        c, fn, size = self.c, self.fn, self.c.acc.itemsize
+        fn, size = self.fn, self.c.acc.itemsize
         index = fn.add(fn.mul(row, self.w_row), fn.mul(k0, self.w_k))
         a = fn.at(self.w_base, fn.mul(index, size))
         step = "k" if self.w_k == 1 else "m" if self.w_row == 1 else "any"
         name = outer_kernel(fn, self.tile, step=step, accumulate=self.blocked)
-        fn.do(f"call void @{name}(ptr {a}, i64 {self.w_row * size}, i64 {self.w_k * size}, ptr {self.panel}, "
-              f"i64 {self.tile.row_bytes}, i64 {depth}, ptr {tile}, i64 0)")
+        fn.do(
+            f"call void @{name}(ptr {a}, i64 {self.w_row * size}, i64 {self.w_k * size}, ptr {self.panel}, "
+            f"i64 {self.tile.row_bytes}, i64 {depth}, ptr {tile}, i64 0)"
+        )
 
     def _finish(self, tile: str, row: Ix) -> None:
         """Hand the tile over, one sample's columns at a time."""
@@ -459,8 +473,10 @@ class _Unit:
             length = fn.min(fn.sub(c.plane, p), fn.sub(self.width, at))
             part = fn.at(tile, fn.mul(at, size))
             if c.splits == 1:
-                fn.do(f"call void @{c.epilogue.symbol}(ptr %bufs, ptr {part}, i64 {self.tile.row_bytes}, i64 {sample}, "
-                      f"i64 {out_row}, i64 {self.tile.rows}, i64 {p}, i64 {length})")
+                fn.do(
+                    f"call void @{c.epilogue.symbol}(ptr %bufs, ptr {part}, i64 {self.tile.row_bytes}, "
+                    f"i64 {sample}, i64 {out_row}, i64 {self.tile.rows}, i64 {p}, i64 {length})"
+                )
             else:
                 self._store_partial(part, sample, out_row, p, length)
             turn.next = [str(fn.add(at, length))]

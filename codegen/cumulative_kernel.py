@@ -22,7 +22,7 @@ _OPS = {"cumsum": "add", "cumprod": "mul", "cummax": "max", "cummin": "min"}
 
 
 def emit(op: Op, target: Target, prefix: str) -> KernelCode:
-    """The code of a kernel of form ``cumulative``. Lanes run over what lies inside the axis, if anything does."""
+    """The code of a kernel of form ``cumulative``. Lanes run over what lies inside the axis, if anything."""
     writer = Writer(op, target, prefix)
     scan = only_op(writer.graph)
     if scan.prim.name not in _OPS:
@@ -44,8 +44,16 @@ def emit(op: Op, target: Target, prefix: str) -> KernelCode:
 
 
 def _line(
-    fn: Code, x: str, out: str, base: Ix, line: tuple[int, int], dtype: DType, lanes: int, mask: str | None,
-    combine: str, reverse: bool,
+    fn: Code,
+    x: str,
+    out: str,
+    base: Ix,
+    line: tuple[int, int],
+    dtype: DType,
+    lanes: int,
+    mask: str | None,
+    combine: str,
+    reverse: bool,
 ) -> None:
     """Run along ``line`` = (length, stride); the half types are carried as f32 and rounded when stored."""
     n, stride = line

@@ -43,7 +43,9 @@ class Output:
 
         def coords() -> list[Coord]:
             return [
-                *region.split(Coord(batch), self.batch), *region.split(r, self.rows), *region.split(c, self.cols),
+                *region.split(Coord(batch), self.batch),
+                *region.split(r, self.rows),
+                *region.split(c, self.cols),
             ]  # fmt: skip
 
         def linear() -> Coord:
@@ -61,7 +63,8 @@ def kernel_pointers(fn: Code, op: Op) -> Mapping[Value, str]:
 def emit_epilogue(
     fn: Code, op: Op, contract: Op, output: Output, acc: DType, lanes: int, masked: bool
 ) -> Code:
-    """Write ``fn(bufs, tile, stride, batch, row, rows, col, cols)``: store rows x cols of results from there on.
+    """Write ``fn(bufs, tile, stride, batch, row, rows, col, cols)``: store rows x cols of results from there
+    on.
 
     ``stride`` is in bytes between rows of the tile. Unless ``masked``, ``cols`` is a multiple of the lanes.
     """
@@ -95,7 +98,7 @@ def _result(region: Region, sums: str, acc: DType, dtype: DType) -> Reg:
 
 
 def emit_partial_store(fn: Code, tile: str, shape: Tile, dst: str, cols: int, count: Ix) -> None:
-    """Copy the first ``count`` columns of a tile of sums as they are to rows of ``cols`` elements at ``dst``."""
+    """Copy the first ``count`` columns of a tile of sums to rows of ``cols`` elements at ``dst``."""
     size = shape.dtype.itemsize
     with fn.range(0, shape.rows) as r, fn.range(0, count, shape.lanes, runs=True) as v:
         at = fn.mul(v.i, size)

@@ -1,4 +1,4 @@
-"""Kernels of form ``gather``: rows (or single elements) of x read at indices, where fusion left them alone."""
+"""Kernels of form ``gather``: rows (or elements) of x read at indices, where fusion left them alone."""
 
 from __future__ import annotations
 
@@ -40,4 +40,3 @@ def emit(op: Op, target: Target, prefix: str) -> KernelCode:
     writer.keep(fn)
     phase = writer.phase("gather", [(fn.symbol, units)], 0.5 * per_unit * size)
     return writer.code([phase], 0, f"gather {where.items} blocks of {size} elements, {per_unit} per unit")
-

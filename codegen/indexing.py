@@ -41,10 +41,12 @@ def operand_pointers(fn: Code, kernel: Op) -> list[str]:
 
 @dataclass(frozen=True)
 class Addressing:
-    """Items (index rows) and the element of ``x`` each points at; a block of x's other dims goes with every item.
+    """Items (index rows) and the element of ``x`` each points at; a block of x's other dims goes with each
+    item.
 
-    ``block`` are (size, stride) pairs in x, and it is contiguous on the other side. For the ``along`` primitives an
-    item is one index, its block is one element, and its own coordinates beside ``axis`` address the rest.
+    ``block`` are (size, stride) pairs in x, and it is contiguous on the other side. For the ``along``
+    primitives an item is one index, its block is one element, and its own coordinates beside ``axis`` address
+    the rest.
     """
 
     x: TensorType
@@ -78,7 +80,7 @@ class Addressing:
         return raw if dtype.bits == 64 else fn.op(f"sext {mem_type(dtype)} {raw} to i64")
 
     def point(self, fn: Code, pointer: str, item: Ix) -> tuple[Ix, Ix, str]:
-        """Of item number ``item``: its first index, its offset in elements of x, and the i1 that it is in range.
+        """Of item number ``item``: its first index, its offset in x, and the i1 that it is in range.
 
         The offset is only to be used where the i1 holds.
         """
@@ -131,12 +133,10 @@ def in_range(fn: Code, ok: str, status: str) -> Iterator[None]:
 
 
 @contextmanager
-def block_vectors(
-    fn: Code, block: Sequence[tuple[int, int]], lanes: int
-) -> Iterator[tuple[Ix, Ix, int, Ix]]:
-    """Loop over a block: yields (element offset in x, element offset in the contiguous copy, lanes or 0, count left).
+def block_vectors(fn: Code, block: Sequence[tuple[int, int]], lanes: int) -> Iterator[tuple[Ix, Ix, int, Ix]]:
+    """Loop over a block: yields (offset in x, offset in the contiguous copy, lanes or 0, count left).
 
-    Lanes are used where the innermost dimension is contiguous and long enough; ``count left`` then limits them.
+    Lanes are used where the innermost dimension is contiguous and long enough; the count then limits them.
     """
     outer, inner = list(block[:-1]), block[-1] if block else (1, 1)
     dims, strides = [d for d, _ in outer], [s for _, s in outer]

@@ -77,9 +77,7 @@ def store_lanes(fn: Code, value: str, ptr: str, dtype: DType, lanes: int, mask: 
     fn.do(f"call void @{name}({mem} {raw}, ptr align {dtype.itemsize} {ptr}, <{lanes} x i1> {mask})")
 
 
-def gather_lanes(
-    fn: Code, base: str, index: str, dtype: DType, lanes: int, mask: str | None = None
-) -> str:
+def gather_lanes(fn: Code, base: str, index: str, dtype: DType, lanes: int, mask: str | None = None) -> str:
     """Elements number ``index`` (a vector of i64) after ``base`` in registers."""
     elem, mem = mem_type(dtype), mem_type(dtype, lanes)
     ptrs = fn.op(f"getelementptr {elem}, ptr {base}, <{lanes} x i64> {index}")

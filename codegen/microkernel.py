@@ -1,7 +1,8 @@
-"""The inner loops of contractions: register-blocked tiles of A times B, as functions shared by a module's kernels.
+"""The inner loops of contractions: register-blocked tiles of A times B, as functions that kernels share.
 
-Each is ``internal`` and named by everything it depends on, so kernels of one module share it. Operands and tiles are
-given by addresses and byte strides at run time, which keeps the number of different functions small.
+Each is ``internal`` and named by everything it depends on, so kernels of one module share it. Operands and
+tiles are given by addresses and byte strides at run time, which keeps the number of different functions
+small.
 
 Register blocking after Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", TOMS 2008.
 """
@@ -16,8 +17,9 @@ from weft.codegen.llvm import mem_type, reg_type
 from weft.codegen.target import Target
 from weft.ir.types import DType, bool_, f32, f64, i32, i64
 
+
 def accumulator(dtype: DType) -> DType:
-    """The dtype in which products of ``dtype`` are summed: f32 for the half types, i32 for what is narrower."""
+    """The dtype in which products of ``dtype`` are added: f32 for half types, i32 for narrow integers."""
     if dtype.is_floating_point:
         return f64 if dtype is f64 else f32
     return i64 if dtype.bits == 64 else i32
@@ -26,8 +28,8 @@ def accumulator(dtype: DType) -> DType:
 def rows_for(target: Target, vectors: int, rows: int) -> int:
     """Rows of a tile of ``vectors`` vectors: what the registers hold beside a row of B and a broadcast of A.
 
-    At most ``rows``; fewer where that spreads them evenly over the tiles (tiles overlap at the lower edge, so an
-    uneven height computes rows twice).
+    At most ``rows``; fewer where that spreads them evenly over the tiles (tiles overlap at the lower edge, so
+    an uneven height computes rows twice).
     """
     most = max(1, min((target.registers - 1 - vectors) // vectors, 14, rows))
     tiles = -(-rows // most)
@@ -73,16 +75,16 @@ def multiply_add(fn: Code, dtype: DType, lanes: int, x: str, y: str, z: str) -> 
 def outer_kernel(fn: Code, tile: Tile, *, step: str, accumulate: bool = False, masked: bool = False) -> str:
     """Declare in ``fn`` and name the kernel that broadcasts A and reads rows of B.
 
-    Its arguments: a, bytes between rows of A, bytes between k of A, b, bytes between k of B, k (positive), tile,
-    number of columns (read only if ``masked``: then B has a single, partial vector). ``step`` says what is known of A:
-    ``"k"`` if consecutive k are neighbours, ``"m"`` if consecutive rows are, ``"any"``.
+    Its arguments: a, bytes between rows of A, bytes between k of A, b, bytes between k of B, k (positive),
+    tile, number of columns (read only if ``masked``: then B has a single, partial vector). ``step`` says what
+    is known of A: ``"k"`` if consecutive k are neighbours, ``"m"`` if consecutive rows are, ``"any"``.
     """
     name = (
         f"weft_outer_{tile.dtype.name}_{tile.rows}x{tile.vectors}x{tile.lanes}_{step}"
         f"{'_acc' if accumulate else ''}{'_masked' if masked else ''}"
     )
-    k = Code(name, "ptr noalias %a, i64 %ars, i64 %aks, ptr noalias %b, i64 %bks, i64 %k, ptr noalias %t, i64 %n",
-             linkage="internal")  # fmt: skip
+    params = "ptr noalias %a, i64 %ars, i64 %aks, ptr noalias %b, i64 %bks, i64 %k, ptr noalias %t, i64 %n"
+    k = Code(name, params, linkage="internal")
     t, lanes, dtype, size = reg_type(tile.dtype, tile.lanes), tile.lanes, tile.dtype, tile.dtype.itemsize
     ars = size if step == "m" else "%ars"
     aks = size if step == "k" else "%aks"
@@ -119,7 +121,7 @@ def inner_shape(target: Target, rows: int) -> tuple[int, int]:
 def inner_kernel(fn: Code, rows: int, cols: int, operand: DType, lanes: int) -> str:
     """Declare in ``fn`` and name the kernel for operands that are both contiguous along k.
 
-    Its arguments: a, bytes between rows of A, b, bytes between rows of B, k, tile, bytes between rows of the tile.
+    Its arguments: a, bytes between rows of A, b, bytes between rows of B, k, tile, bytes between its rows.
     """
     dtype = accumulator(operand)
     k = Code(f"weft_inner_{operand.name}_{rows}x{cols}x{lanes}",
@@ -167,7 +169,7 @@ def widened(fn: Code, x: str, operand: DType, lanes: int) -> str:
 
 
 def narrowed(fn: Code, x: str, dtype: DType, lanes: int) -> str:
-    """Accumulator registers as a dtype other than the half types (those are rounded by the scalar builder)."""
+    """Accumulator registers as a dtype other than half precision (which the scalar builder rounds)."""
     have, want = reg_type(accumulator(dtype), lanes), reg_type(dtype, lanes)
     if have == want:
         return x
@@ -191,5 +193,3 @@ def _share(fn: Code, k: Code) -> str:
     fn.declares |= k.declares
     fn.declare(k.finish())
     return k.symbol
-
-

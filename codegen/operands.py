@@ -41,7 +41,7 @@ def row_major(shape: Sequence[int]) -> Ints:
 
 
 def access_of(v: Value, producers: Mapping[Value, Op]) -> Access | None:
-    """The access of a value through index moves (and, impurely, through maps); None where it is no affine one."""
+    """The access of a value through index moves (and, impurely, through maps); None where none is affine."""
     op = producers.get(v)
     if op is None:
         return Access(v, 0, row_major(v.type.shape))
@@ -287,9 +287,10 @@ def matrix(v: Value, graph: Graph, axes: tuple[Ints, Ints, Ints]) -> Matrix:
 class Packing:
     """A copy of ``rows`` by ``cols`` elements into ``dst[row * ld + col]`` of the accumulator dtype.
 
-    ``lanes_down`` says that memory runs along rows: then square blocks are transposed in registers. Vectors are loaded
-    from runs of ``run`` indices (along columns, or rows if ``lanes_down``). ``fill`` stores whole vectors of columns,
-    zeros after the last one (what is left unwritten could be denormal, which multiplies slowly).
+    ``lanes_down`` says that memory runs along rows: then square blocks are transposed in registers. Vectors
+    are loaded from runs of ``run`` indices (along columns, or rows if ``lanes_down``). ``fill`` stores whole
+    vectors of columns, zeros after the last one (what is left unwritten could be denormal, which multiplies
+    slowly).
     """
 
     rows: int
@@ -300,13 +301,17 @@ class Packing:
     fill: bool = False
 
 
-def element_of(region: Region, m: Matrix, pointers: Mapping[Value, str], batch: Ix, row: Coord, k: Coord) -> str:
+def element_of(
+    region: Region, m: Matrix, pointers: Mapping[Value, str], batch: Ix, row: Coord, k: Coord
+) -> str:
     """The operand at (row, k) as a vector of the accumulator dtype."""
     fn, acc = region.fn, accumulator(m.dtype)
     if m.affine:
         assert m.access is not None
         param = m.access.param
-        got = region.load(m.base(fn, pointers, batch), param.type.dtype, m.index(region, row, k), param.type.size)
+        got = region.load(
+            m.base(fn, pointers, batch), param.type.dtype, m.index(region, row, k), param.type.size
+        )
     else:
         got = region.value(m.value, m.place(region, batch, row, k))
     if acc is f32 and m.dtype.is_floating_point:
@@ -318,8 +323,15 @@ Source = Callable[[Region, Coord, Coord], str]
 
 
 def pack(
-    fn: Code, make: Callable[[str | None], Region], source: Source, p: Packing, acc: DType, dst: str, lanes: int,
-    first: Ix, last: Ix,
+    fn: Code,
+    make: Callable[[str | None], Region],
+    source: Source,
+    p: Packing,
+    acc: DType,
+    dst: str,
+    lanes: int,
+    first: Ix,
+    last: Ix,
 ) -> None:
     """Write rows ``first`` to ``last`` of a packing; whole runs of rows if lanes run down.
 
@@ -341,14 +353,14 @@ def pack(
 
 
 def unit_rows(run: int, total: int, want: int = 256) -> int:
-    """Rows of a packing per unit of work, so that units begin where vectors may begin. ``want`` is a power of 2."""
+    """Rows of a packing per unit of work, so that units begin where vectors may. ``want`` is a power of 2."""
     return want if run >= total else run * -(-want // run)
 
 
 def _vectors(
     fn: Code, first: Ix, last: Ix, total: int, run: int, lanes: int, emit: Callable[[Ix, int], None]
 ) -> None:
-    """Call ``emit(index, count)`` for vectors that cover ``first`` to ``last`` of ``total`` and cross no run."""
+    """Call ``emit(index, count)`` for vectors that cover ``first`` to ``last`` and cross no run."""
     if run < total:
         whole, rest = run // lanes * lanes, run % lanes
         with fn.range(first, last, run) as block:
@@ -370,8 +382,15 @@ def _vectors(
 
 
 def _pack_transposing(
-    fn: Code, make: Callable[[str | None], Region], source: Source, p: Packing, acc: DType, dst: str, lanes: int,
-    first: Ix, last: Ix,
+    fn: Code,
+    make: Callable[[str | None], Region],
+    source: Source,
+    p: Packing,
+    acc: DType,
+    dst: str,
+    lanes: int,
+    first: Ix,
+    last: Ix,
 ) -> None:
     def block(r: Ix, c: Ix, height: int, width: int) -> None:
         mask = None if height == lanes else tail_mask(fn, height, lanes)

@@ -1,4 +1,4 @@
-"""What the hand-written kernels share: the functions of a kernel, its phases, and the adding up of partial sums."""
+"""What hand-written kernels share: the functions of a kernel, its phases, the adding up of partial sums."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def dispatch(fn: Code, parts: list[tuple[str, int]]) -> None:
     """Run units %begin..%end, numbered through the parts (function, units)."""
     with fn.range("%begin", "%end") as u:
         base = 0
-        for i, (symbol, n) in enumerate(parts):
+        for symbol, n in parts:
             if len(parts) == 1:
                 fn.do(f"call void @{symbol}(ptr %bufs, i64 {u.i})")
                 continue
@@ -84,10 +84,17 @@ class Partial:
 
 
 def emit_combine(
-    fn: Code, scratch: str, partial: Partial, epilogue: str, acc: DType, lanes: int, cols: int, first: Ix,
+    fn: Code,
+    scratch: str,
+    partial: Partial,
+    epilogue: str,
+    acc: DType,
+    lanes: int,
+    cols: int,
+    first: Ix,
     where: tuple[Ix, Ix],
 ) -> None:
-    """Sum ``cols`` elements from number ``first`` of every partial array, block by block, into the epilogue."""
+    """Sum ``cols`` elements from number ``first`` of every partial array, by blocks, into the epilogue."""
     t, size = reg_type(acc, lanes), acc.itemsize
     block = 8 * lanes
     stack = fn.alloca(block * size)
@@ -103,5 +110,7 @@ def emit_combine(
                 add = "fadd" if acc.is_floating_point else "add"
                 s.next[0] = fn.op(f"{add} {t} {s.vars[0]}, {x}")
             store_lanes(fn, s.out[0], fn.at(stack, fn.mul(v.i, size)), acc, lanes)
-        fn.do(f"call void @{epilogue}(ptr %bufs, ptr {stack}, i64 {block * size}, i64 {batch}, i64 {row}, i64 1, "
-              f"i64 {c.i}, i64 {count})")
+        fn.do(
+            f"call void @{epilogue}(ptr %bufs, ptr {stack}, i64 {block * size}, i64 {batch}, i64 {row}, "
+            f"i64 1, i64 {c.i}, i64 {count})"
+        )

@@ -1,8 +1,9 @@
 """Values of a fused region at a place: the vector of elements that starts at given coordinates.
 
-A kernel that is not made of loop IR (a contraction's packing and epilogue, a scatter ...) asks for the value of a
-graph :class:`Value` at a :class:`Place`; maps are applied through their scalar rules, moves change the place, and
-kernel operands are loaded: contiguous, spread or gathered, whatever the coordinates of the lanes demand.
+A kernel that is not made of loop IR (a contraction's packing and epilogue, a scatter ...) asks for the value
+of a graph :class:`Value` at a :class:`Place`; maps are applied through their scalar rules, moves change the
+place, and kernel operands are loaded: contiguous, spread or gathered, whatever the coordinates of the lanes
+demand.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from math import prod
 from typing import Any
 
 import numpy as np
-
 from weft.codegen.blocks import Code, Ix, iota
 from weft.codegen.emit import Reg, VectorBuilder
 from weft.codegen.kernel import Unsupported
@@ -41,7 +41,7 @@ class Coord:
 
 
 class Place:
-    """Where a value of ``shape`` is wanted: coordinates and row-major index, each made when first asked for."""
+    """Where a value of ``shape`` is wanted: coordinates and row-major index, made when asked for."""
 
     def __init__(
         self,
@@ -56,7 +56,8 @@ class Place:
 
 
 class Region:
-    """Evaluates values of ``graph`` on ``lanes`` lanes. ``pointers`` holds the base address of each parameter.
+    """Evaluates values of ``graph`` on ``lanes`` lanes. ``pointers`` holds the base address of each
+    parameter.
 
     ``given`` holds registers of values at the root place; ``mask`` limits which lanes may touch memory.
     """
@@ -203,9 +204,7 @@ class Region:
 
     def _random(self, op: Op, place: Place) -> Reg:
         b, state = self.builder, op.operands[0]
-        seed, offset = (
-            b.bitcast(self.value(state, Place((2,), linear=_fixed(i))), u64) for i in range(2)
-        )
+        seed, offset = (b.bitcast(self.value(state, Place((2,), linear=_fixed(i))), u64) for i in range(2))
         index = b.reg(self.vector(self.linear(place)), u64, self.lanes)
         return op.prim.scalar(b, seed, offset, index, **op.attrs)  # type: ignore[misc]
 
@@ -297,9 +296,7 @@ def _slice(r: Region, op: Op, place: Place) -> Reg:
     start, step = op.attrs["start"], op.attrs["step"]
 
     def coords() -> list[Coord]:
-        return [
-            r.plus(r.times(c, s), Coord(a)) for c, a, s in zip(r.coords(place), start, step, strict=True)
-        ]
+        return [r.plus(r.times(c, s), Coord(a)) for c, a, s in zip(r.coords(place), start, step, strict=True)]
 
     return r.value(op.operands[0], Place(op.operands[0].type.shape, coords))
 
@@ -342,7 +339,9 @@ def _pad(r: Region, op: Op, place: Place) -> Reg:
         coords.append(c if c.step or c.vec else Coord(vec=r.vector(c)))
     if keep is None:
         return r.value(x, Place(x.type.shape, lambda: coords))
-    inner = Region(fn, r.graph, r.lanes, r.pointers, keep if r.mask is None else fn.op(f"and {v} {keep}, {r.mask}"))
+    inner = Region(
+        fn, r.graph, r.lanes, r.pointers, keep if r.mask is None else fn.op(f"and {v} {keep}, {r.mask}")
+    )
     got = inner.value(x, Place(x.type.shape, lambda: coords))
     other = r.value(fill, Place((), lambda: (), Coord))
     return r.builder.select(r.builder.reg(keep, bool_, r.lanes), got, other)

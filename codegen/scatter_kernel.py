@@ -1,8 +1,8 @@
 """Kernels of form ``scatter``: updates written, or combined, into a copy of x at indices.
 
-Deterministic for any number of threads: what meets in one element is applied in program order by one thread. Units of
-work own ranges of the first indexed dimension (every unit reads all indices and applies its own), or, for the
-``along`` primitives, lines along the axis.
+Deterministic for any number of threads: what meets in one element is applied in program order by one thread.
+Units of work own ranges of the first indexed dimension (every unit reads all indices and applies its own),
+or, for the ``along`` primitives, lines along the axis.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ class _Scatter(Writer):
         count = fn.min(_COPY_UNIT, fn.sub(nbytes, first))
         x, out = operand_pointers(fn, self.op)[0], fn.arg(len(self.op.operands))
         fn.declare("declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)")
-        fn.do(f"call void @llvm.memcpy.p0.p0.i64(ptr {fn.at(out, first)}, ptr {fn.at(x, first)}, i64 {count}, i1 false)")
+        to, of = fn.at(out, first), fn.at(x, first)
+        fn.do(f"call void @llvm.memcpy.p0.p0.i64(ptr {to}, ptr {of}, i64 {count}, i1 false)")
         self.keep(fn)
         return self.phase("copy", [(fn.symbol, -(-nbytes // _COPY_UNIT))], _COPY_UNIT / 10)
 
@@ -127,5 +128,3 @@ class _Scatter(Writer):
         if self.mode != "set":
             old = b.reg(load_lanes(fn, dst, self.dtype, width, mask), self.dtype, width)
         store_lanes(fn, _combine(self.mode)(b, old, new).text, dst, self.dtype, width, mask)
-
-

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-
 from weft.codegen.kernel import KernelCode, emit_kernel
 from weft.codegen.llvm import module_text
 from weft.codegen.target import Target, host_target
@@ -25,7 +25,7 @@ def kernel_op(graph: Graph, form: str) -> Op:
 
 
 class Standalone:
-    """A compiled kernel. Call it with arrays; it returns fresh results. ``status`` is what the last call left."""
+    """A compiled kernel. A call takes arrays and returns fresh results; ``status`` is what it left."""
 
     def __init__(self, op: Op, target: Target | None = None, prefix: str = "k0") -> None:
         import llvmlite.binding as llvm
@@ -67,7 +67,7 @@ class Standalone:
         block = self.block(arrays, results, status)
         for fn, units in self._phases:
             cuts = [units * i // chunks for i in range(chunks + 1)]
-            for begin, end in zip(cuts, cuts[1:], strict=False):
+            for begin, end in itertools.pairwise(cuts):
                 fn(block, begin, end, 0)
         self.status = int(status[0])
         return results

@@ -18,6 +18,7 @@ from weft.codegen.target import Target
 from weft.ir.graph import Op
 from weft.ir.types import DType, bool_, f32, i64
 
+Step = Callable[[list[Ix], list[str]], list[str]]
 _UNROLL = 9  # windows of at most so many places are written out
 _UNIT = 1 << 13  # elements read by one unit of work, about
 
@@ -89,8 +90,7 @@ class _Window(Writer):
             best = region.builder.convert(total, dtype).text
         store_lanes(region.fn, best, region.fn.at(self.dst, linear, mem_type(dtype)), dtype, self.lanes, mask)
 
-    def _places(self, fn: Code, carried: list[tuple[str, str]], step: Callable[[list[Ix], list[str]], list[str]]
-                ) -> list[str]:  # fmt: skip
+    def _places(self, fn: Code, carried: list[tuple[str, str]], step: Step) -> list[str]:
         """Run ``step(place, values)`` over the window in row-major order."""
         n = prod(self.window)
         if n <= _UNROLL:

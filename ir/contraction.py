@@ -2,11 +2,12 @@
 
 A kernel of form ``contract`` or ``conv`` holds one CONTRACT op. Around it may stand
 
-* a *prologue*: ops between the kernel's operands and the operands of the contraction (evaluated while packing);
+* a *prologue*: ops between the kernel's operands and the contraction's (evaluated while packing);
 * an *epilogue*: ops from the contraction's result on, of its very shape, evaluated on each finished tile;
 * *side* ops: what feeds the epilogue besides the contraction (a broadcast bias, a constant, random bits).
 
-Each predicate returns None for yes, or the reason for no. They look at one op at a time: the caller grows the group.
+Each predicate returns None for yes, or the reason for no. They look at one op at a time: the caller grows the
+group.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def prologue_refusal(contract: Op, op: Op, operand: int = 0) -> str | None:
     >>> from weft.ir import prims as P
     >>> from weft.ir.prims.base import trace
     >>> def f(a, b):
-    ...     return P.dot_general_p.bind(P.permute_p.bind(a, perm=(1, 0)), b, contract=((1,), (0,)), batch=((), ()))
+    ...     at = P.permute_p.bind(a, perm=(1, 0))
+    ...     return P.dot_general_p.bind(at, b, contract=((1,), (0,)), batch=((), ()))
     >>> move, dot = trace(f, TensorType((3, 4), f32), TensorType((3, 5), f32)).ops
     >>> prologue_refusal(dot, move) is None
     True
@@ -73,7 +75,9 @@ def prologue_refusal(contract: Op, op: Op, operand: int = 0) -> str | None:
     if kind is not Kind.MAP:
         return f"a {kind.value} op cannot be computed while packing"
     if form_of(contract) == "conv" and operand == 0 and not _is_cast(op):
-        return "each element of a convolution's data operand is packed several times; only casts and moves are free"
+        return (
+            "elements of a convolution's data operand are packed several times; only casts and moves are free"
+        )
     return None
 
 

@@ -1,0 +1,184 @@
+"""Kernels of form ``sort``: stable sorting of lines with indices, and the k first of a sorted line.
+
+Keys are turned into unsigned integers of the same order (NaN above all, both zeros equal) and sorted together
+with their positions, by a least significant digit radix sort with 8-bit digits (Knuth, TAOCP 3, 5.2.5), or by
+insertion where lines are short; values are then read again at the positions.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+from weft.codegen.blocks import Code, Ix
+from weft.codegen.emit import VectorBuilder
+from weft.codegen.indexing import only_op, operand_pointers
+from weft.codegen.kernel import KernelCode, Unsupported
+from weft.codegen.lanes import load_lanes, load_raw, store_lanes
+from weft.codegen.llvm import mem_type
+from weft.codegen.phases import Writer, aligned
+from weft.codegen.target import Target
+from weft.ir.graph import Op
+from weft.ir.types import DType, bool_, f32, f64, i8, i16, i32, i64, u8, u16, u32, u64
+
+_SHORT = 40  # lines up to this length are sorted by insertion
+_UNITS = 16  # each has its own scratch memory
+_UNSIGNED = {8: u8, 16: u16, 32: u32, 64: u64}
+_RAW = {8: i8, 16: i16, 32: i32, 64: i64}
+
+
+def emit(op: Op, target: Target, prefix: str) -> KernelCode:
+    """The code of a kernel of form ``sort``."""
+    return _Sort(op, target, prefix).emit()
+
+
+class _Sort(Writer):
+    def __init__(self, op: Op, target: Target, prefix: str) -> None:
+        super().__init__(op, target, prefix)
+        self.sort = only_op(self.graph)
+        a = self.sort.attrs
+        self.x, axis = self.sort.operands[0].type, a["axis"]
+        self.n, self.inner = self.x.shape[axis], prod(self.x.shape[axis + 1 :])
+        self.kept = self.sort.results[0].type.shape[axis]
+        self.descending = bool(a.get("descending", a.get("largest", False)))
+        self.lines = self.x.size // self.n
+        if self.n >= 1 << 31:
+            raise Unsupported("lines longer than 2**31")
+        # half precision is compared as f32, and narrow integers as 32 bits at most
+        d = self.x.dtype
+        wide = f32 if d.is_floating_point and d.bits == 16 else u8 if d is bool_ else d
+        self.wide: DType = wide
+        self.key = _UNSIGNED[wide.bits]
+        self.units = min(self.lines, _UNITS)
+        self.radix = self.n > _SHORT
+        copies = 2 if self.radix else 1
+        self.keys_bytes, self.index_bytes = aligned(self.n * self.key.itemsize), aligned(self.n * 4)
+        self.unit_bytes = copies * (self.keys_bytes + self.index_bytes)
+
+    def emit(self) -> KernelCode:
+        fn = self.start(f"{self.prefix}_unit")
+        (self.src,) = operand_pointers(fn, self.op)
+        self.values, self.index = (fn.arg(len(self.op.operands) + i) for i in range(2))
+        base = fn.at(self.scratch_of(fn), fn.mul("%u", self.unit_bytes))
+        half = self.keys_bytes + self.index_bytes
+        buffers = [(fn.at(base, i * half), fn.at(base, i * half + self.keys_bytes)) for i in range(2)]
+        first = fn.div(fn.mul("%u", self.lines), self.units)
+        last = fn.div(fn.mul(fn.add("%u", 1), self.lines), self.units)
+        if self.radix:
+            self.counts = fn.alloca(256 * 4)
+        with fn.range(first, last, runs=True) as line:
+            origin = self._origin(fn, line.i, self.n)
+            with fn.range(0, self.n, runs=True) as i:
+                position = fn.op(f"trunc i64 {i.i} to i32")
+                self._put(fn, buffers[0], i.i, self._key(fn, origin, i.i), position)
+            done = self._radix(fn, buffers) if self.radix else self._insertion(fn, buffers[0])
+            self._write(fn, done[1], origin, self._origin(fn, line.i, self.kept))
+        self.keep(fn)
+        steps = 3 * self.key.itemsize if self.radix else self.n / 2
+        phase = self.phase("sort", [(fn.symbol, self.units)], self.n * steps * self.lines / self.units)
+        method = "radix" if self.radix else "insertion"
+        loops = f"sort {self.lines} lines of {self.n} by {method}"
+        return self.code([phase], self.units * self.unit_bytes, loops)
+
+    def _origin(self, fn: Code, line: Ix, length: int) -> Ix:
+        """Element number of the first of a line that has ``length`` elements."""
+        outer, inner = fn.div(line, self.inner), fn.mod(line, self.inner)
+        return fn.add(fn.mul(outer, length * self.inner), inner)
+
+    def _element(self, fn: Code, pointer: str, origin: Ix, i: Ix, ty: str) -> str:
+        return fn.at(pointer, fn.add(origin, fn.mul(i, self.inner)), ty)
+
+    def _key(self, fn: Code, origin: Ix, i: Ix) -> str:
+        """The element as an unsigned integer of the same order."""
+        b, d, wide, key = VectorBuilder(fn, 0), self.x.dtype, self.wide, self.key
+        x = b.reg(load_lanes(fn, self._element(fn, self.src, origin, i, mem_type(d)), d, 0), d)
+        if wide.is_floating_point:
+            x = b.binary("add", b.convert(x, wide), b.const(0.0, wide))  # -0.0 becomes 0.0
+            signed = i64 if wide is f64 else i32
+            bits = b.bitcast(x, signed)
+            sign = b.binary("shr", bits, b.const(wide.bits - 1, signed))
+            flips = b.binary("or", b.bitcast(sign, key), b.const(1 << (wide.bits - 1), key))
+            ordered = b.binary("xor", b.bitcast(bits, key), flips)
+            got = b.select(b.compare("ne", x, x), b.const((1 << wide.bits) - 1, key), ordered)
+        else:
+            got = b.convert(x, key) if d is bool_ else b.bitcast(x, key)
+            if wide.is_signed:
+                got = b.binary("xor", got, b.const(1 << (wide.bits - 1), key))
+        return (b.unary("not", got) if self.descending else got).text
+
+    def _put(self, fn: Code, buffer: tuple[str, str], at: Ix, key: str, position: str) -> None:
+        t = mem_type(self.key)
+        fn.store(t, key, fn.at(buffer[0], at, t), self.key.itemsize)
+        fn.store("i32", position, fn.at(buffer[1], at, "i32"), 4)
+
+    def _get(self, fn: Code, buffer: tuple[str, str], at: Ix) -> tuple[str, str]:
+        t = mem_type(self.key)
+        key = fn.load(t, fn.at(buffer[0], at, t), self.key.itemsize)
+        return key, fn.load("i32", fn.at(buffer[1], at, "i32"), 4)
+
+    def _insertion(self, fn: Code, buffer: tuple[str, str]) -> tuple[str, str]:
+        """Each element in turn moves down past greater ones (not past equal ones: stable)."""
+        t = mem_type(self.key)
+        with fn.range(1, self.n) as i:
+            key, position = self._get(fn, buffer, i.i)
+            head, move, done = fn.new_label("sift"), fn.new_label("move"), fn.new_label("placed")
+            before = fn.block
+            fn.br(head)
+            fn.label(head)
+            hole = fn.phi("i64")
+            hole.add(str(i.i), before)
+            start = fn.op(f"icmp eq i64 {hole.name}, 0")
+            below = fn.op(f"select i1 {start}, i64 0, i64 {fn.sub(hole.name, 1)}")
+            other, other_position = self._get(fn, buffer, below)
+            greater = fn.op(f"icmp ugt {t} {other}, {key}")
+            fn.cond_br(fn.op(f"select i1 {start}, i1 false, i1 {greater}"), move, done)
+            fn.label(move)
+            self._put(fn, buffer, hole.name, other, other_position)
+            hole.add(str(below), move)
+            fn.br(head)
+            fn.label(done)
+            self._put(fn, buffer, hole.name, key, position)
+        return buffer
+
+    def _radix(self, fn: Code, buffers: list[tuple[str, str]]) -> tuple[str, str]:
+        """One stable distribution per digit, least significant first; returns the sorted buffer."""
+        src, dst = buffers
+        digits = 1 if self.x.dtype is bool_ else self.key.itemsize
+        fn.declare("declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)")
+        for digit in range(digits):
+            fn.do(f"call void @llvm.memset.p0.i64(ptr align 64 {self.counts}, i8 0, i64 1024, i1 false)")
+            with fn.range(0, self.n, runs=True) as i:
+                slot = self._slot(fn, self._get(fn, src, i.i)[0], digit)
+                count = fn.load("i32", slot, 4)
+                fn.store("i32", fn.op(f"add i32 {count}, 1"), slot, 4)
+            with fn.range(0, 256, 1, [("i32", "0")]) as c:
+                slot = fn.at(self.counts, c.i, "i32")
+                count = fn.load("i32", slot, 4)
+                fn.store("i32", c.vars[0], slot, 4)
+                c.next[0] = fn.op(f"add i32 {c.vars[0]}, {count}")
+            with fn.range(0, self.n, runs=True) as i:
+                key, position = self._get(fn, src, i.i)
+                slot = self._slot(fn, key, digit)
+                at = fn.load("i32", slot, 4)
+                fn.store("i32", fn.op(f"add i32 {at}, 1"), slot, 4)
+                self._put(fn, dst, fn.op(f"zext i32 {at} to i64"), key, position)
+            src, dst = dst, src
+        return src
+
+    def _slot(self, fn: Code, key: str, digit: int) -> str:
+        """The counter of a key's digit."""
+        t = mem_type(self.key)
+        low = fn.op(f"lshr {t} {key}, {8 * digit}") if digit else key
+        low = fn.op(f"and {t} {low}, 255") if self.key.bits > 8 else low
+        if self.key.bits < 64:
+            low = fn.op(f"zext {t} {low} to i64")
+        return fn.at(self.counts, low, "i32")
+
+    def _write(self, fn: Code, positions: str, origin: Ix, target: Ix) -> None:
+        """Write the first elements and their positions."""
+        raw = _RAW[max(8, self.x.dtype.bits)]
+        elem = mem_type(raw)
+        with fn.range(0, self.kept, runs=True) as i:
+            position = fn.op(f"zext i32 {fn.load('i32', fn.at(positions, i.i, 'i32'), 4)} to i64")
+            value = load_raw(fn, self._element(fn, self.src, origin, position, elem), raw, 0)
+            store_lanes(fn, value, self._element(fn, self.values, target, i.i, elem), raw, 0)
+            fn.store("i64", position, self._element(fn, self.index, target, i.i, "i64"), 8)
