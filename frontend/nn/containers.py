@@ -75,7 +75,7 @@ class _Listed(Module):
 
 
 class Sequential(_Listed):
-    """Applies modules one after another: ``Sequential(a, b)``, ``Sequential(OrderedDict(first=a, second=b))``."""
+    """Applies modules one after another: ``Sequential(a, b)``, ``Sequential(OrderedDict(first=a))``."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__()
