@@ -103,6 +103,7 @@ def elementwise(
         needs=needs,
         nondifferentiable=vjp is None,
         dtypes=domain,
+        arity=arity,
         **tags,
     )
 
