@@ -1,0 +1,5 @@
+"""Utilities: ``weft.utils.data``."""
+
+from weft.utils import data
+
+__all__ = ["data"]

@@ -42,7 +42,8 @@ def default_collate(batch: list[Any]) -> Any:
             raise RuntimeError("each element in list of batch should be of equal size")
         return [default_collate(list(column)) for column in zip(*batch, strict=True)]
     raise TypeError(
-        f"default_collate: batch must contain tensors, numpy arrays, numbers, dicts or lists; found {type(first)}"
+        f"default_collate: batch must contain tensors, numpy arrays, numbers, dicts or lists; "
+        f"found {type(first)}"
     )
 
 
@@ -73,7 +74,7 @@ def get_worker_info() -> WorkerInfo | None:
 class DataLoader:
     """Batches of a dataset, with the arguments of ``torch.utils.data.DataLoader``.
 
-    ``num_workers`` processes make batches ahead (``prefetch_factor`` each); they come in the same order as without.
+    ``num_workers`` processes make batches ahead (``prefetch_factor`` each); in the same order as without.
     ``shuffle`` follows ``generator`` or ``manual_seed``. ``batch_size=None`` gives the samples as they are.
     """
 
@@ -102,8 +103,8 @@ class DataLoader:
             )
         if num_workers == 0 and prefetch_factor is not None:
             raise ValueError(
-                "prefetch_factor option could only be specified in multiprocessing. let num_workers > 0 to enable "
-                "multiprocessing, otherwise set prefetch_factor to None."
+                "prefetch_factor option could only be specified in multiprocessing. let num_workers > 0 "
+                "to enable multiprocessing, otherwise set prefetch_factor to None."
             )
         self.dataset, self.num_workers, self.timeout = dataset, num_workers, timeout
         self.worker_init_fn, self.generator = worker_init_fn, generator
@@ -124,12 +125,14 @@ class DataLoader:
             raise ValueError("sampler option is mutually exclusive with shuffle")
         if self.is_iterable and (shuffle or sampler is not None or batch_sampler is not None):
             raise ValueError(
-                "DataLoader with IterableDataset: expected unspecified shuffle, sampler and batch_sampler options"
+                "DataLoader with IterableDataset: expected unspecified shuffle, sampler and batch_sampler "
+                "options"
             )
         if batch_sampler is not None:
             if batch_size != 1 or shuffle or sampler is not None or drop_last:
                 raise ValueError(
-                    "batch_sampler option is mutually exclusive with batch_size, shuffle, sampler, and drop_last"
+                    "batch_sampler option is mutually exclusive with batch_size, shuffle, sampler, and "
+                    "drop_last"
                 )
             batch_size = None
         elif batch_size is None and drop_last:

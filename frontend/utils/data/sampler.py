@@ -118,7 +118,7 @@ class WeightedRandomSampler(Sampler):
 
 
 class BatchSampler(Sampler):
-    """Lists of ``batch_size`` indices of another sampler; the last, shorter one is left out with ``drop_last``."""
+    """Lists of ``batch_size`` indices of another sampler; ``drop_last`` leaves out a last, shorter one."""
 
     def __init__(self, sampler: Iterable[Any], batch_size: int, drop_last: bool) -> None:
         if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size <= 0:
