@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from tests.passes.functions import CASES, mlp_graph, typed
 from weft.ir import prims as P
 from weft.ir.graph import Graph
 from weft.ir.interp import run
@@ -22,6 +20,8 @@ from weft.passes.autodiff import (
     joint_graph,
     records_of,
 )
+
+from tests.passes.functions import CASES, mlp_graph, typed
 
 
 def arguments(graph: Graph, seed: int = 0) -> list[np.ndarray]:
@@ -132,8 +132,12 @@ def test_only_what_is_needed_is_computed() -> None:
     calls: list[str] = []
 
     def record(name: str, operand: int, result: int) -> OpRecord:
-        prim = type("Probe", (), {"name": name, "nondifferentiable": False, "kind": Kind.MAP,
-                                  "vjp": staticmethod(lambda ct, out, x: calls.append(name) or (ct,))})  # fmt: skip
+        def vjp(ct: Any, out: Any, x: Any) -> tuple[Any]:
+            calls.append(name)
+            return (ct,)
+
+        rules = {"name": name, "nondifferentiable": False, "kind": Kind.MAP, "vjp": staticmethod(vjp)}
+        prim = type("Probe", (), rules)
         return OpRecord(prim, (0.0,), (0.0,), {}, (), (operand,), (result,))  # type: ignore[arg-type]
 
     records = [record("wanted", 0, 1), record("other input", 10, 11), record("unused", 1, 2)]
@@ -162,7 +166,8 @@ def test_hooks_see_complete_cotangents_and_may_replace_them() -> None:
 def test_an_operation_without_a_gradient_is_named() -> None:
     graph = trace(lambda x: P.cumprod_p.bind(x, axis=0), *typed((3,)))
     record = records_of(graph)[0]
-    plain = type("NoGradient", (), {"name": "mystery", "nondifferentiable": False, "vjp": None, "kind": Kind.MAP})
+    rules = {"name": "mystery", "nondifferentiable": False, "vjp": None, "kind": Kind.MAP}
+    plain = type("NoGradient", (), rules)
     record.prim, record.loc = plain, "user.py:7"  # type: ignore[assignment]
     with pytest.raises(RuntimeError, match=r"derivative for mystery is not implemented \(at user.py:7\)"):
         backprop([record], {graph.results[0]: 1.0}, {graph.params[0]})

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-
 from weft.ir.graph import Graph
 from weft.ir.verify import verify
 from weft.passes.canonicalise import canonicalise
