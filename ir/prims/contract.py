@@ -19,6 +19,7 @@ from weft.ir.prims.rules import (
     inverse_permutation,
     others,
     wide,
+    zeros_like,
 )
 from weft.ir.types import NUMERIC, TensorType
 
@@ -228,9 +229,7 @@ def _conv_vjp(
 ) -> tuple[Any, ...]:  # fmt: skip
     how = (stride, padding, lhs_dilation, rhs_dilation, groups)
     if 0 in type_of(w).shape[2:] or 0 in type_of(ct).shape:
-        return apply("full", shape=type_of(x).shape, dtype=type_of(x).dtype, value=0), apply(
-            "full", shape=type_of(w).shape, dtype=type_of(w).dtype, value=0
-        )
+        return zeros_like(x), zeros_like(w)
     return _conv_x_vjp(ct, x, w, *how), _conv_w_vjp(ct, x, w, *how)
 
 
