@@ -239,7 +239,7 @@ def unroll_of(body: list[Any], registers: int) -> int:
     cost = sum(cost_by_name(s.prim) for s in statements(body) if isinstance(s, Compute))
     if any(isinstance(s, Loop) for s in body):
         cost *= 2
-    return 4 if cost <= 24 else 2 if cost <= 90 and registers > 16 else 1
+    return 4 if cost <= 24 else 2
 
 
 class _VectorLoop:

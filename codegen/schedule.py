@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from weft.codegen.kernel import Unsupported
 from weft.codegen.lower import ZERO, IndexTuple, Lowering, Scope, fold_dtype, linear
 from weft.codegen.reshape_nest import coalesce, split_last
 from weft.codegen.tiling import choose_tiles
@@ -24,11 +23,13 @@ from weft.ir.loops import (
     Partial,
     Store,
 )
-from weft.ir.nest import NestPlan, Refused, analyse, reduced_axes
+from weft.ir.nest import NestPlan, Refused, analyse, one_by_one, reduced_axes
 from weft.ir.prims.base import Kind
 
 LANES_CHUNK = 4096  # elements of the last axis in one unit of a lanes nest
+COLUMNS_CHUNK = 64  # the same where each lane walks a column several times: its columns stay in cache
 PARTIAL_UNITS = 64  # most units of a nest that leaves partial results
+SHARED = 1024  # elements of an operand for which two nests are worth merging
 UNIT_ELEMENTS = 1 << 14  # least elements in one such unit
 
 
@@ -63,7 +64,7 @@ class Scheduler:
         return Kernel(self.name, self.buffers, phases)
 
     def _groups(self) -> list[Group]:
-        """Connected parts, each with its plan; results that are parameters are copied by nests of their own."""
+        """Connected parts, each with its plan. Where there is none, each result by itself: right, if not fast."""
         parts = connected(self.region.ops)
         groups = []
         for ops in parts:
@@ -72,8 +73,8 @@ class Scheduler:
             if outputs:
                 try:
                     groups.append(Group(analyse(ops, outputs), outputs))
-                except Refused as e:
-                    raise Unsupported(str(e)) from None
+                except Refused:
+                    groups += [Group(one_by_one(ops, v), [v]) for v in outputs]
         return merge_alike(groups)
 
     # -- one nest
@@ -120,7 +121,9 @@ class _NestBuilder:
 
     def _chunk(self, nest: Nest) -> None:
         if nest.kind == "lanes":
-            nest.chunk = min(LANES_CHUNK, -(-nest.axes[-1][1] // 64) * 64)
+            walks = sum(isinstance(s, Loop) and s.kind == "serial" for s in nest.body)
+            most = COLUMNS_CHUNK if walks > 1 else LANES_CHUNK
+            nest.chunk = min(most, -(-nest.axes[-1][1] // 64) * 64)
         elif nest.partials:
             within = max((prod(e for _, e in s.axes) for s in nest.body if isinstance(s, Loop)), default=1)
             nest.chunk = max(-(-nest.points // PARTIAL_UNITS), UNIT_ELEMENTS // within, 1)
@@ -325,7 +328,39 @@ def connected(ops: Sequence[Op]) -> list[list[Op]]:
 
 def merge_alike(groups: list[Group]) -> list[Group]:
     """Groups that walk equal extents and read a common operand share one nest, so that it is read once."""
-    return groups
+    out: list[Group] = []
+    for g in groups:
+        for k, other in enumerate(out):
+            merged = _merge_two(other, g)
+            if merged is not None:
+                out[k] = merged
+                break
+        else:
+            out.append(g)
+    return out
+
+
+def _merge_two(a: Group, b: Group) -> Group | None:
+    if not (_large_reads(a) & _large_reads(b)) or _walk(a) != _walk(b):
+        return None
+    ops = list(dict.fromkeys([*a.plan.ops, *b.plan.ops]))
+    try:
+        plan = analyse(ops, [*a.outputs, *b.outputs])
+    except Refused:
+        return None
+    merged = Group(plan, [*a.outputs, *b.outputs])
+    return merged if _walk(merged) == _walk(a) else None
+
+
+def _walk(g: Group) -> tuple[Any, ...]:
+    """What a nest walks: its kind and the extents of rows and of what is inside them."""
+    plan = g.plan
+    return plan.kind, plan.flat, [plan.extent[c] for c in plan.p], [plan.extent[c] for c in plan.q]
+
+
+def _large_reads(g: Group) -> set[Value]:
+    made = {r for op in g.plan.ops for r in op.results}
+    return {x for op in g.plan.ops for x in op.operands if x not in made and x.type.size >= SHARED}
 
 
 def schedule(region: Graph, name: str) -> Kernel:

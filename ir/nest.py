@@ -353,3 +353,10 @@ def _check_outputs(plan: NestPlan, outputs: Sequence[Value]) -> None:
     for op in (*plan.row, *plan.final):
         if not rows <= set(plan.operand[op]):
             raise Refused("a reduction does not have all row axes of the group")
+
+
+def one_by_one(ops: Sequence[Op], output: Value) -> NestPlan:
+    """The plan that always works: one loop per dimension of one output, reductions done where they are read."""
+    classes = tuple(i if d != 1 else -1 for i, d in enumerate(output.type.shape))
+    extent = dict(enumerate(output.type.shape))
+    return NestPlan(list(ops), {output: classes}, {}, extent, [c for c in classes if c >= 0])
