@@ -91,7 +91,7 @@ def outer_product(r: Rewriter, op: Op) -> Rewritten:
 
 @CPU_RULES.on("dot_general")
 def inner_product(r: Rewriter, op: Op) -> Rewritten:
-    """Nothing free on either side: a sum of products. Halves are multiplied in f32, as they would accumulate."""
+    """Nothing free on either side: a sum of products. Halves are multiplied in f32, where they accumulate."""
     dims = [(v.type, op.attrs["contract"][i], op.attrs["batch"][i]) for i, v in enumerate(op.operands)]
     if any(t.shape[i] != 1 for t, c, s in dims for i in others((*c, *s), t.ndim)):
         return None
@@ -124,3 +124,32 @@ def topk_by_sorting(r: Rewriter, op: Op) -> Rewritten:
 def _first(r: Rewriter, x: Value, axis: int, k: int) -> Value:
     stop: Sequence[int] = [k if i == axis else d for i, d in enumerate(x.type.shape)]
     return r.emit("slice", x, start=(0,) * x.type.ndim, stop=tuple(stop), step=(1,) * x.type.ndim)
+
+
+@CPU_RULES.on("take_along")
+def note_checked_index(r: Rewriter, op: Op) -> Rewritten:
+    """Where an index was read with, it is known to be in range (or the whole call fails)."""
+    x, index = op.operands
+    axis = op.attrs["axis"]
+    r.notes.add((index, axis, x.type.shape[axis]))
+    return None
+
+
+@CPU_RULES.on("scatter_along")
+def one_write_per_row(r: Rewriter, op: Op) -> Rewritten:
+    """One update along the axis, at an index that is checked elsewhere: a map over the operand, which fuses.
+
+    This is the gradient of picking one element per row, as negative log-likelihood does.
+    """
+    (x, index, update), axis, mode = op.operands, op.attrs["axis"], op.attrs["mode"]
+    shape = x.type.shape
+    rest = others((axis,), len(shape))
+    if mode not in ("add", "set") or (index, axis, shape[axis]) not in r.notes:
+        return None
+    if index.type.shape[axis] != 1 or any(index.type.shape[i] != shape[i] for i in rest):
+        return None
+    row = tuple(shape[i] for i in rest)
+    spread = [r.emit("broadcast", r.reshape(v, row), shape=shape, axes=rest) for v in (index, update)]
+    place = r.emit("iota", shape=shape, dtype=index.type.dtype, axis=axis, device=x.type.device)
+    written = spread[1] if mode == "set" else r.emit("add", x, spread[1])
+    return r.emit("where", r.emit("eq", place, spread[0]), written, x)

@@ -36,10 +36,14 @@ PASSES: list[tuple[str, Pass]] = [
 
 @dataclass(frozen=True)
 class Lowered:
-    """A graph on its way to code: the graph after each stage by name, and the last one."""
+    """A graph on its way to code: the graph after each stage by name, the last one, and what was not fused.
+
+    ``refusals`` are (producer, consumer, reason) of neighbours that stayed in kernels of their own.
+    """
 
     stages: list[tuple[str, Graph]]
     graph: Graph
+    refusals: list[tuple[str, str, str]]
 
 
 def lower(graph: Graph, target_kind: str = "cpu") -> Lowered:
@@ -57,7 +61,9 @@ def lower(graph: Graph, target_kind: str = "cpu") -> Lowered:
         if check:
             _verify(graph, name)
         stages.append((name, graph))
-    return Lowered(stages, graph)
+    from weft.passes.fuse import refusals
+
+    return Lowered(stages, graph, list(refusals))
 
 
 def _verify(graph: Graph, stage: str) -> None:

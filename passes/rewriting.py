@@ -69,6 +69,7 @@ class Rewriter:
         self.depth = 0
         self.changed = False
         self.results = frozenset(graph.results)  # of the old graph
+        self.notes: set[tuple[Any, ...]] = set()  # what rules of one run tell each other
         self.current: Op | None = None  # the operation of the old graph that is being copied
 
     def run(self) -> Graph:

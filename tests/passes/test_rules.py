@@ -9,6 +9,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from weft.ir.graph import Graph
+from weft.ir.interp import run
+from weft.ir.prims.base import Kind
 from weft.ir.text import parse_graph, print_graph
 from weft.ir.types import DType
 from weft.passes.canonicalise import canonicalise
@@ -299,9 +301,9 @@ ROWS: list[tuple[Callable[[Graph], Graph], str, str, list[str] | None]] = [
 def test_rule(
     row: tuple[Callable[[Graph], Graph], str, str, list[str] | None], same: Callable[..., None]
 ) -> None:
-    run, signature, lines, wanted = row
+    apply, signature, lines, wanted = row
     graph = parse(signature, lines)
-    out = run(graph)
+    out = apply(graph)
     names = [op.prim.name for op in out.ops]
     assert names == ([op.prim.name for op in graph.ops] if wanted is None else wanted), print_graph(out)
     for seed in range(5):
@@ -368,3 +370,30 @@ def test_a_known_condition_is_inlined() -> None:
 }
 """
     assert [op.prim.name for op in simplify(parse_graph(text)).ops] == ["exp"]
+
+
+def test_the_gradient_of_picking_one_element_per_row_is_a_map() -> None:
+    graph = parse(
+        "%x: f32[4,5], %i: i64[4,1], %g: f32[4,1]",
+        "%p = take_along(%x, %i) {axis=1}\n"
+        "%c = full() {dtype=f32, shape=(4,5), value=0.0}\n"
+        "%s = scatter_along(%c, %i, %g) {axis=1, mode='add'}\n"
+        "return %p, %s".replace("'", '"'),
+    )
+    out = decompose(graph)
+    assert {op.prim.kind for op in out.ops} == {Kind.GATHER, Kind.MAP, Kind.MOVE, Kind.SOURCE}
+    rng = np.random.default_rng(0)
+    arguments = [
+        rng.normal(size=(4, 5)).astype("f4"),
+        rng.integers(0, 5, (4, 1)),
+        np.float32([[1], [-0.0], [2], [3]]),
+    ]
+    for a, b in zip(run(graph, arguments), run(out, arguments), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_scatter_whose_index_is_not_checked_elsewhere_stays() -> None:
+    graph = parse(
+        "%x: f32[4,5], %i: i64[4,1], %g: f32[4,1]", '%s = scatter_along(%x, %i, %g) {axis=1, mode="add"}'
+    )
+    assert [op.prim.name for op in decompose(graph).ops] == ["scatter_along"]
