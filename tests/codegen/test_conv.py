@@ -1,0 +1,158 @@
+"""Convolution kernels against the numpy evaluation."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+from weft.codegen.kernel import Unsupported
+from weft.codegen.standalone import Standalone, compile_function
+from weft.codegen.target import host_target, named_target
+from weft.ir import prims as P
+from weft.ir.prims.base import type_of
+from weft.ir.types import TensorType, c64, dtype_of_numpy, f32
+
+TARGETS = [host_target(), named_target("haswell")]
+TARGET_IDS = ["host", "haswell"]
+rng = np.random.default_rng(1)
+
+
+def normal(*shape, dtype=np.float32):
+    return rng.standard_normal(shape).astype(dtype)
+
+
+def double(x):
+    return np.asarray(x).astype(np.float64)
+
+
+def check(fn, *arrays, target=None, tol=2e-5) -> Standalone:
+    kernel = compile_function(
+        fn, *[TensorType(a.shape, dtype_of_numpy(a.dtype)) for a in arrays], form="conv", target=target
+    )
+    want = fn(*arrays)
+    for got, w in zip(kernel(*arrays), want if isinstance(want, (list, tuple)) else [want], strict=True):
+        assert got.dtype == w.dtype and got.shape == w.shape
+        scale = np.abs(double(w)).max() or 1.0
+        np.testing.assert_allclose(double(got) / scale, double(w) / scale, atol=tol, rtol=0)
+    return kernel
+
+
+def conv(stride, padding, lhs=None, rhs=None, groups=1):
+    ones = (1,) * len(stride)
+    return lambda x, w: P.conv_p.bind(
+        x,
+        w,
+        stride=stride,
+        padding=padding,
+        lhs_dilation=lhs or ones,
+        rhs_dilation=rhs or ones,
+        groups=groups,
+    )
+
+
+NONE, ONE, SAME = ((0, 0), (0, 0)), (1, 1), ((1, 1), (1, 1))
+CASES = {
+    "same": (conv(ONE, SAME), (2, 3, 8, 8), (16, 3, 3, 3)),
+    "valid": (conv(ONE, NONE), (3, 5, 9, 7), (6, 5, 3, 2)),
+    "one element": (conv(ONE, SAME), (1, 1, 3, 3), (1, 1, 3, 3)),
+    "stem": (conv((2, 2), ((3, 3), (3, 3))), (2, 3, 32, 32), (20, 3, 7, 7)),
+    "pointwise": (conv(ONE, NONE), (2, 70, 8, 8), (40, 70, 1, 1)),
+    "pointwise with stride": (conv((2, 2), NONE), (2, 70, 8, 8), (40, 70, 1, 1)),
+    "both dilations, cropping": (conv(ONE, ((2, 1), (-1, 2)), (2, 3), (1, 2)), (2, 4, 6, 5), (8, 4, 3, 3)),
+    "groups": (conv(ONE, SAME, groups=4), (2, 8, 12, 12), (12, 2, 3, 3)),
+    "depthwise": (conv(ONE, SAME, groups=8), (2, 8, 20, 20), (8, 1, 3, 3)),
+    "1d": (conv((3,), ((2, 2),)), (2, 4, 50), (8, 4, 5)),
+    "1d, long kernel": (conv((1,), ((0, 0),)), (2, 4, 1500), (8, 4, 1400)),
+    "3d": (conv((1, 2, 1), ((1, 1), (0, 1), (1, 0))), (2, 3, 5, 6, 7), (4, 3, 2, 3, 2)),
+    "more k than a block": (conv(ONE, SAME), (1, 120, 7, 7), (130, 120, 3, 3)),
+    "wide rows": (conv(ONE, SAME), (1, 4, 5, 150), (7, 4, 3, 3)),
+    "as a weight gradient": (conv(ONE, SAME), (16, 32, 14, 14), (24, 32, 14, 14)),
+    "as a weight gradient of stride 2": (conv(ONE, SAME, rhs=(2, 2)), (16, 32, 14, 14), (24, 32, 7, 7)),
+    "as an input gradient of stride 2": (conv(ONE, ((2, 1), (2, 1)), lhs=(2, 2)), (2, 9, 7, 7), (5, 9, 3, 3)),
+}
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=TARGET_IDS)
+@pytest.mark.parametrize("case", CASES)
+def test_forms(case, target):
+    fn, x, w = CASES[case]
+    check(fn, normal(*x), normal(*w), target=target, tol=1e-4)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=TARGET_IDS)
+@pytest.mark.parametrize(
+    ("dtype", "tol"), [(np.float64, 1e-13), (np.float16, 2e-3), (ml_dtypes.bfloat16, 1.6e-2)], ids=str
+)
+def test_float_dtypes(dtype, tol, target):
+    for stride in ((1, 1), (2, 2)):
+        check(conv(stride, SAME), normal(2, 5, 9, 9, dtype=dtype), normal(16, 5, 3, 3, dtype=dtype),
+              target=target, tol=tol)  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int32, np.int64], ids=str)
+def test_integers(dtype):
+    x, w = (
+        rng.integers(-50, 50, (2, 5, 9, 9)).astype(dtype),
+        rng.integers(-50, 50, (7, 5, 3, 3)).astype(dtype),
+    )
+    check(conv(ONE, SAME), x, w, tol=0)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=TARGET_IDS)
+def test_epilogue_and_moved_operands(target):
+    def fn(x, w, bias, residual):
+        y = conv(ONE, SAME)(P.permute_p.bind(x, perm=(1, 0, 2, 3)), P.permute_p.bind(w, perm=(1, 0, 2, 3)))
+        y = P.add_p.bind(y, P.broadcast_p.bind(bias, shape=type_of(y).shape, axes=(1,)))
+        return [y, P.add_p.bind(P.maximum_p.bind(y, P.neg_p.bind(y)), residual)]
+
+    check(fn, normal(5, 3, 11, 12), normal(5, 9, 3, 3), normal(9), normal(3, 9, 11, 12), target=target)
+
+
+def test_casts_and_pads_before_the_convolution():
+    def fn(x, w):
+        zero = P.full_p.bind(shape=(), dtype=f32, value=0.0)
+        x = P.pad_p.bind(
+            P.convert_p.bind(x, dtype=f32), zero, lo=(0, 0, 1, 1), hi=(0, 0, 1, 2), interior=(0,) * 4
+        )
+        return conv(ONE, NONE)(x, P.neg_p.bind(w))
+
+    check(fn, normal(2, 3, 8, 9, dtype=np.float16), normal(4, 3, 3, 3))
+
+
+def test_parts_of_k_are_added_in_order():
+    fn = conv(ONE, ((1, 1), (1, 1)))
+    kernel = check(fn, normal(4, 40, 30, 30), normal(8, 40, 30, 30), tol=1e-4)
+    x, w = normal(4, 40, 30, 30), normal(8, 40, 30, 30)
+    np.testing.assert_array_equal(kernel(x, w, chunks=1)[0], kernel(x, w, chunks=7)[0])
+    assert kernel.code.phases[-1].symbol.endswith("combine"), kernel.code.loops
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_special_values_reach_their_windows_only(value):
+    x, w = np.ones((1, 2, 9, 9), np.float32), np.ones((3, 2, 3, 3), np.float32)
+    x[0, 1, 4, 4] = value
+    kernel = compile_function(
+        conv(ONE, SAME), TensorType(x.shape, f32), TensorType(w.shape, f32), form="conv"
+    )
+    (got,) = kernel(x, w)
+    touched = np.zeros((9, 9), bool)
+    touched[3:6, 3:6] = True
+    assert (~np.isfinite(got) == touched).all()
+
+
+def test_no_unrolled_copy_of_the_input():
+    kernel = compile_function(
+        conv(ONE, SAME), TensorType((8, 16, 32, 32), f32), TensorType((16, 16, 3, 3), f32), form="conv"
+    )
+    assert kernel.code.scratch_bytes < 1.3 * 4 * 8 * 16 * 34 * 34
+
+
+def test_what_is_not_compiled_says_why():
+    with pytest.raises(Unsupported, match="complex"):
+        compile_function(
+            conv(ONE, NONE), TensorType((1, 1, 3, 3), c64), TensorType((1, 1, 2, 2), c64), form="conv"
+        )
+    with pytest.raises(Unsupported, match="nothing is contracted"):
+        compile_function(
+            conv(ONE, NONE), TensorType((1, 0, 3, 3), f32), TensorType((1, 0, 2, 2), f32), form="conv"
+        )
