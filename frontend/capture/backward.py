@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from weft.autograd.engine import Walk, _propagate, grad
-from weft.autograd.grad_mode import enable_grad
+from weft.autograd.engine import Spoiled, Walk, _run_hooks, grad
+from weft.autograd.grad_mode import enable_grad, no_grad
 from weft.autograd.tape import AccumulateGrad, Node, Saved, edge_of, reachable
 from weft.capture.recorder import Recorder
 from weft.capture.state import paused, recorder
@@ -22,7 +22,7 @@ from weft.dispatch import wrap, wrap_value
 from weft.ir.graph import Graph, Value
 from weft.ir.prims.base import current_interpreter, interpreting
 from weft.ir.types import TensorType
-from weft.passes.partition import partition
+from weft.passes.autodiff import backprop, partition
 from weft.tensor import Tensor
 
 
@@ -56,7 +56,7 @@ def joint(
     seg.known.update(cts)
     walk = Walk(create_graph=False)
     roots = [(e, wrap_value(rec, ct)) for (e, _), ct in zip(outputs, cts, strict=True)]
-    found = _propagate(walk, nodes, roots, set(wrt))
+    found = _walk_back(walk, nodes, roots, set(wrt))
     used = [i for i, e in enumerate(wrt) if e in found]
     grads = [rec.value(found[wrt[i]]) for i in used]
     builder = seg.builder
@@ -66,6 +66,26 @@ def joint(
     forward, backward, n_saved = partition(whole, n_params, len(results))
     saved = list(forward.results[len(forward.results) - n_saved :])
     return forward, Joint(backward, saved, used)
+
+
+def _walk_back(walk: Walk, nodes: Sequence[Node], roots: Sequence[Any], wanted: set[Any]) -> dict[Any, Any]:
+    """As the engine's walk, but hooks on the inputs do not run: they will when the call is differentiated."""
+    records = [walk.record(n) for n in nodes]
+    watched = {(n, i) for n in nodes for i in (*(n.retained or ()), *(n.hooks or ()))}
+    with no_grad(), interpreting(walk.interpreter()):
+        cotangents: dict[Any, Any] = {}
+        for edge, ct in roots:
+            ct = walk.flowing(ct)
+            cotangents[edge] = ct if edge not in cotangents else cotangents[edge] + ct
+
+        def on_cotangent(edge: Any, ct: Any) -> Any:
+            if isinstance(ct, Spoiled):
+                if edge in wanted:
+                    raise ct.error
+                return None
+            return None if edge in wanted else _run_hooks(walk, edge, ct)
+
+        return backprop(records, cotangents, wanted | watched, on_cotangent)
 
 
 @dataclasses.dataclass

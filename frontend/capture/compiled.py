@@ -55,7 +55,7 @@ class Entry:
 def _refresher(guards: Guards, namespace: dict[str, Any]) -> Callable[[], Miss | None]:
     def refresh() -> Miss | None:
         why = guards.refresh(namespace)
-        return None if why is None else Miss(why)
+        return None if why is None else Miss(why, 1000)
 
     return refresh
 
@@ -138,6 +138,7 @@ class Compiled:
                     out = entry.call(args, kwargs)
                     if type(out) is not Miss:
                         return out
+                    misses.append((entry, out))
             if misses and not self._may_recompile(misses, args, kwargs):
                 return self._lazily(args, kwargs)
             if len(self.breaks) >= FAILURE_LIMIT and not self.fullgraph:
@@ -145,7 +146,7 @@ class Compiled:
             return self._trace(args, kwargs)
 
     def _may_recompile(self, misses: list[tuple[Entry, Miss]], args: Any, kwargs: Any) -> bool:
-        reason = misses[0][1].reason(args, kwargs)
+        reason = _nearest(misses, args, kwargs)
         if len(self.entries) >= RECOMPILE_LIMIT:
             if len(self.recompiles) < RECOMPILE_LIMIT:
                 self.recompiles.append(
@@ -313,6 +314,16 @@ class Compiled:
 
     def __repr__(self) -> str:
         return f"<weft.compile of {self.name}: {len(self.entries)} versions>"
+
+
+# properties of a tensor in the order in which the guards look at them
+_ORDER = ("dtype of", "shape of", "requires_grad of", "contiguous", "leaf")
+
+
+def _nearest(misses: list[tuple[Entry, Miss]], args: Any, kwargs: Any) -> str:
+    """The reason of the version that came nearest: whose failing guard stands last."""
+    reasons = [(m.index, m.reason(args, kwargs)) for _, m in misses]
+    return max(reasons, key=lambda r: (r[0], next((i for i, w in enumerate(_ORDER) if w in r[1]), -1)))[1]
 
 
 def _inner_tensors(out: Any, grads: list[Any]) -> set[int]:

@@ -21,12 +21,12 @@ from weft.tensor import Tensor
 
 
 class Miss:
-    """A guard that failed; ``reason(args, kwargs)`` says which, in one line."""
+    """A guard that failed; ``reason(args, kwargs)`` says which, in one line. ``index``: its place among the guards."""
 
-    __slots__ = ("_reason",)
+    __slots__ = ("_reason", "index")
 
-    def __init__(self, reason: Any) -> None:
-        self._reason = reason
+    def __init__(self, reason: Any, index: int = 2000) -> None:
+        self._reason, self.index = reason, index
 
     def reason(self, args: Any, kwargs: Any) -> str:
         return self._reason if isinstance(self._reason, str) else self._reason(args, kwargs)

@@ -16,7 +16,7 @@ import functools
 import re
 import sys
 import types
-from collections import deque
+from collections import deque, namedtuple
 from collections.abc import Callable
 from typing import Any
 
@@ -65,6 +65,7 @@ _FIXED = (
     types.GenericAlias,
     types.UnionType,
     types.CodeType,
+    type(namedtuple("Any", "x").x),
     TracedScalar,
 )
 _EVERYTHING = frozenset(

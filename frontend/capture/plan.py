@@ -529,8 +529,8 @@ class Planner:
             + self._miss(f"grad mode changed from {'on' if self.made.modes[0] else 'off'}")
         )
         lines += self._guard_lines()
-        lines += self._alias_lines(writes)
         lines += self.body
+        lines += self._alias_lines(writes)
         lines += numbers
         rerun = "None"
         if split is not None:
@@ -573,7 +573,7 @@ class Planner:
             "Rerun": Rerun,
             "fn": self.fn,
         }
-        namespace |= {f"M_{i}": Miss(r) for i, r in enumerate(code.reasons)}
+        namespace |= {f"M_{i}": Miss(r, i) for i, r in enumerate(code.reasons)}
         namespace["same"] = same
         namespace["roots"] = {id(root_of(h.array)) for h in self.guards.hidden.values() if h.written}
         if backward is not None:

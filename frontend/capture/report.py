@@ -110,11 +110,11 @@ def explain(fn: Callable[..., Any]) -> Callable[..., Report]:
 def report(compiled: Compiled, args: Any, kwargs: Any) -> Report:
     """The report of one compiled function and these arguments."""
     compiled(*args, **kwargs)
-    mark = len(SEGMENTS.latest)
+    SEGMENTS.latest.clear()
     start = time.perf_counter()
     compiled(*args, **kwargs)
     seconds = time.perf_counter() - start
-    pieces = SEGMENTS.latest[mark:] or ([e.executable for e in compiled.entries[:1]])
+    pieces = list(SEGMENTS.latest) or ([e.executable for e in compiled.entries[:1]])
     limits = machine_limits()
     return Report(
         name=compiled.name,
@@ -168,18 +168,9 @@ def _time(fn: Callable[[], Any]) -> float:
 
 
 def _refusals(executable: Any) -> list[str]:
-    """Why neighbours were not fused, as the fusion pass tells it."""
-    from weft.passes.fuse import refusals
+    from weft.runtime.why import refusals
 
-    final = next((g for name, g in executable.stages if name == "fuse"), None)
-    if final is None:
-        return []
-    return [str(r) for r in _call(refusals, executable, final)]
-
-
-def _call(refusals: Any, executable: Any, fused: Any) -> list[Any]:
-    before = [g for _, g in executable.stages]
-    return list(refusals(before[max(before.index(fused) - 1, 0)])) if callable(refusals) else list(refusals)
+    return refusals(executable.graph)
 
 
 _limits: dict[str, float] = {}

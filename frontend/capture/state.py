@@ -149,8 +149,8 @@ class TracedScalar:
         return self
 
     def __getattr__(self, name: str) -> Any:  # is_integer, bit_length, real, imag, hex ...
-        if name.startswith("__"):
-            raise AttributeError(name)
+        if name.startswith("_") or not hasattr(type(self._weft_value), name):
+            raise AttributeError(f"'{type(self._weft_value).__name__}' object has no attribute '{name}'")
         return getattr(self.concrete(), name)
 
 

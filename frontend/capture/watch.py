@@ -152,11 +152,11 @@ class Watch:
 
     def _c_call(self, frame: FrameType, fn: Any) -> None:
         reason = impurity(fn)
-        if reason is not None and not _called_by_weft(frame):
+        if reason is not None and not _called_by_weft(frame) and not _importing(frame):
             self.impure = (reason, _where(frame))
 
     def _unforeseen(self, frame: FrameType, code: CodeType) -> None:
-        if code.co_filename.startswith("<string>") or _called_by_weft(frame):
+        if code.co_filename.startswith("<string>") or _importing(frame):
             return
         self.impure = (
             f"runs {code.co_qualname}, which was reached in a way that cannot be followed",
@@ -171,6 +171,16 @@ def _called_by_weft(frame: FrameType) -> bool:
         kind = kind_of(f.f_code)
         if kind != "library":
             return kind == "weft"
+        f = f.f_back
+    return False
+
+
+def _importing(frame: FrameType) -> bool:
+    """Whether a module is being imported: that happens once, eagerly or not."""
+    f: FrameType | None = frame
+    while f is not None:
+        if f.f_code.co_filename.startswith("<frozen importlib"):
+            return True
         f = f.f_back
     return False
 

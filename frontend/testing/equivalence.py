@@ -151,7 +151,7 @@ def _strided_copy(x: Tensor) -> Tensor:
     from weft.creation import from_numpy
 
     order = sorted(range(x.ndim), key=lambda i: -abs(x._data.strides[i]))
-    packed = np.ascontiguousarray(x._data.transpose(order))
+    packed = np.array(x._data.transpose(order), order="C")
     array = packed.transpose(np.argsort(order))
     if array.flags.c_contiguous:  # a slice with steps
         wide = np.repeat(array, 2, axis=-1)
