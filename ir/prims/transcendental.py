@@ -15,8 +15,8 @@ from weft.ir import special
 from weft.ir.prims.base import Primitive, full_like, scale, type_of
 from weft.ir.prims.bits import bit_and_p
 from weft.ir.prims.elementwise import div_p, eq_p, ge_p
-from weft.ir.prims.mapping import conj, elementwise, where
-from weft.ir.types import COMPLEXES, FLOATS, NUMERIC, DType
+from weft.ir.prims.mapping import conj, elementwise, same_type, where
+from weft.ir.types import COMPLEXES, FLOATS, NUMERIC, DType, TensorType
 
 INEXACT = FLOATS + COMPLEXES
 
@@ -116,10 +116,18 @@ erfinv_p = _unary(
 lgamma_p = _unary("lgamma", special.lgamma, lambda out, x: digamma_p.bind(x), "0", FLOATS)
 digamma_p = _unary("digamma", special.digamma, lambda out, x: polygamma_p.bind(x, n=1), "0", FLOATS)
 
+
+def _polygamma_infer(x: TensorType, *, n: int) -> TensorType:
+    if n < 1:
+        raise ValueError(f"polygamma: n must be at least 1, got {n}")
+    return same_type("polygamma", (x,), FLOATS)
+
+
 # the n-th derivative of digamma, n >= 1
 polygamma_p = elementwise(
     "polygamma",
     domain=FLOATS,
+    infer=_polygamma_infer,
     eval=lambda x, *, n: special.polygamma(n, x),
     scalar=lambda b, x, *, n: b.polygamma(n, x),
     vjp=lambda ct, out, x, *, n: (ct * polygamma_p.bind(x, n=n + 1),),
