@@ -78,9 +78,6 @@ def scalar_category(x: Any) -> int:
     found = _SCALAR_CATEGORY.get(type(x))
     if found is not None:
         return found
-    kind = getattr(x, "_weft_kind", None)  # a traced Python number says what it is
-    if kind is not None:
-        return _SCALAR_CATEGORY[kind]
     for t in (bool, int, float, complex):
         if isinstance(x, t):
             return _SCALAR_CATEGORY[t]

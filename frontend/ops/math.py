@@ -215,7 +215,7 @@ def add(input: Any, other: Any, *, alpha: Any = 1) -> Tensor:
     >>> weft.add(weft.tensor([1, 2]), 0.5)
     tensor([1.5000, 2.5000])
     """
-    if alpha != 1:
+    if type(alpha) is not int or alpha != 1:
         other = _scaled(other, alpha, "add", promote(input, other))
     return binary(P.add_p, input, other)
 
@@ -235,7 +235,7 @@ def sub(input: Any, other: Any, *, alpha: Any = 1) -> Tensor:
     for x in (input, other):
         if isinstance(x, bool) or (isinstance(x, Tensor) and x.dtype is T.bool_):
             _no_bool_sub(input, other)
-    if alpha != 1:
+    if type(alpha) is not int or alpha != 1:
         other = _scaled(other, alpha, "sub", promote(input, other))
     return binary(P.sub_p, input, other)
 
