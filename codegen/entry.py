@@ -21,7 +21,7 @@ CHUNK_NS = 8_000.0  # least work in one chunk of a parallel region
 
 
 class Loc(NamedTuple):
-    """A buffer: ``kind`` is in, out, const or arena; ``index`` a position or a byte offset in the arena."""
+    """A buffer: ``kind`` is in, out, const, arena or status; ``index`` a position, or an arena offset."""
 
     kind: str
     index: int
@@ -114,6 +114,27 @@ class Program:
     constants: list[bytes] = field(default_factory=list)
 
 
+STATUS = Loc("status", 0)
+
+_FILL = """\
+  br label %filling
+filling:
+  %fill.k = phi i64 [ 0, %start ], [ %fill.k1, %filling ]
+  %fill.s.at = getelementptr i64, ptr TABLE0, i64 %fill.k
+  %fill.o.at = getelementptr i64, ptr TABLE1, i64 %fill.k
+  %fill.s = load i64, ptr %fill.s.at
+  %fill.o = load i64, ptr %fill.o.at
+  %fill.base.at = getelementptr ptr, ptr %block, i64 %fill.s
+  %fill.base = load ptr, ptr %fill.base.at
+  %fill.p = getelementptr i8, ptr %fill.base, i64 %fill.o
+  %fill.to = getelementptr ptr, ptr %bufs, i64 %fill.k
+  store ptr %fill.p, ptr %fill.to
+  %fill.k1 = add i64 %fill.k, 1
+  %fill.more = icmp slt i64 %fill.k1, COUNT
+  br i1 %fill.more, label %filling, label %filled
+filled:
+"""
+
 DECLARES = frozenset({
     "declare void @weft_parallel_for(ptr, ptr, i64, i64)",
     "declare void @weft_host(ptr, i64, ptr, ptr)",
@@ -148,8 +169,10 @@ class _Emitter:
         self.allocas: list[str] = []
         self.lines: list[str] = []
         self.count = 0
-        self.block = "start"
+        self.block = "steps"
         self.cached: dict[Loc, str] = {}
+        self.table: list[Loc] = []
+        self.globals: list[str] = []
         self.steps: dict[type, Callable[..., None]] = {
             Launch: self._launch, Host: self._host, Move: self._move,
             Branch: self._branch, While: self._while, Scan: self._scan,
@@ -164,10 +187,12 @@ class _Emitter:
         for step in p.steps:
             self.cached = {k: v for k, v in self.cached.items() if k.kind in ("in", "out")}
             self.steps[type(step)](step)
-        lines = [*self.allocas, *self.top(head), *self.lines, "  br label %exit", "exit:", "  ret void"]
-        body = "\n".join(lines)
-        text = f"define void @{p.symbol}(ptr %block) #0 {{\nstart:\n{body}\n}}\n"
-        return "\n".join([*(self._constant(k, c) for k, c in enumerate(p.constants)), text])
+        self.allocas.append(f"  %bufs = alloca [{max(len(self.table), 1)} x ptr], align 16")
+        lines = [*self.allocas, *self.filling(), "  br label %steps", "steps:", *self.top(head), *self.lines]
+        body = "\n".join([*lines, "  br label %exit", "exit:", "  ret void"])
+        # optnone: the time of the entry is that of what it calls, so it may as well compile fast
+        text = f"define void @{p.symbol}(ptr %block) noinline optnone #0 {{\nstart:\n{body}\n}}\n"
+        return "\n".join([*(self._constant(k, c) for k, c in enumerate(p.constants)), *self.globals, text])
 
     def top(self, head: list[str]) -> list[str]:
         """The pointers of inputs and outputs, loaded once."""
@@ -222,6 +247,39 @@ class _Emitter:
         self.allocas.append(f"  {reg} = alloca [{max(n, 1)} x ptr], align 16")
         return reg
 
+    def reserve(self, locs: Sequence[Loc]) -> str:
+        """The address of an array with the addresses of these buffers, which the table fills at the start."""
+        reg = self.name()
+        self.line(f"{reg} = getelementptr ptr, ptr %bufs, i64 {len(self.table)}")
+        self.table += locs
+        return reg
+
+    def filling(self) -> list[str]:
+        """Compute all addresses of the table in one loop: it compiles faster than a store for each."""
+        n = len(self.table)
+        if not n:
+            return []
+        slots, offsets = zip(*map(self._slot_of, self.table), strict=True)
+        symbol = f"@{self.program.symbol}.t"
+        for k, values in enumerate((slots, offsets)):
+            data = ", ".join(f"i64 {v}" for v in values)
+            self.globals.append(f"{symbol}{k} = internal constant [{n} x i64] [{data}]")
+        out = _FILL.replace("TABLE", symbol).replace("COUNT", str(n)).splitlines()
+        for k, loc in enumerate(self.table):
+            if loc.kind == "const":
+                out.append(f"  %const{k} = getelementptr ptr, ptr %bufs, i64 {k}")
+                out.append(f"  store ptr {self.pointer(loc)}, ptr %const{k}")
+        return out
+
+    def _slot_of(self, loc: Loc) -> tuple[int, int]:
+        """Where the block holds the base of a buffer, and the offset from it."""
+        p = self.program
+        if loc.kind == "in":
+            return loc.index, 0
+        if loc.kind == "out":
+            return p.n_in + loc.index, 0
+        return (p.n_in + p.n_out, loc.index) if loc.kind == "arena" else (p.n_in + p.n_out + 1, 0)
+
     def fill(self, array: str, pointers: Sequence[str]) -> None:
         for k, pointer in enumerate(pointers):
             at = self.name()
@@ -232,9 +290,7 @@ class _Emitter:
         return [self.pointer(loc) for loc in locs]
 
     def _launch(self, step: Launch) -> None:
-        bufs = self.array(len(step.operands) + len(step.results) + 2)
-        scratch = self.pointer(step.scratch) if step.scratch else "null"
-        self.fill(bufs, [*self.pointers(step.operands), *self.pointers(step.results), scratch, self.status])
+        bufs = self.reserve([*step.operands, *step.results, step.scratch or STATUS, STATUS])
         for phase in step.phases:
             self._phase(phase, bufs)
 
@@ -247,8 +303,7 @@ class _Emitter:
             self.line(f"call void @weft_parallel_for({work})")
 
     def _host(self, step: Host) -> None:
-        bufs = self.array(len(step.operands) + len(step.results))
-        self.fill(bufs, [*self.pointers(step.operands), *self.pointers(step.results)])
+        bufs = self.reserve([*step.operands, *step.results])
         where = f"ptr {self.context}, i64 {step.index}, ptr {bufs}, ptr {self.status}"
         self.line(f"call void @weft_host({where})")
         self._stop_if(self._failed())
