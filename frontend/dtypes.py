@@ -89,6 +89,17 @@ def dtype_of_array(a: np.ndarray) -> DType:
     return found if found is not None else T.dtype_of_numpy(a.dtype)
 
 
+_TYPE_NAMES = {"float16": "Half", "float32": "Float", "float64": "Double", "bfloat16": "BFloat16", "int8": "Char",
+               "int16": "Short", "int32": "Int", "int64": "Long", "uint8": "Byte", "uint16": "UInt16",
+               "uint32": "UInt32", "uint64": "UInt64", "bool": "Bool", "complex64": "ComplexFloat",
+               "complex128": "ComplexDouble"}
+
+
+def type_name(d: DType) -> str:
+    """PyTorch's name of a scalar type, as its messages have it: ``Float``, ``Long``."""
+    return _TYPE_NAMES[d.long_name]
+
+
 class _DeviceMeta(type):
     def __instancecheck__(cls, instance: Any) -> bool:
         return isinstance(instance, Device)

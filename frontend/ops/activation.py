@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from weft.dispatch import apply
-from weft.dtypes import as_dtype
+from weft.dtypes import as_dtype, type_name
 from weft.ir import prims as P
 from weft.ops.common import convert, shape_of, wrap_dim
 from weft.ops.reduce import keep_dims
@@ -16,7 +16,7 @@ def _centred(input: Tensor, dim: int, dtype: Any) -> tuple[Tensor, int]:
     """x - max(x) along ``dim``; the maximum takes no part in the gradient."""
     x = convert(input, as_dtype(dtype)) if dtype is not None else input
     if not x.dtype.is_floating_point:
-        raise RuntimeError(f'"softmax_lastdim_kernel_impl" not implemented for {x.dtype.long_name}')
+        raise NotImplementedError(f""""softmax_lastdim_kernel_impl" not implemented for '{type_name(x.dtype)}'""")
     d = wrap_dim(dim, x.ndim)
     shape = shape_of(x)
     if not shape:

@@ -10,6 +10,7 @@ from weft.autograd.grad_mode import mode
 from weft.autograd.tape import sequence_mark
 from weft.creation import full
 from weft.dispatch import apply
+from weft.dtypes import type_name
 from weft.ir import prims as P
 from weft.ops.common import as_tensor, broadcast_to, convert, is_number, shape_of
 from weft.promotion import CATEGORY
@@ -25,14 +26,8 @@ def _fit(out: Tensor, target: Tensor) -> Tensor:
     if out.dtype is target.dtype:
         return out
     if CATEGORY[out.dtype] > CATEGORY[target.dtype]:
-        raise RuntimeError(f"result type {_name(out)} can't be cast to the desired output type {_name(target)}")
+        raise RuntimeError(f"result type {type_name(out.dtype)} can't be cast to the desired output type {type_name(target.dtype)}")
     return convert(out, target.dtype)
-
-
-def _name(t: Tensor) -> str:
-    return {"float32": "Float", "float64": "Double", "float16": "Half", "bfloat16": "BFloat16", "int64": "Long",
-            "int32": "Int", "int16": "Short", "int8": "Char", "uint8": "Byte", "bool": "Bool",
-            "complex64": "ComplexFloat", "complex128": "ComplexDouble"}.get(t.dtype.long_name, t.dtype.long_name)
 
 
 def inplace(fn: Callable[..., Tensor]) -> Callable[..., Tensor]:

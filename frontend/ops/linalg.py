@@ -18,7 +18,7 @@ def _same_dtype(a: Tensor, b: Tensor) -> None:
 
 
 def _c_name(t: Tensor) -> str:
-    return {"float32": "float", "float64": "double", "int64": "long", "int32": "int", "float16": "c10::Half",
+    return {"float32": "float", "float64": "double", "int64": "long int", "int32": "int", "float16": "c10::Half",
             "bfloat16": "c10::BFloat16", "int16": "short", "int8": "signed char", "uint8": "unsigned char",
             "bool": "bool"}.get(t.dtype.long_name, t.dtype.long_name)
 

@@ -6,10 +6,11 @@ import math
 from typing import Any
 
 from weft.dispatch import apply
-from weft.dtypes import as_dtype
+from weft.dtypes import as_dtype, type_name
 from weft.ir import prims as P
 from weft.ir import types as T
 from weft.ir.prims.base import Primitive
+from weft.ir.types import DType
 from weft.ops.common import (
     as_tensor,
     binary,
@@ -87,9 +88,15 @@ def positive(input: Tensor) -> Tensor:
     return input
 
 
+def _not_for_bool(input: Any, name: str) -> None:
+    if (input if isinstance(input, DType) else input.dtype) is T.bool_:
+        raise NotImplementedError(f""""{name}" not implemented for 'Bool'""")
+
+
 def abs(input: Tensor) -> Tensor:
     """Absolute value; real for complex tensors."""
-    return unary(P.abs_p, input) if input.dtype is not T.bool_ else input.clone()
+    _not_for_bool(input, "abs_cpu")
+    return unary(P.abs_p, input)
 
 
 def sign(input: Tensor) -> Tensor:
@@ -107,16 +114,19 @@ def sgn(input: Tensor) -> Tensor:
 
 def floor(input: Tensor) -> Tensor:
     """The largest integer not above x."""
+    _not_for_bool(input, "floor_vml_cpu")
     return unary(P.floor_p, input)
 
 
 def ceil(input: Tensor) -> Tensor:
     """The smallest integer not below x."""
+    _not_for_bool(input, "ceil_vml_cpu")
     return unary(P.ceil_p, input)
 
 
 def trunc(input: Tensor) -> Tensor:
     """x without its fraction."""
+    _not_for_bool(input, "trunc_vml_cpu")
     return unary(P.trunc_p, input)
 
 
@@ -125,6 +135,7 @@ fix = trunc
 
 def round(input: Tensor, *, decimals: int = 0) -> Tensor:
     """To the nearest integer (or decimal place), halves to even."""
+    _not_for_bool(input, "round_vml_cpu")
     if decimals == 0 or not input.dtype.is_floating_point:
         return unary(P.rint_p, input)
     ten = 10.0 ** builtin_abs(decimals)
@@ -138,6 +149,9 @@ def builtin_abs(n: int) -> int:
 
 
 def frac(input: Tensor) -> Tensor:
+    """x minus trunc(x). NotImplementedError for integers."""
+    if not input.dtype.is_inexact:
+        raise NotImplementedError(f""""frac_cpu" not implemented for '{type_name(input.dtype)}'""")
     return input - trunc(input)
 
 
@@ -147,7 +161,7 @@ def reciprocal(input: Tensor) -> Tensor:
 
 
 def square(input: Tensor) -> Tensor:
-    return input * input
+    return pow(input, 2)
 
 
 def sigmoid(input: Tensor) -> Tensor:
@@ -276,6 +290,7 @@ def _check_zero(q: Tensor, divisor: Any) -> Tensor:
 def floor_divide(input: Any, other: Any) -> Tensor:
     """The quotient rounded down."""
     d = promote(input, other)
+    _not_for_bool(d, "div_floor_cpu")
     if d.is_floating_point:
         # as Python and torch: exact where the division is, by way of the remainder
         a, b = (as_tensor(x, d) for x in (input, other))
@@ -294,12 +309,14 @@ def floor_divide(input: Any, other: Any) -> Tensor:
 
 def fmod(input: Any, other: Any) -> Tensor:
     """The remainder with the sign of ``input`` (C's fmod)."""
+    _not_for_bool(promote(input, other), "fmod_cpu")
     return binary(P.rem_p, input, other)
 
 
 def remainder(input: Any, other: Any) -> Tensor:
     """The remainder with the sign of ``other`` (Python's %)."""
     d = promote(input, other)
+    _not_for_bool(d, "remainder_cpu")
     r = _check_zero(binary(P.rem_p, input, other), other if not d.is_floating_point else 1)
     if not d.is_signed:
         return r
@@ -386,6 +403,9 @@ def copysign(input: Any, other: Any) -> Tensor:
 
 def hypot(input: Tensor, other: Tensor) -> Tensor:
     """sqrt(input² + other²), without undue overflow."""
+    d = promote(input, other)
+    if not d.is_floating_point:
+        raise NotImplementedError(f""""hypot_cpu" not implemented for '{type_name(d)}'""")
     a, b = abs(input), abs(other)
     big, small = maximum(a, b), minimum(a, b)
     safe = where((big == 0) | isinf(big), 1.0, big)
@@ -482,7 +502,7 @@ def logical_xor(input: Tensor, other: Tensor) -> Tensor:
 def _bits(name: str, *operands: Any) -> None:
     d = promote(*operands)
     if d.is_inexact:
-        raise RuntimeError(f'"{name}" not implemented for {d.long_name} tensors')
+        raise NotImplementedError(f""""{name}_cpu" not implemented for '{type_name(d)}'""")
 
 
 def bitwise_not(input: Tensor) -> Tensor:
@@ -507,12 +527,12 @@ def bitwise_xor(input: Any, other: Any) -> Tensor:
 
 
 def bitwise_left_shift(input: Any, other: Any) -> Tensor:
-    _bits("bitwise_left_shift", input, other)
+    _bits("lshift", input, other)
     return binary(P.shl_p, input, other)
 
 
 def bitwise_right_shift(input: Any, other: Any) -> Tensor:
-    _bits("bitwise_right_shift", input, other)
+    _bits("rshift", input, other)
     return binary(P.shr_p, input, other)
 
 
@@ -600,7 +620,7 @@ def where(condition: Tensor, input: Any = None, other: Any = None) -> Any:
     if condition.dtype is not T.bool_:
         if condition.dtype is not T.u8:
             raise RuntimeError("where expected condition to be a boolean tensor, but got a tensor with dtype "
-                               f"{condition.dtype.long_name}")
+                               f"{type_name(condition.dtype)}")
         condition = convert(condition, T.bool_)
     d = promote(input, other)
     x, y = as_tensor(input, d), as_tensor(other, d)

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from weft.dispatch import apply
-from weft.dtypes import as_dtype
+from weft.dtypes import as_dtype, type_name
 from weft.ir import prims as P
 from weft.ir import types as T
 from weft.ops.common import convert, shape_of, to_inexact, wrap_dim, wrap_dims
@@ -74,7 +74,7 @@ def mean(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = 
     x = convert(input, as_dtype(dtype)) if dtype is not None else input
     if not x.dtype.is_inexact:
         raise RuntimeError("mean(): could not infer output dtype. Input dtype must be either a floating point or "
-                           f"complex dtype. Got: {x.dtype.long_name.capitalize()}")
+                           f"complex dtype. Got: {type_name(x.dtype)}")
     shape = shape_of(x)
     n = _count(shape, wrap_dims(dim, len(shape)))
     total = _fold(P.sum_p, x, dim, keepdim)
@@ -82,6 +82,9 @@ def mean(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = 
 
 
 def nanmean(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    if not input.dtype.is_inexact:
+        raise RuntimeError("nanmean(): expected input to have floating point or complex dtype but got "
+                           f"{type_name(input.dtype)}")
     return nansum(input, dim, keepdim, dtype=dtype) / sum(~isnan(input), dim, keepdim).to(dtype or input.dtype)
 
 
@@ -146,7 +149,7 @@ def norm(input: Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False, 
     x = convert(input, as_dtype(dtype)) if dtype is not None else input
     if not x.dtype.is_inexact:
         raise RuntimeError(f"linalg.vector_norm: Expected a floating point or complex tensor as input. Got "
-                           f"{x.dtype.long_name.capitalize()}")
+                           f"{type_name(x.dtype)}")
     if p in ("fro", 2, 2.0, None):
         if x.dtype.is_complex:
             x = abs_(x)
