@@ -61,7 +61,8 @@ class Geometry:
     @property
     def as_is(self) -> bool:
         """True where the input needs neither padding nor dilation."""
-        return self.spread == self.size
+        # equal sizes are not enough: padding and cropping may cancel
+        return self.spread == self.size and not any(self.lo)
 
 
 def geometry(conv: Op) -> Geometry:
