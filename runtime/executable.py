@@ -95,12 +95,16 @@ class Executable:
         self._address = jit.link(self.artifact.image, (ENTRY,), imports)[ENTRY]
         self._context = hostcall.register(self.artifact.hosts) if self.artifact.hosts else 0
         self._entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._address)
+        self.runner = self.native_runner(self._general) or self._general
+
+    def native_runner(self, slow: Callable[..., Any]) -> Callable[..., Any] | None:
+        """A native call of this executable that turns to ``slow(*arrays)`` where the arrays are not as expected; None
+        where native calls cannot be used."""
         a = self.artifact
-        native = callpath.native_runner(
+        return callpath.native_runner(
             self.in_types, self.out_types, self.donate, self._address, a.arena_bytes, self._context,
-            a.cost_ns >= RELEASE_GIL_NS, a.n_native, self._general,
+            a.cost_ns >= RELEASE_GIL_NS, a.n_native, slow,
         )  # fmt: skip
-        self.runner = native or self._general
 
     @cached_property
     def built(self) -> Built:

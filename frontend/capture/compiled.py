@@ -22,7 +22,6 @@ from weft.capture.plan import Plan, Planner, Unfit
 from weft.capture.segments import SEGMENTS
 from weft.capture.state import paused, recorder
 from weft.capture.trace import settle, trace
-from weft.ir.prims.base import _current
 
 RECOMPILE_LIMIT = 8  # versions of one function; beyond, calls that fit none run in segments
 FAILURE_LIMIT = 3  # traces of one function that did not become one graph
@@ -46,7 +45,8 @@ class Entry:
         self.executable = compile_graph(plan.graph, donate=plan.donate, name=name)
         self.backward: BackwardPlan | None = plan.backward
         namespace = plan.namespace
-        namespace["run"] = self.executable.runner
+        namespace["run"], namespace["REFUSED"] = refusing_runner(self.executable), REFUSED
+        namespace["run_checked"] = self.executable.runner
         namespace["refresh"] = _refresher(plan.guards, namespace)
         exec(builtins.compile(plan.source, f"<weft call of {name}>", "exec"), namespace)
         self.call: Callable[[Any, Any], Any] = namespace["call"]
@@ -58,6 +58,21 @@ def _refresher(guards: Guards, namespace: dict[str, Any]) -> Callable[[], Miss |
         return None if why is None else Miss(why, 1000)
 
     return refresh
+
+
+REFUSED: Any = object()  # what the native call gives for arrays that are not of the expected types
+_NO_VERSION = Miss("it was not called yet", 0)
+
+
+def _no_version(args: Any, kwargs: Any) -> Miss:
+    return _NO_VERSION
+
+
+def refusing_runner(executable: Any) -> Callable[..., Any]:
+    """The executable's native call, giving REFUSED for unfit arrays; where there is none, always."""
+    make = getattr(executable, "native_runner", None)
+    runner = make(lambda *arrays: REFUSED) if make is not None else None
+    return runner or (lambda *arrays: REFUSED)
 
 
 class Compiled:
@@ -72,7 +87,7 @@ class Compiled:
     ) -> None:
         self.fn, self.fullgraph, self.dynamic, self.options = fn, fullgraph, dynamic, options
         self.name = getattr(fn, "__name__", type(fn).__name__)
-        self.entries: list[Entry] = []
+        self._set_entries([])
         self.recompiles: list[str] = []
         self.breaks: list[str] = []
         self.traces = 0
@@ -89,14 +104,8 @@ class Compiled:
         return self.fn
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        for entry in self.entries:
-            if _current.get().recording:
-                break
-            out = entry.call(args, kwargs)
-            if type(out) is not Miss:
-                return out
-            return self._other(entry, out, args, kwargs)
-        return self._first(args, kwargs)
+        out = self._call(args, kwargs)
+        return out if type(out) is not Miss else self._slow(out, args, kwargs)
 
     def __get__(self, obj: Any, owner: Any = None) -> Any:
         """As a method: one compiled function per instance, so that each has its own versions."""
@@ -110,26 +119,22 @@ class Compiled:
         return bound
 
     # -- the slow path ---
-    def _first(self, args: Any, kwargs: Any) -> Any:
-        """No version yet, or a call inside another capture, of which it becomes part."""
+    def _slow(self, miss: Miss, args: Any, kwargs: Any) -> Any:
+        """The version in front does not apply, or there is none. In another capture the call becomes part of it."""
         if recorder() is not None or self.options.get("disable"):
             return self.fn(*args, **kwargs)
-        return self._make(args, kwargs, [])
-
-    def _other(self, tried: Entry, miss: Miss, args: Any, kwargs: Any) -> Any:
-        misses = [(tried, miss)]
-        for entry in self.entries:
-            if entry is tried:
-                continue
+        misses = [(e, miss) for e in self.entries[:1]]
+        for entry in self.entries[1:]:
             out = entry.call(args, kwargs)
             if type(out) is not Miss:
-                self._to_front(entry)
+                self._set_entries([entry, *(e for e in self.entries if e is not entry)])
                 return out
             misses.append((entry, out))
         return self._make(args, kwargs, misses)
 
-    def _to_front(self, entry: Entry) -> None:
-        self.entries = [entry, *(e for e in self.entries if e is not entry)]
+    def _set_entries(self, entries: list[Entry]) -> None:
+        self.entries = entries
+        self._call = entries[0].call if entries else _no_version
 
     def _make(self, args: Any, kwargs: Any, misses: list[tuple[Entry, Miss]]) -> Any:
         with self._lock:
@@ -204,10 +209,10 @@ class Compiled:
         if entry is None:
             return self._unfit(made, "a tensor made in it is kept somewhere outside")
         del planner, plan
-        self.entries.insert(0, entry)
+        self._set_entries([entry, *self.entries])
         out = entry.call(args, kwargs)
         if type(out) is Miss:
-            self.entries.remove(entry)
+            self._set_entries([e for e in self.entries if e is not entry])
             self.breaks.append(f"its own guards do not hold: {out.reason(args, kwargs)}")
             return run_lazily(self.fn, args, kwargs, self.name)[0]
         return out
@@ -308,7 +313,8 @@ class Compiled:
     def reset(self) -> None:
         """Forget all versions."""
         with self._lock:
-            self.entries, self.recompiles, self.breaks = [], [], []
+            self._set_entries([])
+            self.recompiles, self.breaks = [], []
             self._ints, self._dynamic = {}, set(self._names) if self.dynamic else set()
             self.traces = self.lazy_calls = 0
 

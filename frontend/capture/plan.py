@@ -15,12 +15,12 @@ from weft.capture.backward import BackwardPlan, Joint, Rerun, edges_of, joint
 from weft.capture.entry import HELPERS, Guards, Hidden, Miss, clashes, root_of
 from weft.capture.environment import Environment, same
 from weft.capture.recorder import Before, Segment, overlap
-from weft.capture.signature import Code, Given
+from weft.capture.signature import NATIVE, Code, Given
 from weft.capture.state import EPOCH, TracedScalar
 from weft.capture.trace import Trace, environment
 from weft.ir import prims as P
 from weft.ir.graph import Graph, Value
-from weft.ir.prims.base import interpreting
+from weft.ir.prims.base import _NUMPY, _current, interpreting
 from weft.random import default_generator
 from weft.tensor import Tensor
 from weft.views import View, views
@@ -523,7 +523,8 @@ class Planner:
         donated = set(donate.values())
         numbers = self._scalar_lines()
         call = ", ".join(self._array_expression(s, i in donated) for i, s in enumerate(self.seg.sources))
-        lines = [*code.lines]
+        lines = [f"if current() is not EAGER: return {self._miss('called inside another capture')}"]
+        lines += code.lines
         lines.append(
             f"if mode.grad is not {self.made.modes[0]} or mode.inference is not {self.made.modes[1]}: return "
             + self._miss(f"grad mode changed from {'on' if self.made.modes[0] else 'off'}")
@@ -551,8 +552,7 @@ class Planner:
         lines += [a[5:] for a in self.after if a.startswith("VIEW ")]
         lines += [a for a in plain if "._grad = " in a]
         lines.append(f"return {expression}")
-        lines = [_as_miss(line, code) for line in lines]
-        source = "def call(args, kwargs):\n" + "".join(f"    {line}\n" for line in lines)
+        source = both_versions([_as_miss(line, code) for line in lines])
         namespace = {
             **HELPERS,
             **code.consts,
@@ -572,6 +572,8 @@ class Planner:
             "clashes": clashes,
             "Rerun": Rerun,
             "fn": self.fn,
+            "current": _current.get,
+            "EAGER": _NUMPY,
         }
         namespace |= {f"M_{i}": Miss(r, i) for i, r in enumerate(code.reasons)}
         namespace["same"] = same
@@ -648,6 +650,17 @@ class Planner:
             return None
         paths = [places[id(t)] for t in tracked]
         return lambda out: [follow(out, path) for path in paths]
+
+
+def both_versions(lines: list[str]) -> str:
+    """Source of ``call``, which leaves to the native code what that checks itself, and of ``full``, to which it
+    turns when the native code refuses the arrays."""
+    fast = [line for line in lines if NATIVE not in line]
+    at = next(i for i, line in enumerate(fast) if line.startswith("r = run("))
+    fast.insert(at + 1, "if r is REFUSED: return full(args, kwargs)")
+    full = [line.replace(NATIVE, "").replace("r = run(", "r = run_checked(") for line in lines]
+    parts = (("call", fast), ("full", full))
+    return "\n".join(f"def {n}(args, kwargs):\n" + "".join(f"    {x}\n" for x in body) for n, body in parts)
 
 
 def _as_miss(line: str, code: Code) -> str:
