@@ -17,6 +17,8 @@ from weft.codegen.llvm import mem_type, reg_type
 from weft.codegen.target import Target
 from weft.ir.types import DType, bool_, f32, f64, i32, i64
 
+_OWN_POINTERS = 8  # rows up to which each row of A has an address register
+
 
 def accumulator(dtype: DType) -> DType:
     """The dtype in which products of ``dtype`` are added: f32 for half types, i32 for narrow integers."""
@@ -90,6 +92,12 @@ def outer_kernel(fn: Code, tile: Tile, *, step: str, accumulate: bool = False, m
     aks = size if step == "k" else "%aks"
     mask = tail_mask(k, "%n", lanes) if masked else None
     slots = [(r, v, r * tile.vectors + v) for r in range(tile.rows) for v in range(tile.vectors)]
+    # With few rows each keeps a register of its own, and all share the index: no additions in the loop. The empty
+    # assembly hides how the addresses are related, which LLVM would turn back into a chain of additions.
+    bases: list[str] = []
+    if step == "k" and tile.rows <= _OWN_POINTERS:
+        rows = [k.at("%a", k.mul(r, "%ars")) for r in range(tile.rows)]
+        bases = [k.op(f'call ptr asm "", "=r,0"(ptr {p})') for p in rows]
     carried = [("ptr", "%a"), ("ptr", "%b")]
     for _, _, i in slots:
         init = load_lanes(k, k.at("%t", i, t), dtype, lanes) if accumulate else "zeroinitializer"
@@ -99,6 +107,8 @@ def outer_kernel(fn: Code, tile: Tile, *, step: str, accumulate: bool = False, m
         row = [load_lanes(k, k.at(bp, v, t), dtype, lanes, mask) for v in range(tile.vectors)]
         at = ap
         for r in range(tile.rows):
+            if bases:
+                at = k.at(bases[r], turn.i, reg_type(dtype))
             x = k.splat(reg_type(dtype), k.load(reg_type(dtype), at, size), lanes)
             at = k.at(at, ars)  # a chain of additions: no register per row
             for v in range(tile.vectors):
