@@ -220,6 +220,8 @@ _TOKEN = re.compile(
     )""",
     re.VERBOSE,
 )
+_DIM = r"(?:\d+|[A-Za-z_]\w*)"
+_TYPE = re.compile(rf"([a-z]+\d*)\[({_DIM}(?:,{_DIM})*)?\](?:@(\w+)(?::(\d+))?)?")
 _WORDS: dict[str, Any] = {"true": True, "false": False, "none": None}
 
 
@@ -283,7 +285,7 @@ class _Line:
 
 def parse_type(text: str) -> TensorType:
     """A type from its text: ``f32[2,N]@cuda:0``; ValueError where it is none."""
-    m = re.fullmatch(r"([a-z]+\d*)\[([\w,]*)\](?:@(\w+)(?::(\d+))?)?", text)
+    m = _TYPE.fullmatch(text)
     if m is None:
         raise ValueError(f"not a tensor type: {text!r}")
     dims = tuple(int(d) if d.isdigit() else Dim(d) for d in m[2].split(",")) if m[2] else ()
@@ -350,7 +352,10 @@ def _parse_attr(line: _Line) -> Any:
         line.fail(f"expected an attribute value, got {text!r}")
     assert parse is not None
     line.at += 1
-    return parse(text)
+    try:
+        return parse(text)
+    except ValueError as e:
+        raise line.error(f"{text!r}: {e}") from e
 
 
 class _Parser:
@@ -443,11 +448,20 @@ class _Parser:
             regions.append(self.graph())
         attrs = prim.normalize_attrs(attrs)
         if types is None:
-            types = prim.infer_types([v.type for v in operands], attrs, regions)
+            types = self.inferred(line, prim, operands, attrs, regions)
         if len(types) != len(defs):
             line.fail(f"{len(defs)} results but {len(types)} types")
         results = [self.bind(line, env, d[0], Value(t, d[1])) for t, d in zip(types, defs, strict=True)]
         return Op(prim, operands, attrs, results, regions, loc)
+
+    @staticmethod
+    def inferred(
+        line: _Line, prim: Primitive, operands: list[Value], attrs: dict[str, Any], regions: list[Graph]
+    ) -> Sequence[TensorType]:
+        try:
+            return prim.infer_types([v.type for v in operands], attrs, regions)
+        except (TypeError, ValueError, KeyError) as e:
+            raise line.error(f"{type(e).__name__}: {e}") from e
 
     @staticmethod
     def primitive(line: _Line) -> Primitive:

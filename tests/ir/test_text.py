@@ -307,7 +307,10 @@ def test_types_may_be_left_out():
         ("graph f(%x: f32[2]) {\n %y = neg(%x): f32[2] ?\n return\n}", "cannot read '[?]'"),
         ("graph f(%x: f32[2]) {\n %y = neg(%x): f32[2] more\n return\n}", "expected a loc"),
         ("graph f(%x: f32[2]) {\n %y = neg(%x %x)\n return\n}", "expected '[)]'"),
-        ("graph f(%x: f32[2]) {\n %y = sum(%x) {axes=(3,)}\n return\n}", "axis 3"),
+        ("graph f(%x: f32[2]) {\n %y = sum(%x) {axes=(3,)}\n return\n}", "line 2: ValueError: sum: axis 3"),
+        ("graph f(%x: f32[2]) {\n %y = sum(%x)\n return\n}", "line 2: TypeError: .*axes"),
+        ("graph f(%x: f32[2,,3]) {\n return\n}", "line 1: not a tensor type"),
+        ("graph f() {\n %c = constant() {value=f32[2]:0x00}\n return\n}", "line 2"),
     ],
 )
 def test_what_is_no_graph_is_refused_with_its_line(text, message):
