@@ -61,8 +61,8 @@ class Geometry:
     @property
     def as_is(self) -> bool:
         """True where the input needs neither padding nor dilation."""
-        # equal sizes are not enough: padding and cropping may cancel
-        return self.spread == self.size and not any(self.lo)
+        # equal sizes are not enough: padding, dilation and cropping may cancel
+        return self.spread == self.size and not any(self.lo) and max(self.gap) == 1
 
 
 def geometry(conv: Op) -> Geometry:
