@@ -35,7 +35,7 @@ def test_names_of_everything() -> None:
     assert list(net.state_dict()) == ["scale", "first.weight", "first.bias", "rest.1.weight"]
     assert net.get_submodule("rest.1") is net.rest[1]
     assert net.get_parameter("first.bias") is net.first.bias and net.get_buffer("scale") is net.scale
-    with pytest.raises(AttributeError, match="has no attribute `nope`"):
+    with pytest.raises(AttributeError, match=r"has no attribute `nope`"):
         net.get_submodule("rest.nope")
 
 
@@ -57,41 +57,41 @@ def test_an_attribute_is_one_thing_at_a_time() -> None:
     assert "x" not in m.__dict__ and isinstance(m.x, nn.Parameter)
     m.x = None
     assert m.x is None and "x" in m._parameters
-    with pytest.raises(TypeError, match="cannot assign 'weft.tensor.Tensor' as parameter 'x'"):
+    with pytest.raises(TypeError, match=r"cannot assign 'weft.tensor.Tensor' as parameter 'x'"):
         m.x = weft.zeros(2)
     del m.x
-    with pytest.raises(AttributeError, match="'Module' object has no attribute 'x'"):
+    with pytest.raises(AttributeError, match=r"'Module' object has no attribute 'x'"):
         _ = m.x
     m.x = nn.ReLU()
     assert m.x is m._modules["x"]
-    with pytest.raises(TypeError, match="cannot assign 'int' as child module 'x'"):
+    with pytest.raises(TypeError, match=r"cannot assign 'int' as child module 'x'"):
         m.x = 1
     m.register_buffer("b", weft.zeros(1))
     m.b = weft.ones(1)
     assert m._buffers["b"].item() == 1
-    with pytest.raises(TypeError, match="cannot assign 'str' as buffer 'b'"):
+    with pytest.raises(TypeError, match=r"cannot assign 'str' as buffer 'b'"):
         m.b = "no"
 
 
 def test_registering_with_bad_names_and_values() -> None:
     m = nn.Module()
     m.plain = 1
-    with pytest.raises(KeyError, match="attribute 'plain' already exists"):
+    with pytest.raises(KeyError, match=r"attribute 'plain' already exists"):
         m.register_parameter("plain", nn.Parameter(weft.zeros(1)))
-    with pytest.raises(KeyError, match="name can.+t contain"):
+    with pytest.raises(KeyError, match=r"name can.+t contain"):
         m.register_buffer("a.b", weft.zeros(1))
-    with pytest.raises(KeyError, match="name can.+t be empty"):
+    with pytest.raises(KeyError, match=r"name can.+t be empty"):
         m.add_module("", nn.ReLU())
-    with pytest.raises(TypeError, match="weft.nn.Parameter or None required"):
+    with pytest.raises(TypeError, match=r"weft.nn.Parameter or None required"):
         m.register_parameter("w", weft.zeros(1))  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="is not a Module subclass"):
+    with pytest.raises(TypeError, match=r"is not a Module subclass"):
         m.add_module("c", 3)  # type: ignore[arg-type]
 
     class Forgetful(nn.Module):
         def __init__(self) -> None:
             self.w = nn.Parameter(weft.zeros(1))
 
-    with pytest.raises(AttributeError, match="cannot assign parameters before Module.__init__"):
+    with pytest.raises(AttributeError, match=r"cannot assign parameters before Module.__init__"):
         Forgetful()
 
 
@@ -128,7 +128,7 @@ def test_loading_says_everything_that_is_wrong() -> None:
     result = net.load_state_dict(state, strict=False)
     assert result.missing_keys == ["first.weight", "first.bias"]
     assert result.unexpected_keys == ["extra", "rest.7.weight"]
-    with pytest.raises(TypeError, match="Expected state_dict to be dict-like"):
+    with pytest.raises(TypeError, match=r"Expected state_dict to be dict-like"):
         net.load_state_dict([])  # type: ignore[arg-type]
 
 
@@ -181,7 +181,7 @@ def test_casting_keeps_parameters() -> None:
     assert net.count.dtype is weft.int64
     assert net.to(weft.float16).scale.dtype is weft.float16
     assert net.to(dtype=weft.float32).half().float().bfloat16().scale.dtype is weft.bfloat16
-    with pytest.raises(TypeError, match="only accepts floating point or complex dtypes"):
+    with pytest.raises(TypeError, match=r"only accepts floating point or complex dtypes"):
         net.to(weft.int32)
 
 
@@ -191,7 +191,7 @@ def test_modes_and_gradients() -> None:
     assert not any(m.training for m in net.modules())
     net.train()
     assert all(m.training for m in net.modules())
-    with pytest.raises(ValueError, match="expected to be boolean"):
+    with pytest.raises(ValueError, match=r"expected to be boolean"):
         net.train(1)  # type: ignore[arg-type]
     net(weft.randn(2, 3)).sum().backward()
     net.zero_grad(set_to_none=False)
@@ -249,7 +249,7 @@ def test_a_hook_that_is_always_called() -> None:
     m, seen = Fails(), []
     m.register_forward_hook(lambda *a: seen.append("skipped"))
     m.register_forward_hook(lambda *a: seen.append("called"), always_call=True)
-    with pytest.raises(RuntimeError, match="no"):
+    with pytest.raises(RuntimeError, match=r"no"):
         m(1)
     assert seen == ["called"]
 
@@ -306,7 +306,7 @@ def test_parameters() -> None:
     assert p.tolist() == [3.0, 3.0] and p.requires_grad and p.is_leaf
     assert not nn.Parameter(t, requires_grad=False).requires_grad
     assert type(p * 2) is weft.Tensor and isinstance(p, weft.Tensor)
-    with pytest.raises(RuntimeError, match="floating point and complex"):
+    with pytest.raises(RuntimeError, match=r"floating point and complex"):
         nn.Parameter(weft.tensor([1]))
 
 
@@ -320,7 +320,7 @@ def test_sequential() -> None:
     assert list(s) == [a, c]
     s.insert(1, b)
     assert list(s) == [a, b, c] and s.pop() is c
-    with pytest.raises(IndexError, match="out of range"):
+    with pytest.raises(IndexError, match=r"out of range"):
         s[5]
 
 
