@@ -234,7 +234,7 @@ def setitem(x: Tensor, key: Any, value: Any) -> None:
     v, arrays = _basic(x, _prepare(x, key))
     val = _value_tensor(value, x)
     if all(a is None for a in arrays):
-        write_(v, _fit(val, shape_of(v)))
+        write_(v, _fit(val, shape_of(v)), replaces=True)
         return
     _put(v, arrays, val, "set")
 

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from weft.autograd.grad_mode import mode
-from weft.autograd.tape import Node, TypeStub, edge_of, keep_old_value, record_types
+from weft.autograd.tape import Edge, Node, TypeStub, edge_of, keep_old_value, record_types
 from weft.dispatch import apply, interpreter, wrap, wrap_value
 from weft.ir import prims as P
 from weft.ir.graph import Value
-from weft.ir.prims.base import Primitive
+from weft.ir.prims.base import Primitive, full_like
 from weft.ir.types import DType
 from weft.tensor import Tensor, contiguous_strides
 
@@ -258,11 +258,12 @@ def check_inplace(t: Tensor, *others: Any) -> None:
         raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
 
 
-def write_(t: Tensor, new: Tensor, mark: int | None = None) -> Tensor:
+def write_(t: Tensor, new: Tensor, mark: int | None = None, replaces: bool = False) -> Tensor:
     """Change the value of ``t`` to that of ``new`` (same shape and dtype); bumps the version, rebases the history.
 
     ``mark`` (see ``tape.sequence_mark``) tells which nodes of ``new`` belong to this very operation: what they saved
-    of the old value is kept for them. Raises torch's RuntimeErrors for leaves and for overlapping memory.
+    of the old value is kept for them. ``replaces``: ``new`` does not depend on ``t``, whose old value then has the gradient
+    zero. Raises torch's RuntimeErrors for leaves and for overlapping memory.
     """
     check_inplace(t)
     tracked = mode.grad and (t.requires_grad or new._rg)
@@ -280,7 +281,7 @@ def write_(t: Tensor, new: Tensor, mark: int | None = None) -> Tensor:
     if interp.recording and t._view is not None and type(t._data) is Value:
         t._view.value_version = t._vc[0]
     if tracked:
-        _rebase(t, new, old_edge, base, base_edge)
+        _rebase(t, new, old_edge, base, base_edge, replaces)
     return t
 
 
@@ -288,7 +289,11 @@ def _write_array(t: Tensor, new: Tensor) -> None:
     d = t._data
     if not d.flags.writeable:
         if t._view is not None:
-            raise RuntimeError(OVERLAP)
+            if any(n > 1 and s == 0 for n, s in zip(d.shape, d.strides, strict=True)):
+                raise RuntimeError(OVERLAP)
+            d.flags.writeable = True
+            np.copyto(d, new._data)
+            return
         if d.base is not None and type(d.base) is not np.ndarray:
             raise RuntimeError("the memory of this tensor is read-only")
         t._data = np.array(new._data)
@@ -343,11 +348,13 @@ def _typed(t: Tensor, edge: Any) -> Tensor:
     return out
 
 
-def _rebase(t: Tensor, new: Tensor, old_edge: Any, base: Tensor | None, base_edge: Any) -> None:
+def _rebase(
+    t: Tensor, new: Tensor, old_edge: Any, base: Tensor | None, base_edge: Any, replaces: bool
+) -> None:
     """The history after a write: that of ``new``; for a view the base is rewritten and the view follows."""
     edge = edge_of(new)
-    if edge is None:
-        edge = (overwritten(old_edge, t), 0)
+    if edge is None or (replaces and old_edge is not None):
+        edge = (overwritten(old_edge, edge, t), 0)
     if base is None:
         t._edge, t._rg = edge, True
         return
@@ -359,20 +366,19 @@ def _rebase(t: Tensor, new: Tensor, old_edge: Any, base: Tensor | None, base_edg
 
 
 class _Overwrite:
-    """The pseudo primitive of a value that was replaced by one without history: its gradient is zero."""
+    """The pseudo primitive of a value that was replaced: the gradient of the old one is zero."""
 
     name, needs, kind, nondifferentiable, n_results = "overwrite", "", None, False, 1
 
     @staticmethod
-    def vjp(ct: Any, out: Any, x: Any, **attrs: Any) -> tuple[Any, ...]:
-        from weft.ir.prims.base import full_like
-
-        return (full_like(ct, 0),)
+    def vjp(ct: Any, out: Any, old: Any, new: Any, **attrs: Any) -> tuple[Any, ...]:
+        return full_like(ct, 0), ct
 
 
-def overwritten(edge: Any, t: Tensor) -> Node:
+def overwritten(old: Edge | None, new: Edge | None, t: Tensor) -> Node:
+    """The node of a value that took the place of another."""
     meta = TypeStub(t._ir_type)
-    return Node(_Overwrite, {}, (), (edge,), (meta,), (meta,))
+    return Node(_Overwrite, {}, (), (old, new), (meta, meta), (meta,))
 
 
 def set_data(t: Tensor, value: Tensor) -> None:

@@ -64,7 +64,7 @@ def copy_(input: Tensor, src: Any, non_blocking: bool = False) -> Tensor:
         value = broadcast_to(value, shape_of(input))
     elif value is src:
         value = apply(P.copy_p, value) if mode.grad and src.requires_grad else value
-    return write_(input, value)
+    return write_(input, value, replaces=True)
 
 
 def fill_(input: Tensor, value: Any) -> Tensor:
@@ -74,8 +74,8 @@ def fill_(input: Tensor, value: Any) -> Tensor:
         if value.ndim:
             raise RuntimeError("fill_ only supports 0-dimension value tensor but got tensor with "
                                f"{value.ndim} dimensions.")
-        return write_(input, broadcast_to(convert(value, input.dtype), shape_of(input)))
-    return write_(input, broadcast_to(as_tensor(value, input.dtype), shape_of(input)))
+        return write_(input, broadcast_to(convert(value, input.dtype), shape_of(input)), replaces=True)
+    return write_(input, broadcast_to(as_tensor(value, input.dtype), shape_of(input)), replaces=True)
 
 
 def zero_(input: Tensor) -> Tensor:
