@@ -7,10 +7,10 @@ outermost scope in which their operands are known.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-
 from weft.codegen.llvm import Function, mem_type, reg_type, vec
 from weft.ir import types as T
 from weft.ir.scalarmath import ScalarMath
@@ -47,6 +47,15 @@ def literal(value: Any, dtype: DType) -> str:
     with np.errstate(all="ignore"):
         x = float(np.asarray(value).astype(dtype.np).astype(np.float64))
     return "0x" + struct.pack(">d", x).hex().upper()
+
+
+def memory_literal(value: Any, dtype: DType) -> str:
+    """A scalar constant in the form in which memory holds it."""
+    if dtype is T.bool_:
+        return str(int(value))
+    if dtype.is_floating_point and dtype.bits == 16:
+        return str(int(np.asarray(value).astype(dtype.np).view(np.uint16)))
+    return literal(value, dtype)
 
 
 class VectorBuilder(ScalarMath):
@@ -202,6 +211,26 @@ class VectorBuilder(ScalarMath):
         cond = f"{reg_type(T.bool_, c.lanes)} {c.text}"
         return self.emit(f"select {cond}, {t} {self.text(x, w)}, {t} {self.text(y, w)}", x.dtype, w,
                          _depth((c, x, y)))
+
+    def rare(self, condition: Reg, usual: tuple[Reg, ...], slow: Callable[[], tuple[Reg, ...]]) -> tuple[Reg, ...]:
+        """A block of its own for ``slow``, entered where the condition holds in any lane."""
+        fn, w = self.fn, max(r.lanes for r in (condition, *usual))
+        if max(r.depth for r in (condition, *usual)) < fn.depth:  # invariant: nothing to save, and it may be hoisted
+            return super().rare(condition, usual, slow)
+        some = condition.text
+        if condition.lanes:
+            some = fn.call(f"llvm.vector.reduce.or.v{w}i1", "i1", f"<{w} x i1> {some}")
+        kept, before = [self.text(u, w) for u in usual], fn.block
+        with fn.when(some):
+            merged = [self.select(condition, s, u) for s, u in zip(slow(), usual, strict=True)]
+            found, inside = [self.text(m, w) for m in merged], fn.block
+        out = []
+        for u, k, f in zip(usual, kept, found, strict=True):
+            phi = fn.phi(reg_type(u.dtype, w))
+            phi.add(k, before)
+            phi.add(f, inside)
+            out.append(Reg(phi.name, u.dtype, w, fn.depth))
+        return tuple(out)
 
     def convert(self, x: Reg, dtype: DType) -> Reg:
         d = x.dtype

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from weft.codegen.emit import Reg
+from weft.codegen.emit import Reg, memory_form, memory_literal
 from weft.codegen.kernel import KernelCode, Phase
-from weft.codegen.llvm import Function
+from weft.codegen.llvm import Function, mem_type
 from weft.codegen.loop_body import BodyEmitter
 from weft.codegen.loop_loops import lanes_range
 from weft.codegen.schedule import schedule
@@ -160,25 +160,17 @@ def _rows(e: BodyEmitter, nest: Nest) -> None:
 
 def _clear(e: BodyEmitter, p: Any, u: Reg) -> None:
     """Start a unit's partial results at the identity."""
-    identity = e.b.const(IDENTITIES[p.op](p.dtype), p.dtype)
-    x = e.b.narrow(identity) if p.dtype is not T.bool_ else e.b.const(int(identity.value), T.u8)
+    x = memory_literal(IDENTITIES[p.op](p.dtype), p.dtype)
+    t, w = mem_type(memory_form(p.dtype)), e.lanes
     base = e.address(p.buffer, e.times(u, p.size)).text
-    t = "i8" if p.dtype is T.bool_ else _type(x)
-    w = e.lanes
     main = p.size // w * w
     if main:
         with e.fn.loop("0", str(main), w, runs=True) as scope:
             at = e.fn.op(f"getelementptr {t}, ptr {base}, i64 {scope.var}")
-            e.fn.do(f"store <{w} x {t}> splat ({t} {x.text}), ptr {at}, align {p.dtype.itemsize}")
+            e.fn.do(f"store <{w} x {t}> splat ({t} {x}), ptr {at}, align {p.dtype.itemsize}")
     for i in range(main, p.size):
         at = e.fn.op(f"getelementptr {t}, ptr {base}, i64 {i}")
-        e.fn.do(f"store {t} {x.text}, ptr {at}, align {p.dtype.itemsize}")
-
-
-def _type(x: Reg) -> str:
-    from weft.codegen.llvm import reg_type
-
-    return reg_type(x.dtype)
+        e.fn.do(f"store {t} {x}, ptr {at}, align {p.dtype.itemsize}")
 
 
 def _lanes(e: BodyEmitter, nest: Nest) -> None:

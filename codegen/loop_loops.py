@@ -332,12 +332,21 @@ class _VectorLoop:
         if e.target.masked:
             masks: list[Reg | None] = [None] * full
             if tail:
-                bits = ", ".join(f"i1 {'true' if i < tail else 'false'}" for i in range(self.w))
-                masks.append(Reg(f"<{bits}>", T.bool_, self.w, 0))
+                masks.append(self._tail_mask(tail))
             return self._group(e.i64(begin), len(masks), states, masks)
         if full:
             states = self._group(e.i64(begin), full, states)
         return self._singles(str(begin + full * self.w), str(self.extent), states) if tail else states
+
+    def _tail_mask(self, tail: int) -> Reg:
+        """The first ``tail`` lanes. LLVM stores too many bytes for a truncated value under a constant mask of one
+        lane, so that mask is hidden from it.
+        """
+        if tail == 1:
+            hidden = self.e.fn.op('call i64 asm "", "=r,0"(i64 1)', 0)
+            return run_mask(self.e, self.e.i64(0), hidden)
+        bits = ", ".join(f"i1 {'true' if i < tail else 'false'}" for i in range(self.w))
+        return Reg(f"<{bits}>", T.bool_, self.w, 0)
 
     def _singles(self, begin: str, end: str, states: list[list[State]], runs: bool = True) -> list[list[State]]:
         """One element at a time; folds go into the scalar state."""
