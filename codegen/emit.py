@@ -212,10 +212,12 @@ class VectorBuilder(ScalarMath):
         return self.emit(f"select {cond}, {t} {self.text(x, w)}, {t} {self.text(y, w)}", x.dtype, w,
                          _depth((c, x, y)))
 
-    def rare(self, condition: Reg, usual: tuple[Reg, ...], slow: Callable[[], tuple[Reg, ...]]) -> tuple[Reg, ...]:
+    def rare(
+        self, condition: Reg, usual: tuple[Reg, ...], slow: Callable[[], tuple[Reg, ...]]
+    ) -> tuple[Reg, ...]:
         """A block of its own for ``slow``, entered where the condition holds in any lane."""
         fn, w = self.fn, max(r.lanes for r in (condition, *usual))
-        if max(r.depth for r in (condition, *usual)) < fn.depth:  # invariant: nothing to save, and it may be hoisted
+        if max(r.depth for r in (condition, *usual)) < fn.depth:  # invariant: it may be hoisted
             return super().rare(condition, usual, slow)
         some = condition.text
         if condition.lanes:
