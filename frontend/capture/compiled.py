@@ -17,8 +17,8 @@ from typing import Any
 from weft.capture.backward import BackwardPlan
 from weft.capture.entry import Guards, Miss
 from weft.capture.errors import CaptureError
-from weft.capture.regions import run_lazily
 from weft.capture.plan import Plan, Planner, Unfit
+from weft.capture.regions import run_lazily
 from weft.capture.segments import SEGMENTS
 from weft.capture.state import paused, recorder
 from weft.capture.trace import settle, trace
@@ -120,7 +120,8 @@ class Compiled:
 
     # -- the slow path ---
     def _slow(self, miss: Miss, args: Any, kwargs: Any) -> Any:
-        """The version in front does not apply, or there is none. In another capture the call becomes part of it."""
+        """The version in front does not apply, or there is none. In another capture the call becomes part
+        of it."""
         if recorder() is not None or self.options.get("disable"):
             return self.fn(*args, **kwargs)
         misses = [(e, miss) for e in self.entries[:1]]

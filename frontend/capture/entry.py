@@ -21,7 +21,8 @@ from weft.tensor import Tensor
 
 
 class Miss:
-    """A guard that failed; ``reason(args, kwargs)`` says which, in one line. ``index``: its place among the guards."""
+    """A guard that failed; ``reason(args, kwargs)`` says which, in one line. ``index``: its place among
+    the guards."""
 
     __slots__ = ("_reason", "index")
 

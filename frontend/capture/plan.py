@@ -86,10 +86,7 @@ class Planner:
         self.code = self.sig.code
         self.seg: Segment = self.rec.segment
         self.env: Environment = environment(fn, self.sig, name)
-        self.touched_grads = self._grads_changed()
-        owners = (
-            {(id(o), k) for o, k in self.rec.leaves if o != "argument"} if not self._reads_groups() else set()
-        )
+        owners = set() if self._reads_groups() else {place_of(o, k) for o, k in self.rec.leaves}
         self.guards = Guards(self.code, self.env, owners)
         self.sources: dict[int, Source] = {}
         self.results: list[Value] = []
@@ -211,13 +208,6 @@ class Planner:
     def _rebased(self, b: Before) -> bool:
         e = b.tensor._edge
         return e is not None and e is not b.edge and e[0].seq >= self.made.mark
-
-    def _grads_changed(self) -> bool:
-        rec = self.rec
-        if any(b.tensor._grad is not b.grad for b in rec.states.values()):
-            return True
-        olds = {id(b.grad) for b in rec.states.values() if b.grad is not None}
-        return bool(olds & set(self.seg.lifted)) or bool({"grad", "zero_grad", "_grad"} & self.env.names)
 
     def _writes(self) -> list[tuple[Source, Value]]:
         out = []
@@ -348,12 +338,8 @@ class Planner:
                 if t._grad is not b.grad:
                     raise Unfit("it sets the gradient of a tensor that cannot be followed")
                 continue
-            if (
-                self.touched_grads
-                and b.rg
-                and b.tensor.is_leaf
-                and (b.grad is None or id(b.grad) not in self.sources)
-            ):
+            seen = self.rec.grad_seen.get(id(t))
+            if seen == "read" and (b.grad is None or id(b.grad) not in self.sources):
                 test = "is not None" if b.grad is None else "is None"
                 self.body.append(
                     f"if {self.source(t).var}._grad {test}: return "
@@ -361,7 +347,7 @@ class Planner:
                         f"the gradient of {self._label(t)} is {'now set' if b.grad is None else 'now None'}"
                     )
                 )
-            if t._grad is not b.grad:
+            if t._grad is not b.grad or seen == "write":
                 g = "None" if t._grad is None else self._tensor_out(t._grad)
                 self.after.append(f"{self.source(t).var}._grad = {g}")
 
@@ -478,7 +464,9 @@ class Planner:
             if owner == "argument":
                 continue
             kind = type(owner[key]).__name__
-            out.append(f"s{n} = {self.code.const(owner, 'O')}.get({self.code.const(key, 'k')})")
+            fetch = f"s{n} = {self.code.const(owner, 'O')}[{self.code.const(key, 'k')}]"
+            gone = self._miss(f"{key} is no longer there")
+            out += ["try:", f"    {fetch}", f"except (LookupError, TypeError): return {gone}"]
             out.append(
                 f"if type(s{n}) is not {kind}: return " + self._miss(f"{key} is no longer of type {kind}")
             )
@@ -653,8 +641,8 @@ class Planner:
 
 
 def both_versions(lines: list[str]) -> str:
-    """Source of ``call``, which leaves to the native code what that checks itself, and of ``full``, to which it
-    turns when the native code refuses the arrays."""
+    """Source of ``call``, which leaves to the native code what that checks itself, and of ``full``, to
+    which it turns when the native code refuses the arrays."""
     fast = [line for line in lines if NATIVE not in line]
     at = next(i for i, line in enumerate(fast) if line.startswith("r = run("))
     fast.insert(at + 1, "if r is REFUSED: return full(args, kwargs)")
@@ -667,6 +655,13 @@ def _as_miss(line: str, code: Code) -> str:
     """Failing checks of the arguments return the index of their reason: make that a Miss."""
     head, sep, tail = line.rpartition(": return ")
     return f"{head}: return M_{tail}" if sep and tail.isdigit() else line
+
+
+def place_of(owner: Any, key: Any) -> tuple[int, Any]:
+    """The dictionary entry that a number read afresh lives in: that of the whole tuple for an element of
+    one."""
+    group = getattr(owner, "group", None)
+    return (id(group), owner.name) if group is not None else (id(owner), key)
 
 
 def tensor_paths(o: Any, path: tuple[Any, ...] = ()) -> list[tuple[tuple[Any, ...], Tensor]]:

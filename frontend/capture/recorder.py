@@ -8,6 +8,7 @@ segment, gives every live captured tensor its array and starts the next segment.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from weft.autograd.tape import Saved, reachable
 from weft.capture.errors import CaptureError
-from weft.capture.state import ScalarLog, TracedScalar, plain
+from weft.capture.state import ScalarLog, TracedScalar, plain, recorder
 from weft.capture.userland import quote, user_loc
 from weft.ir import prims as P
 from weft.ir.graph import Graph, GraphBuilder, Value
@@ -46,8 +47,47 @@ class Before:
         t._vc[0] = self.version
 
 
+class GradWatch:
+    """Stands in for ``Tensor._grad`` while something is traced, and tells the recorder of reads and
+    writes."""
+
+    def __init__(self) -> None:
+        self.users = 0
+        self.lock = threading.Lock()
+
+    def __get__(self, t: Any, owner: Any = None) -> Any:
+        if t is None:
+            return None
+        rec = recorder()
+        if rec is not None:
+            rec.saw_grad(t, "read")
+        return t.__dict__.get("_grad")
+
+    def __set__(self, t: Any, value: Any) -> None:
+        rec = recorder()
+        if rec is not None:
+            rec.saw_grad(t, "write")
+        t.__dict__["_grad"] = value
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.users += 1
+            Tensor._grad = self  # type: ignore[assignment]
+
+    def __exit__(self, *exc: Any) -> None:
+        with self.lock:
+            self.users -= 1
+            if not self.users:
+                Tensor._grad = None
+
+
+WATCH_GRADS = GradWatch()
+
+
 def before(t: Tensor) -> Before:
-    return Before(t, t._grad, t._edge, t._rg, t._vc[0], t._hooks, t._post_hooks, len(t._hooks or ()))
+    return Before(
+        t, t.__dict__.get("_grad"), t._edge, t._rg, t._vc[0], t._hooks, t._post_hooks, len(t._hooks or ())
+    )
 
 
 @dataclass(slots=True)
@@ -88,6 +128,9 @@ class Recorder(Interpreter):
         self._leaf_of: dict[tuple[int, Any], TracedScalar] = {}
         self.breaks: list[tuple[str | None, str]] = []
         self.states: dict[int, Before] = {}
+        self.grad_seen: dict[
+            int, str
+        ] = {}  # by id of a tensor: what came first, a "read" or a "write" of .grad
         self.created: dict[int, weakref.ref[Tensor]] = {}
         self.done: weakref.WeakKeyDictionary[Value, np.ndarray] = weakref.WeakKeyDictionary()
         self.segment = Segment(GraphBuilder(name))
@@ -194,6 +237,13 @@ class Recorder(Interpreter):
         """Remember the autograd state of a concrete tensor before the capture changes it."""
         if id(t) not in self.states:
             self.states[id(t)] = before(t)
+
+    def saw_grad(self, t: Tensor, what: str) -> None:
+        """``t.grad`` is read or written: only what is read first depends on what it was before the
+        capture."""
+        if type(t._data) is not Value:
+            self.meet(t)
+            self.grad_seen.setdefault(id(t), what)
 
     # -- running --------------------------------------------------------------------------------------------
     def break_(self, why: str) -> None:

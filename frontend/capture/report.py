@@ -8,14 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-
 from weft.capture.compiled import Compiled, compile
 from weft.capture.segments import SEGMENTS
 
 
 @dataclasses.dataclass
 class KernelReport:
-    """One kernel: bytes it moves, operations it does, seconds it took, and the share of the nearer machine limit."""
+    """One kernel: bytes it moves, operations it does, seconds it took, and the share of the nearer machine
+    limit."""
 
     name: str
     form: str
@@ -89,9 +89,10 @@ def _unit(x: float, unit: str) -> str:
 def explain(fn: Callable[..., Any]) -> Callable[..., Report]:
     """What compiling ``fn`` does with given arguments: ``weft.explain(fn)(*args)`` calls it and reports.
 
-    The report has the graph breaks with their lines, guards, recompiles with reasons, every kernel with bytes,
-    operations, time and its share of the machine's measured limit, and the fusions that were refused and why.
-    ``fn`` may be compiled already (its history is in the report) or not. The function is called a few times.
+    The report has the graph breaks with their lines, guards, recompiles with reasons, every kernel with
+    bytes, operations, time and its share of the machine's measured limit, and the fusions that were
+    refused and why. ``fn`` may be compiled already (its history is in the report) or not. The function is
+    called a few times.
 
     >>> import weft
     >>> report = explain(lambda x: (x * 2).tanh().sum())(weft.ones(1000))
@@ -157,7 +158,9 @@ def _measure(executable: Any, repeats: int = 5) -> list[float]:
         region = op.regions[0]
         alone = compile_graph(Graph(region.params, region.ops, region.results, "alone"))
         arrays = [np.ones(p.type.shape, p.type.dtype.np) for p in params]
-        times.append(min(_time(lambda alone=alone, arrays=arrays: alone.call(arrays)) for _ in range(repeats)))
+        times.append(
+            min(_time(lambda alone=alone, arrays=arrays: alone.call(arrays)) for _ in range(repeats))
+        )
     return times
 
 

@@ -12,7 +12,7 @@ from weft.autograd.grad_mode import mode
 from weft.autograd.tape import edge_of, sequence_mark
 from weft.capture.environment import MISSING, Environment, Place, same
 from weft.capture.errors import CaptureError
-from weft.capture.recorder import Recorder, Run
+from weft.capture.recorder import WATCH_GRADS, Recorder, Run
 from weft.capture.signature import Code, Signature
 from weft.capture.state import TracedScalar
 from weft.capture.userland import quote
@@ -100,7 +100,7 @@ def trace(
     watch = Watch(env.codes)
     made = Trace(rec, signature, env, None, sequence_mark(), (mode.grad, mode.inference))
     try:
-        with interpreting(rec), watch.on():
+        with WATCH_GRADS, interpreting(rec), watch.on():
             made.out = fn(*new_args, **new_kwargs)
         changed = _changes([*env.places, *arguments], rec)
         made.problem = _problem(made, watch, changed)

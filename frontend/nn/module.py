@@ -474,10 +474,10 @@ def _indented(text: str) -> str:
 
 def clear_grad(p: Tensor, set_to_none: bool) -> None:
     """What ``zero_grad`` does to one tensor."""
-    if p.grad is None:
-        return
     if set_to_none:
-        p.grad = None
+        p.grad = None  # without a look at it, so that a captured step does not depend on what it was
+        return
+    if p.grad is None:
         return
     if p.grad.grad_fn is not None:
         p.grad.detach_()
