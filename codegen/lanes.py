@@ -93,6 +93,8 @@ def gather_lanes(fn: Code, base: str, index: str, dtype: DType, lanes: int, mask
 
 def tail_mask(fn: Code, count: int | str, lanes: int) -> str:
     """Lanes 0 .. count-1 (an i64; any value)."""
+    if count == 1:  # LLVM stores too many bytes for a truncated value under a constant mask of one lane
+        count = fn.op('call i64 asm "", "=r,0"(i64 1)')
     if isinstance(count, int):
         return "<" + ", ".join(f"i1 {'true' if i < count else 'false'}" for i in range(lanes)) + ">"
     n = fn.splat("i32", fn.op(f"trunc i64 {count} to i32"), lanes)
