@@ -54,7 +54,8 @@ def compiled_mode(_weft_mode: str) -> Callable[[Callable[..., Any]], Callable[..
 @pytest.hookimpl(hookwrapper=True)
 def pytest_pyfunc_call(pyfuncitem: Any) -> Iterator[None]:
     marked = pyfuncitem.get_closest_marker("weft_compiled") is not None
-    if not marked or pyfuncitem.funcargs.get("_weft_mode") != "compiled":
+    callspec = getattr(pyfuncitem, "callspec", None)
+    if not marked or callspec is None or callspec.params.get("_weft_mode") != "compiled":
         yield
         return
     from weft.capture.regions import lazy

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 import weft
 from weft.capture import CaptureError
 from weft.testing import assert_close, assert_equivalent
@@ -525,7 +524,9 @@ def test_fullgraph_names_the_line() -> None:
             return y
         return x
 
-    with pytest.raises(CaptureError, match=r"test_pitfalls.py:\d+: if y.sum\(\) > 0:  # the line of the break"):
+    with pytest.raises(
+        CaptureError, match=r"test_pitfalls.py:\d+: if y.sum\(\) > 0:  # the line of the break"
+    ):
         f(x3())
 
 
@@ -776,7 +777,12 @@ def test_keyword_and_variadic_arguments() -> None:
         return sum(xs) * scale, {k: v * 2 for k, v in named.items()}
 
     g = weft.compile(f, fullgraph=True)
-    for args, kwargs in (((x3(),), {}), ((x3(), x3()), {}), ((x3(),), {"scale": 3.0}), ((x3(),), {"b": x3(), "a": x3()})):
+    for args, kwargs in (
+        ((x3(),), {}),
+        ((x3(), x3()), {}),
+        ((x3(),), {"scale": 3.0}),
+        ((x3(),), {"b": x3(), "a": x3()}),
+    ):
         assert_close(g(*args, **kwargs), f(*args, **kwargs))
 
 
