@@ -121,7 +121,7 @@ class _Conv(Module):
         for name, default in (("padding", zero), ("dilation", one), ("output_padding", zero), ("groups", 1)):
             value = getattr(self, name)
             if value != default:
-                parts.append(f"{name}={value!r}" if isinstance(value, str) else f"{name}={value}")
+                parts.append(f"{name}={value}")
         if self.bias is None:
             parts.append("bias=False")
         if self.padding_mode != "zeros":
