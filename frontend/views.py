@@ -51,6 +51,8 @@ def _write_broadcast(apply: Apply, old: Tensor, new: Tensor, attrs: Any) -> Tens
     return apply(P.reshape_p, new, shape=_shape(old))
 
 
+_MULTI = ("This view is the output of a function that returns multiple views. Such functions do not allow the output views "
+          "to be modified inplace. You should replace the inplace operation by an out-of-place one.")
 OVERLAP = ("unsupported operation: more than one element of the written-to tensor refers to a single memory "
            "location. Please clone() the tensor before performing the operation.")
 
@@ -73,13 +75,15 @@ class View:
 
     ``differentiable`` is False for ``detach()`` and ``.data``, which share memory and nothing else.
     ``edge_version`` and ``value_version`` are the base's versions that the edge and (in capture) the value are of.
+    ``origin`` names the function where it gave several views, which torch does not let autograd follow in place.
     """
 
-    __slots__ = ("base", "differentiable", "edge_version", "steps", "value_version")
+    __slots__ = ("base", "differentiable", "edge_version", "origin", "steps", "value_version")
 
     def __init__(self, base: Tensor, steps: Sequence[Step], version: int, differentiable: bool = True) -> None:
         self.base, self.steps, self.differentiable = base, tuple(steps), differentiable
         self.edge_version = self.value_version = version
+        self.origin: str | None = None
 
     def detached(self) -> View:
         return View(self.base, self.steps, self.value_version, differentiable=False)
@@ -93,11 +97,15 @@ class View:
         version = t._vc[0]
         if version == self.edge_version or not self.differentiable:
             return
-        self.edge_version = version
         edge = edge_of(self.base)
         if edge is None or not t.dtype.is_inexact:
+            self.edge_version = version
             t._edge, t._rg = None, False
             return
+        if self.origin is not None and mode.grad:
+            raise RuntimeError(f"{self.origin} is a view and its base or another view of its base has been modified "
+                               f"inplace. {_MULTI}")
+        self.edge_version = version
         source = wrap(TypeStub(self.base._ir_type))
         source._edge, source._rg = edge, True
         for prim, attrs in self.steps:
@@ -140,7 +148,17 @@ def view(x: Tensor, prim: Primitive, data: Any = None, **attrs: Any) -> Tensor:
             root, steps = x, ((prim, attrs),)
     out._vc = x._vc
     out._view = View(root, steps, x._vc[0])
+    if v is not None:
+        out._view.origin = v.origin
     return out
+
+
+def siblings(parts: Sequence[Tensor], function: str) -> tuple[Tensor, ...]:
+    """Mark the results of a function that gives several views of one tensor."""
+    for i, p in enumerate(parts):
+        if p._view is not None:
+            p._view.origin = f"Output {i} of {function}"
+    return tuple(parts)
 
 
 def phantom(x: Tensor) -> np.ndarray:
@@ -252,6 +270,8 @@ def check_inplace(t: Tensor, *others: Any) -> None:
     v = t._view
     if v is not None and v.differentiable:
         base = v.base
+        if base._rg and v.origin is not None:
+            raise RuntimeError(f"{v.origin} is a view and is being modified inplace. {_MULTI}")
         if base._rg and base._edge is None:
             raise RuntimeError("a view of a leaf Variable that requires grad is being used in an in-place operation.")
     elif t._rg and t._edge is None:

@@ -24,7 +24,7 @@ from weft.ops.common import (
 )
 from weft.promotion import promote
 from weft.tensor import Tensor
-from weft.views import own, view, views
+from weft.views import own, siblings, view, views
 
 
 def _infer_shape(shape: Sequence[int], x: Tensor) -> tuple[int, ...]:
@@ -294,7 +294,7 @@ def unbind(input: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
     d = wrap_dim(dim, input.ndim)
     if input.ndim == 0:
         raise RuntimeError("Dimension specified as 0 but tensor has no dimensions")
-    return tuple(select(input, d, i) for i in range(shape_of(input)[d]))
+    return siblings([select(input, d, i) for i in range(shape_of(input)[d])], "UnbindBackward0")
 
 
 def split(input: Tensor, split_size_or_sections: Any, dim: int = 0) -> tuple[Tensor, ...]:
@@ -319,7 +319,7 @@ def _pieces(x: Tensor, d: int, sizes: Sequence[int]) -> tuple[Tensor, ...]:
     for n in sizes:
         out.append(slice_dim(x, d, start, start + n))
         start += n
-    return tuple(out)
+    return siblings(out, "SplitBackward0")
 
 
 split_with_sizes = split
