@@ -41,7 +41,6 @@ class Module:
     _forward_hooks: dict[int, Any]
     _backward_pre_hooks: dict[int, Any]
     _backward_hooks: dict[int, Any]
-    forward: Callable[..., Any]
 
     def __init__(self) -> None:
         for name in _DICTS:
@@ -50,7 +49,7 @@ class Module:
         object.__setattr__(self, "training", True)
 
     # -- calling -------------------------------------------------------------------------------------------
-    def forward(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[no-redef]
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The computation of the module; every subclass has its own."""
         raise NotImplementedError(
             f'Module [{type(self).__name__}] is missing the required "forward" function'

@@ -142,7 +142,7 @@ class DataLoader:
         if sampler is None and not self.is_iterable:
             random = RandomSampler(self.dataset, generator=self.generator) if shuffle else None
             sampler = random or SequentialSampler(self.dataset)
-        if batch_size is not None and not self.is_iterable:
+        if batch_size is not None and sampler is not None:
             batch_sampler = BatchSampler(sampler, batch_size, drop_last)
         self.batch_size, self.drop_last = batch_size, drop_last
         self.sampler, self.batch_sampler = sampler, batch_sampler

@@ -108,7 +108,7 @@ class _Pool:
 
         methods = multiprocessing.get_all_start_methods()
         context = loader.multiprocessing_context or ("fork" if "fork" in methods else "spawn")
-        how = multiprocessing.get_context(context) if isinstance(context, str) else context
+        how: Any = multiprocessing.get_context(context) if isinstance(context, str) else context
         seed = int(randint(0, 2**62, (), generator=loader.generator).item())
         self.loader = loader
         self.answers = how.Queue()
