@@ -303,7 +303,7 @@ class BodyEmitter:
     def _store_vector(self, buffer: str, t: str, text: str, p: str, mask: Reg | None, size: int) -> None:
         w = self.frame.lanes
         if mask is None:
-            stream = ", !nontemporal !0" if buffer in self.streamed else ""
+            stream = ", !nontemporal !{i32 1}" if buffer in self.streamed else ""
             align = self.target.vector_bits // 8 if stream else size
             self.fn.do(f"store {t} {text}, ptr {p}, align {align}{stream}")
             return

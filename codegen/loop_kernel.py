@@ -17,6 +17,7 @@ from weft.ir.loops import IDENTITIES, Accumulate, Buffer, Compute, Kernel, Load,
 from weft.ir.scalarcost import cost_by_name
 
 BYTES_PER_NS = 10.0
+STREAM_BYTES = 16 << 20  # a result of this size will not be found in a cache again
 
 
 def emit(op: Op, target: Target, symbol_prefix: str) -> KernelCode:
@@ -37,9 +38,9 @@ def emit_loops(kernel: Kernel, target: Target, symbol_prefix: str) -> KernelCode
         bodies = []
         for j, nest in enumerate(nests):
             inner = symbol if len(nests) == 1 else f"{symbol}_{j}"
-            fn = _nest_function(kernel, nest, target, inner, layout, internal=len(nests) > 1)
-            functions.append(fn.text())
-            declares |= fn.declares
+            for fn in _nest_functions(kernel, nest, target, inner, layout, internal=len(nests) > 1):
+                functions.append(fn.text())
+                declares |= fn.declares
             bodies.append((inner, nest.units))
         if len(nests) > 1:
             functions.append(_dispatch(symbol, bodies))
@@ -108,8 +109,51 @@ def lanes_for(kernel: Kernel, nest: Nest, target: Target) -> int:
     return target.lanes(max(bits, 8))
 
 
-def _nest_function(kernel: Kernel, nest: Nest, target: Target, symbol: str,
-                   layout: dict[str, tuple[int, int]], internal: bool) -> Function:
+def _nest_functions(kernel: Kernel, nest: Nest, target: Target, symbol: str,
+                    layout: dict[str, tuple[int, int]], internal: bool) -> list[Function]:
+    """The function of a nest; for large results two, of which the one that streams its stores needs alignment."""
+    streamed = streamable(kernel, nest, target)
+    if not streamed:
+        return [_nest_function(kernel, nest, target, symbol, layout, internal, set())]
+    plain = _nest_function(kernel, nest, target, f"{symbol}_cached", layout, True, set())
+    fast = _nest_function(kernel, nest, target, f"{symbol}_streamed", layout, True, streamed)
+    fn = Function(symbol, linkage="internal" if internal else "")
+    bits = [fn.op(f"ptrtoint ptr {_pointer(fn, *layout[name])} to i64") for name in sorted(streamed)]
+    union = bits[0]
+    for b in bits[1:]:
+        union = fn.op(f"or i64 {union}, {b}")
+    low = fn.op(f"and i64 {union}, {target.vector_bits // 8 - 1}")
+    yes, no = fn.new_label("aligned"), fn.new_label("unaligned")
+    fn.cond_br(fn.op(f"icmp eq i64 {low}, 0"), yes, no)
+    for label, callee in ((yes, fast), (no, plain)):
+        fn.label(label)
+        fn.do(f"call void @{callee.symbol}(ptr %bufs, i64 %begin, i64 %end, i64 %thread)")
+        fn.ret()
+    return [plain, fast, fn]
+
+
+def streamable(kernel: Kernel, nest: Nest, target: Target) -> set[str]:
+    """Large results whose vector stores are aligned if the result is: they can bypass the caches."""
+    large = {b.name for b in kernel.buffers
+             if b.role == "out" and b.size * b.dtype.itemsize >= STREAM_BYTES and b.dtype.itemsize >= 4}
+    lanes = lanes_for(kernel, nest, target)
+    for s in statements(nest.body):
+        if isinstance(s, Load):
+            large.discard(s.buffer)
+        elif isinstance(s, Store) and s.buffer in large:
+            steps = sorted(abs(c) for _, c in s.index.terms)
+            whole = all(c == 1 or c % lanes == 0 for c in steps) and steps[:1] == [1] and steps.count(1) == 1
+            if not whole or s.index.const % lanes or kernel_itemsize(kernel, s.buffer) * lanes * 8 % target.vector_bits:
+                large.discard(s.buffer)
+    return large
+
+
+def kernel_itemsize(kernel: Kernel, buffer: str) -> int:
+    return next(b.dtype.itemsize for b in kernel.buffers if b.name == buffer)
+
+
+def _nest_function(kernel: Kernel, nest: Nest, target: Target, symbol: str, layout: dict[str, tuple[int, int]],
+                   internal: bool, streamed: set[str]) -> Function:
     fn = Function(symbol, linkage="internal" if internal else "")
     buffers = {b.name: b for b in kernel.buffers}
     e = BodyEmitter(fn, target, buffers, lanes_for(kernel, nest, target))
@@ -117,7 +161,11 @@ def _nest_function(kernel: Kernel, nest: Nest, target: Target, symbol: str,
         if name in layout:
             e.pointers[name] = _pointer(fn, *layout[name])
     e.status = _pointer(fn, *layout["status"])
+    e.streamed = streamed
     (_rows if nest.kind == "rows" else _lanes)(e, nest)
+    if streamed:  # streamed stores are not ordered by the release at the end of the parallel region
+        fn.declare("declare void @llvm.x86.sse.sfence()")
+        fn.do("call void @llvm.x86.sse.sfence()")
     fn.ret()
     return fn
 

@@ -192,7 +192,8 @@ def _first(e: BodyEmitter, loop: Loop, states: list[list[State]]) -> list[list[S
 
 def _serial(e: BodyEmitter, loop: Loop) -> None:
     states = _starts(e, loop)
-    out = nested(e, loop.axes, states, loop.folds, lambda s: _body_once(e, loop, s))
+    stop = _end(e, loop).text if loop.limit is not None else None
+    out = nested(e, loop.axes, states, loop.folds, lambda s: _body_once(e, loop, s), stop)
     for fold, per in zip(loop.folds, out, strict=True):
         publish(e, fold, per)
 
@@ -202,21 +203,32 @@ def _body_once(e: BodyEmitter, loop: Loop, states: list[list[State]]) -> list[li
     return _fold_all(e, loop, states)
 
 
+def _end(e: BodyEmitter, loop: Loop) -> Reg:
+    """Where the last axis of a limited loop ends: min(extent, bound - base)."""
+    assert loop.limit is not None
+    base, bound = loop.limit
+    (offset,) = e.index_regs(base)
+    left = e.b.simple("sub", T.i64, e.i64(bound), offset)
+    extent = e.i64(loop.axes[-1][1])
+    return e.b.select(e.b.compare("lt", left, extent), left, extent)
+
+
 def nested(e: BodyEmitter, axes: list[tuple[str, int]], states: list[list[State]], folds: list[Fold],
-           inside: Callable[[list[list[State]]], list[list[State]]]) -> list[list[State]]:
-    """Scalar loops over ``axes`` that carry the states through ``inside``."""
+           inside: Callable[[list[list[State]]], list[list[State]]], stop: str | None = None) -> list[list[State]]:
+    """Scalar loops over ``axes`` that carry the states through ``inside``; the last one ends at ``stop``."""
     if not axes:
         return inside(states)
     (var, extent), rest = axes[0], axes[1:]
     if extent == 1:
         e.env[var] = [e.i64(0)]
-        return nested(e, rest, states, folds, inside)
+        return nested(e, rest, states, folds, inside, stop)
     flat = _flat(states)
     carried = [(reg_type(r.dtype, r.lanes), r.text) for r in flat]
-    with e.fn.loop("0", str(extent), 1, carried, runs=True) as scope:
+    end = str(extent) if rest or stop is None else stop
+    with e.fn.loop("0", end, 1, carried, runs=True) as scope:
         e.env[var] = [Reg(scope.var, T.i64, 0, e.fn.depth)]
         held = _held(e, flat, scope.phis)
-        out = nested(e, rest, _unflat(held, states), folds, inside)
+        out = nested(e, rest, _unflat(held, states), folds, inside, stop)
         for phi, r in zip(scope.phis, _flat(out), strict=True):
             scope.update(phi.name, _text(r))
     ends = [Reg(t, r.dtype, r.lanes, e.fn.depth) for t, r in zip(scope.results, flat, strict=True)]
@@ -364,13 +376,7 @@ class _VectorLoop:
 
     def _dynamic(self, states: list[list[State]]) -> list[list[State]]:
         """The last axis ends at min(extent, limit - base)."""
-        e = self.e
-        assert self.loop.limit is not None
-        base, bound = self.loop.limit
-        (offset,) = e.index_regs(base)
-        left = e.b.simple("sub", T.i64, e.i64(bound), offset)
-        count = e.b.select(e.b.compare("lt", left, e.i64(self.extent)), left, e.i64(self.extent))
-        return self.between("0", count.text, states)
+        return self.between("0", _end(self.e, self.loop).text, states)
 
     def between(self, begin: str, end: str, states: list[list[State]]) -> list[list[State]]:
         """Positions begin..end known at run time: whole groups, then a masked or single-element rest."""

@@ -9,6 +9,8 @@ from weft.codegen.lower import Lowering
 from weft.ir.loops import Accumulate, Affine, Fold, Index, Load, Loop, Nest, Store, statements
 from weft.ir.types import i64
 
+LINE = 64  # bytes of a cache line
+STRIDED = 8  # elements between lanes from which a load counts as strided
 STRIP = 4096  # elements of a block when a flat axis is split
 
 
@@ -90,3 +92,37 @@ def split_last(nest: Nest, low: Lowering) -> None:
             loop.body.append(s)
     substitute(loop.body, change)
     nest.body = [loop, *outside]
+
+
+def block_transposed(nest: Nest, low: Lowering) -> None:
+    """Walk transposed operands of a lanes nest in blocks, so that each cache line is used while it is near.
+
+    Where a load strides along the lanes but is contiguous along another axis, a block of that axis moves inside.
+    """
+    if nest.kind != "lanes" or any(isinstance(s, Loop) for s in nest.body):
+        return
+    lane = nest.axes[-1][0]
+    for k, (var, extent) in enumerate(nest.axes[:-1]):
+        sizes = [
+            low.dtypes[s.name].itemsize for s in nest.body
+            if isinstance(s, Load) and abs(s.index.coefficient(lane)) >= STRIDED and s.index.coefficient(var) == 1
+        ]
+        if sizes and extent > 1:
+            _block(nest, low, k, max(1, LINE // min(sizes)))
+            return
+
+
+def _block(nest: Nest, low: Lowering, k: int, size: int) -> None:
+    """Split axis k into blocks of ``size`` and move the walk inside a block into the body."""
+    var, extent = nest.axes[k]
+    inner = low.fresh("k")
+    low.ranges[inner], low.dtypes[inner] = size, i64
+    limit = (Index.var(var) * size, extent) if extent % size else None
+
+    def change(i: Index) -> Index:
+        c = i.coefficient(var)
+        return i.without(var) + Index.var(var) * (c * size) + Index.var(inner) * c if c else i
+
+    substitute(nest.body, change)
+    nest.axes[k] = (var, -(-extent // size))
+    nest.body = [Loop([(inner, size)], "serial", nest.body, [], limit)]

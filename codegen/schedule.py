@@ -8,7 +8,7 @@ from math import prod
 from typing import Any
 
 from weft.codegen.lower import ZERO, IndexTuple, Lowering, Scope, fold_dtype, linear
-from weft.codegen.reshape_nest import coalesce, split_last
+from weft.codegen.reshape_nest import block_transposed, coalesce, split_last
 from weft.codegen.tiling import choose_tiles
 from weft.ir.graph import Graph, Op, Value
 from weft.ir.loops import (
@@ -115,6 +115,7 @@ class _NestBuilder:
         coalesce(nest, self.low)
         if plan.flat:
             split_last(nest, self.low)
+        block_transposed(nest, self.low)
         self._chunk(nest)
         self.s.first.append(nest)
         self._combine(nest)
