@@ -138,6 +138,22 @@ def map_before_broadcast(r: Rewriter, op: Op) -> Rewritten:
     return r.emit("broadcast", r.emit(op.prim, *operands, **op.attrs), **source.attrs)
 
 
+@FOLDING.on("*")
+def map_before_reshape(r: Rewriter, op: Op) -> Rewritten:
+    """A map of operands that are reshaped alike is computed in the old shape: reshapes move down and meet."""
+    if op.prim.kind is not Kind.MAP or len(op.results) != 1:
+        return None
+    makers = [r.producer(v) for v in op.operands]
+    if any(m is None or m.prim.name not in ("reshape", "full") for m in makers):
+        return None
+    shapes = {m.operands[0].type.shape for m in makers if m is not None and m.prim.name == "reshape"}
+    if len(shapes) != 1:
+        return None
+    (shape,) = shapes
+    operands = [_small_operand(r, v, shape) for v in op.operands]
+    return r.emit("reshape", r.emit(op.prim, *operands, **op.attrs), shape=op.result.type.shape)
+
+
 def _spread(op: Op) -> tuple[object, object]:
     return op.attrs["axes"], op.operands[0].type.shape
 

@@ -229,6 +229,12 @@ ROWS: list[tuple[Callable[[Graph], Graph], str, str, list[str] | None]] = [
         "%i = full() {dtype=i64, shape=(1,1), value=7}\n%y = gather(%x, %i) {axes=(0)}",
         None,
     ),
+    (
+        simplify,
+        "%x: f32[3]",
+        "%y = reshape(%x) {shape=(3,1)}\n%z = log(%y)\n%w = reshape(%z) {shape=(3)}",
+        ["log"],
+    ),
     # reductions
     (simplify, "%x: f32[3,4,2]", "%y = sum(%x) {axes=(1)}\n%z = sum(%y) {axes=(0)}", ["sum"]),
     (simplify, "%x: bf16[3,4,2]", "%y = sum(%x) {axes=(1)}\n%z = sum(%y) {axes=(0)}", None),
