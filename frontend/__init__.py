@@ -1,7 +1,8 @@
+# ruff: noqa: F401  (what users import from here)
 """weft: a PyTorch-shaped tensor library whose functions compile.
 
-``import weft as torch`` runs scripts written for PyTorch; ``@weft.compile`` captures a function into a graph and runs
-it as native code.
+``import weft as torch`` runs scripts written for PyTorch; ``@weft.compile`` captures a function into a graph
+and runs it as native code.
 """
 
 from __future__ import annotations
@@ -91,7 +92,12 @@ globals().update(_DTYPE_NAMES)
 globals().update(_FUNCTIONS)
 
 inf, nan, pi, e, newaxis = _math.inf, _math.nan, _math.pi, _math.e, None
-strided, contiguous_format, preserve_format, channels_last = "strided", "contiguous", "preserve", "channels_last"
+strided, contiguous_format, preserve_format, channels_last = (
+    "strided",
+    "contiguous",
+    "preserve",
+    "channels_last",
+)
 long, int, float, double, bool = (_DTYPE_NAMES[n] for n in ("long", "int", "float", "double", "bool"))
 
 # What is loaded on first use: name -> (module, attribute or None for the module itself).
@@ -169,8 +175,6 @@ def use_deterministic_algorithms(mode: Any, *, warn_only: Any = False) -> None:
 
 def set_float32_matmul_precision(precision: str) -> None:
     """Accepted: float32 products are computed in float32."""
-
-
 
 
 def typename(obj: Any) -> str:

@@ -25,4 +25,11 @@ class _Cuda(_Switches):
     matmul = _Switches()
 
 
-cudnn, mps, cuda, mkl, openmp, mkldnn = _Switches(), _Switches(), _Cuda(), _Switches(), _Switches(), _Switches()
+cudnn, mps, cuda, mkl, openmp, mkldnn = (
+    _Switches(),
+    _Switches(),
+    _Cuda(),
+    _Switches(),
+    _Switches(),
+    _Switches(),
+)

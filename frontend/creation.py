@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-
 from weft import dtypes as D
 from weft.dispatch import apply, interpreter, wrap
 from weft.dtypes import as_device, as_dtype, get_default_dtype
@@ -25,7 +24,9 @@ def shape_of_args(args: Sequence[Any], name: str = "size") -> tuple[int, ...]:
     out = []
     for a in args:
         if isinstance(a, bool) or not hasattr(a, "__index__"):
-            raise TypeError(f"argument '{name}' must be tuple of ints, but found element of type {type(a).__name__}")
+            raise TypeError(
+                f"argument '{name}' must be tuple of ints, but found element of type {type(a).__name__}"
+            )
         out.append(a.__index__())
     return tuple(out)
 
@@ -33,8 +34,7 @@ def shape_of_args(args: Sequence[Any], name: str = "size") -> tuple[int, ...]:
 def _check_size(shape: tuple[int, ...]) -> tuple[int, ...]:
     for d in shape:
         if d < 0:
-            raise RuntimeError(
-                f"Trying to create tensor with negative dimension {d}: {list(shape)}")
+            raise RuntimeError(f"Trying to create tensor with negative dimension {d}: {list(shape)}")
     return shape
 
 
@@ -58,7 +58,9 @@ def _is_zero(value: Any) -> bool:
     return type(value) is int and value == 0
 
 
-def zeros(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False, **kw: Any) -> Tensor:
+def zeros(
+    *size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False, **kw: Any
+) -> Tensor:
     """Zeros of a shape.
 
     >>> zeros(2)
@@ -78,7 +80,9 @@ def ones(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool 
     return _finish(_filled(shape, 1, d), requires_grad)
 
 
-def empty(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False, **kw: Any) -> Tensor:
+def empty(
+    *size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False, **kw: Any
+) -> Tensor:
     """Memory of a shape, uninitialised (zeros in capture)."""
     as_device(device)
     shape = _check_size(shape_of_args(size or (kw.get("size", ()),)))
@@ -87,7 +91,9 @@ def empty(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool
     return _finish(t, requires_grad)
 
 
-def empty_strided(size: Any, stride: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+def empty_strided(
+    size: Any, stride: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
+) -> Tensor:
     """Uninitialised memory with the strides (in elements) given."""
     as_device(device)
     d = as_dtype(dtype) if dtype is not None else get_default_dtype()
@@ -97,10 +103,12 @@ def empty_strided(size: Any, stride: Any, *, dtype: Any = None, device: Any = No
     return _finish(wrap(np.lib.stride_tricks.as_strided(flat, tuple(size), strides)), requires_grad)
 
 
-def full(size: Any, fill_value: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+def full(
+    size: Any, fill_value: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
+) -> Tensor:
     """One value in a shape; the dtype follows the value (bool, int64 or the default float)."""
     as_device(device)
-    shape = shape_of_args((size,) if isinstance(size, (tuple, list)) else (size,))
+    shape = shape_of_args((size,))
     if isinstance(fill_value, Tensor):
         if fill_value.ndim:
             raise TypeError("full(): argument 'fill_value' must be a number or a 0-d tensor")
@@ -146,16 +154,33 @@ def empty_like(
 
 
 def full_like(
-    input: Tensor, fill_value: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False, **kw: Any
+    input: Tensor,
+    fill_value: Any,
+    *,
+    dtype: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
+    **kw: Any,
 ) -> Tensor:
     """One value in the shape and dtype of ``input``."""
-    return full(tuple(input.shape), fill_value, dtype=input.dtype if dtype is None else dtype, device=device,
-                requires_grad=requires_grad)
+    return full(
+        tuple(input.shape),
+        fill_value,
+        dtype=input.dtype if dtype is None else dtype,
+        device=device,
+        requires_grad=requires_grad,
+    )
 
 
 def _range_dtype(*values: Any) -> DType:
-    top = max((1 if not isinstance(v, Tensor) and scalar_category(v) == 0 else
-               (_tensor_category(v) if isinstance(v, Tensor) else scalar_category(v))) for v in values)
+    top = max(
+        (
+            1
+            if not isinstance(v, Tensor) and scalar_category(v) == 0
+            else (_tensor_category(v) if isinstance(v, Tensor) else scalar_category(v))
+        )
+        for v in values
+    )
     return T.i64 if top <= 1 else get_default_dtype()
 
 
@@ -164,7 +189,12 @@ def _tensor_category(t: Tensor) -> int:
 
 
 def arange(
-    start: Any, end: Any = None, step: Any = 1, *, dtype: Any = None, device: Any = None,
+    start: Any,
+    end: Any = None,
+    step: Any = 1,
+    *,
+    dtype: Any = None,
+    device: Any = None,
     requires_grad: bool = False,
 ) -> Tensor:
     """Values from ``start`` (0) to before ``end`` in steps: int64 for integers, else the default float.
@@ -193,18 +223,22 @@ def _number(v: Any) -> Any:
 
 
 def _affine(n: int, start: Any, step: Any, d: DType) -> Tensor:
-    """``start + i * step``, computed in int64 or float64 (as numpy and torch do on the CPU) and then converted."""
+    """``start + i * step``, computed in int64 or float64 (as numpy and torch do on the CPU) and then
+    converted.
+    """
     wide = T.i64 if isinstance(start, int) and isinstance(step, int) else T.f64
     if not interpreter().recording:
         i = np.arange(n, dtype=wide.np)
-        return wrap((start + i * step).astype(d.np) if (start, step) != (0, 1) else i.astype(d.np, copy=False))
+        return wrap(
+            (start + i * step).astype(d.np) if (start, step) != (0, 1) else i.astype(d.np, copy=False)
+        )
     i = apply(P.iota_p, shape=(n,), dtype=wide, axis=0)
     return (i * step + start).to(d)
 
 
 def range_(start: Any, end: Any, step: Any = 1, **kw: Any) -> Tensor:
     n = math.floor((end - start) / step) + 1
-    return (arange(n, dtype=kw.get("dtype") or get_default_dtype()) * step + start)
+    return arange(n, dtype=kw.get("dtype") or get_default_dtype()) * step + start
 
 
 def linspace(
@@ -236,7 +270,13 @@ def _linspace_values(start: Any, end: Any, steps: int, d: DType) -> np.ndarray:
 
 
 def logspace(
-    start: Any, end: Any, steps: int, base: float = 10.0, *, dtype: Any = None, device: Any = None,
+    start: Any,
+    end: Any,
+    steps: int,
+    base: float = 10.0,
+    *,
+    dtype: Any = None,
+    device: Any = None,
     requires_grad: bool = False,
 ) -> Tensor:
     """``base ** x`` for ``x`` in a linspace."""
@@ -270,7 +310,9 @@ def constant(a: np.ndarray) -> Tensor:
 # -- from data ----------------------------------------------------------------------------------------------
 
 
-def tensor(data: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False, pin_memory: bool = False) -> Tensor:
+def tensor(
+    data: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False, pin_memory: bool = False
+) -> Tensor:
     """A new leaf from numbers, nested sequences, arrays or a tensor (always a copy).
 
     Python floats give the default dtype, ints int64, bools bool. ValueError for ragged sequences.
@@ -374,7 +416,9 @@ def _flatten(data: Any, shape: tuple[int, ...], depth: int, out: list[Any]) -> N
         out.append(data)
         return
     if not isinstance(data, (list, tuple, range, np.ndarray)):
-        raise TypeError(f"expected a sequence of length {shape[depth]} at dim {depth} (got {type(data).__name__})")
+        raise TypeError(
+            f"expected a sequence of length {shape[depth]} at dim {depth} (got {type(data).__name__})"
+        )
     if len(data) != shape[depth]:
         raise ValueError(f"expected sequence of length {shape[depth]} at dim {depth} (got {len(data)})")
     for x in data:
@@ -409,13 +453,17 @@ def from_numpy(ndarray: np.ndarray) -> Tensor:
         raise TypeError(f"expected np.ndarray (got {type(ndarray).__name__})")
     T.dtype_of_numpy(ndarray.dtype)
     if not ndarray.dtype.isnative:
-        raise ValueError("given numpy array has byte order different from the native byte order. Conversion between "
-                         "byte orders is currently not supported.")
+        raise ValueError(
+            "given numpy array has byte order different from the native byte order. Conversion between "
+            "byte orders is currently not supported."
+        )
     if any(s < 0 for s in ndarray.strides):
         raise ValueError(
-            "At least one stride in the given numpy array is negative, and tensors with negative strides are not "
+            "At least one stride in the given numpy array is negative, and tensors with negative strides are "
+            "not "
             "currently supported. (You can probably work around this by making a copy of your array  with "
-            "array.copy().)")
+            "array.copy().)"
+        )
     return concrete_tensor(np.asarray(ndarray))
 
 
@@ -424,7 +472,9 @@ def concrete_tensor(a: np.ndarray) -> Tensor:
     return wrap(a)
 
 
-def frombuffer(buffer: Any, *, dtype: Any, count: int = -1, offset: int = 0, requires_grad: bool = False) -> Tensor:
+def frombuffer(
+    buffer: Any, *, dtype: Any, count: int = -1, offset: int = 0, requires_grad: bool = False
+) -> Tensor:
     """A one-dimensional tensor on the memory of a buffer."""
     return _finish(wrap(np.frombuffer(buffer, as_dtype(dtype).np, count, offset)), requires_grad)
 
@@ -456,8 +506,10 @@ def is_tensor(obj: Any) -> bool:
 def complex_(real: Tensor, imag: Tensor) -> Tensor:
     """A complex tensor of its parts (both float32 or both float64)."""
     if real.dtype is not imag.dtype:
-        raise RuntimeError(f"Expected object of scalar type {real.dtype} but got scalar type {imag.dtype} "
-                           "for second argument")
+        raise RuntimeError(
+            f"Expected object of scalar type {real.dtype} but got scalar type {imag.dtype} "
+            "for second argument"
+        )
     from weft.ops.common import broadcast_tensors
 
     real, imag = broadcast_tensors(real, imag)
@@ -466,5 +518,3 @@ def complex_(real: Tensor, imag: Tensor) -> Tensor:
 
 def polar(abs: Tensor, angle: Tensor) -> Tensor:
     return complex_(abs * angle.cos(), abs * angle.sin())
-
-

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-
 from weft.autograd.grad_mode import mode
 from weft.autograd.tape import record
 from weft.ir.graph import Value
@@ -31,7 +30,9 @@ _asarray = np.asarray
 
 
 class _Quiet:
-    """numpy's floating point errors off: the cheap way where numpy has it (np.errstate costs a microsecond)."""
+    """numpy's floating point errors off: the cheap way where numpy has it (np.errstate costs a
+    microsecond).
+    """
 
     def __init__(self) -> None:
         umath = getattr(getattr(np, "_core", None), "umath", None)
@@ -107,8 +108,10 @@ def payload(t: Tensor, interp: Any) -> Any:
 def _escaped(t: Tensor) -> Any:
     if type(t._data) is Value:
         raise RuntimeError(
-            "this tensor was made inside a captured function and its value was never computed; return it from the "
-            "function to use it outside")
+            "this tensor was made inside a captured function and its value was never computed; return it "
+            "from the "
+            "function to use it outside"
+        )
     return t._data
 
 
@@ -119,7 +122,9 @@ def concrete(t: Tensor, why: str) -> np.ndarray:
 
 
 def apply(prim: Primitive, *tensors: Tensor, regions: Any = (), **attrs: Any) -> Any:
-    """Run ``prim`` on tensors of fitting shapes and dtypes. One result comes back bare, several as a tuple."""
+    """Run ``prim`` on tensors of fitting shapes and dtypes. One result comes back bare, several as a
+    tuple.
+    """
     interp = _current.get()
     if prim.defaults:
         attrs = {**prim.defaults, **attrs}
@@ -162,7 +167,12 @@ def _apply(interp: Any, prim: Primitive, tensors: Sequence[Tensor], attrs: Any, 
 
 
 def _maybe_record(
-    prim: Primitive, tensors: Sequence[Tensor], payloads: Any, outs: Sequence[Tensor], attrs: Any, regions: Any
+    prim: Primitive,
+    tensors: Sequence[Tensor],
+    payloads: Any,
+    outs: Sequence[Tensor],
+    attrs: Any,
+    regions: Any,
 ) -> None:
     needed = False
     for t in tensors:
@@ -173,6 +183,8 @@ def _maybe_record(
     if needed and not prim.nondifferentiable:
         if any(t._inference for t in tensors):
             raise RuntimeError(
-                "Inference tensors cannot be saved for backward. To work around you can make a clone to get a "
-                "normal tensor and use it in autograd.")
+                "Inference tensors cannot be saved for backward. To work around you can make a clone to get "
+                "a "
+                "normal tensor and use it in autograd."
+            )
         record(prim, tensors, payloads or [t._data for t in tensors], outs, attrs, regions)

@@ -8,7 +8,6 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-
 from weft.ir import types as T
 from weft.ir.types import CPU, Device, DType
 
@@ -27,8 +26,14 @@ bool_ = T.bool_
 # The names exported as ``weft.<name>``; the Python builtins' names are bound there, not here.
 DTYPE_NAMES: dict[str, DType] = {
     **{d.long_name: d for d in T.DTYPES},
-    "half": T.f16, "float": T.f32, "double": T.f64, "cfloat": T.c64, "cdouble": T.c128,
-    "short": T.i16, "int": T.i32, "long": T.i64,
+    "half": T.f16,
+    "float": T.f32,
+    "double": T.f64,
+    "cfloat": T.c64,
+    "cdouble": T.c128,
+    "short": T.i16,
+    "int": T.i32,
+    "long": T.i64,
 }
 
 _PYTHON_TYPES: dict[Any, DType] = {bool: T.bool_, int: T.i64, float: T.f32, complex: T.c64}
@@ -89,10 +94,23 @@ def dtype_of_array(a: np.ndarray) -> DType:
     return found if found is not None else T.dtype_of_numpy(a.dtype)
 
 
-_TYPE_NAMES = {"float16": "Half", "float32": "Float", "float64": "Double", "bfloat16": "BFloat16", "int8": "Char",
-               "int16": "Short", "int32": "Int", "int64": "Long", "uint8": "Byte", "uint16": "UInt16",
-               "uint32": "UInt32", "uint64": "UInt64", "bool": "Bool", "complex64": "ComplexFloat",
-               "complex128": "ComplexDouble"}
+_TYPE_NAMES = {
+    "float16": "Half",
+    "float32": "Float",
+    "float64": "Double",
+    "bfloat16": "BFloat16",
+    "int8": "Char",
+    "int16": "Short",
+    "int32": "Int",
+    "int64": "Long",
+    "uint8": "Byte",
+    "uint16": "UInt16",
+    "uint32": "UInt32",
+    "uint64": "UInt64",
+    "bool": "Bool",
+    "complex64": "ComplexFloat",
+    "complex128": "ComplexDouble",
+}
 
 
 def type_name(d: DType) -> str:
@@ -121,7 +139,9 @@ class device(metaclass=_DeviceMeta):
             raise TypeError(f"device(): expected a string or a device, not {type.__class__.__name__}")
         name, _, tail = type.partition(":")
         if name not in ("cpu", "cuda", "null"):
-            raise RuntimeError(f"Expected one of cpu, cuda, null device type at start of device string: {name}")
+            raise RuntimeError(
+                f"Expected one of cpu, cuda, null device type at start of device string: {name}"
+            )
         if tail:
             if not tail.isdigit():
                 raise RuntimeError(f"Invalid device string: '{type}'")
@@ -130,7 +150,9 @@ class device(metaclass=_DeviceMeta):
 
 
 def as_device(d: Any) -> Device:
-    """The device meant by ``d`` (None is the CPU). RuntimeError for one that this machine cannot hold tensors on."""
+    """The device meant by ``d`` (None is the CPU). RuntimeError for one that this machine cannot hold tensors
+    on.
+    """
     found: Any = CPU if d is None else device(d)
     if found.type != "cpu":
         raise RuntimeError(f"weft holds eager tensors on the CPU only; device {found} is not available")
@@ -173,7 +195,9 @@ class finfo:
     def __init__(self, dtype: DType | None = None) -> None:
         d = dtype or _defaults.dtype
         if not d.is_inexact:
-            raise TypeError(f"weft.finfo() requires a floating point input type. Use weft.iinfo to handle '{d}'")
+            raise TypeError(
+                f"weft.finfo() requires a floating point input type. Use weft.iinfo to handle '{d}'"
+            )
         real = {T.c64: T.f32, T.c128: T.f64}.get(d, d)
         info: Any = ml_dtypes.finfo(real.np)
         self.bits, self.dtype = real.bits, d.long_name
@@ -182,8 +206,10 @@ class finfo:
         self.resolution = float(info.resolution)
 
     def __repr__(self) -> str:
-        return (f"finfo(resolution={self.resolution:g}, min={self.min:g}, max={self.max:g}, eps={self.eps:g}, "
-                f"smallest_normal={self.smallest_normal:g}, tiny={self.tiny:g}, dtype={self.dtype})")
+        return (
+            f"finfo(resolution={self.resolution:g}, min={self.min:g}, max={self.max:g}, eps={self.eps:g}, "
+            f"smallest_normal={self.smallest_normal:g}, tiny={self.tiny:g}, dtype={self.dtype})"
+        )
 
 
 class iinfo:
@@ -191,7 +217,9 @@ class iinfo:
 
     def __init__(self, dtype: DType) -> None:
         if not dtype.is_integer:
-            raise TypeError(f"weft.iinfo() requires an integer input type. Use weft.finfo to handle '{dtype}'")
+            raise TypeError(
+                f"weft.iinfo() requires an integer input type. Use weft.finfo to handle '{dtype}'"
+            )
         info = np.iinfo(dtype.np)
         self.bits, self.min, self.max, self.dtype = dtype.bits, int(info.min), int(info.max), dtype.long_name
 

@@ -1,8 +1,8 @@
 """``x[key]`` and ``x[key] = value``: ints, slices, None, Ellipsis, masks, integer arrays and mixtures.
 
-A key is resolved in two steps, as numpy and torch do: everything but arrays makes a view; the arrays (masks turned
-into integer arrays) then gather from that view, or scatter into it. Array results stand at the place of the arrays
-if these are adjacent, else in front.
+A key is resolved in two steps, as numpy and torch do: everything but arrays makes a view; the arrays (masks
+turned into integer arrays) then gather from that view, or scatter into it. Array results stand at the place
+of the arrays if these are adjacent, else in front.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-
 from weft.creation import as_tensor, constant
 from weft.dispatch import apply, recording, wrap
 from weft.ir import prims as P
@@ -26,7 +25,7 @@ _ARRAYS = (list, np.ndarray, range)
 
 
 def _is_array(k: Any) -> bool:
-    return isinstance(k, (Tensor, *_ARRAYS)) or (isinstance(k, tuple))
+    return isinstance(k, (Tensor, tuple, *_ARRAYS))
 
 
 def _as_items(key: Any) -> list[Any]:
@@ -73,7 +72,7 @@ def _prepare(x: Tensor, key: Any) -> list[Any]:
     fill: list[Any] = [slice(None)] * (n - taken)
     if dots:
         i = dots[0]
-        return items[:i] + fill + items[i + 1:]
+        return items[:i] + fill + items[i + 1 :]
     return items + fill
 
 
@@ -117,8 +116,10 @@ def _basic(x: Tensor, items: list[Any]) -> tuple[Tensor, list[Tensor | None]]:
         elif hasattr(k, "__index__"):
             dim = _pick(k.__index__(), shape, dim, start, stop)
         else:
-            raise TypeError("only integers, slices (`:`), ellipsis (`...`), None and long or byte Variables are valid "
-                            f"indices (got {type(k).__name__})")
+            raise TypeError(
+                "only integers, slices (`:`), ellipsis (`...`), None and long or byte Variables are valid "
+                f"indices (got {type(k).__name__})"
+            )
     return _make_view(x, shape, start, stop, step, final), arrays
 
 
@@ -143,10 +144,12 @@ def _make_view(x: Tensor, shape: Any, start: Any, stop: Any, step: Any, final: l
 
 def _mask(k: Tensor, shape: tuple[int, ...], dim: int, final: list[int], arrays: list[Tensor | None]) -> int:
     """A bool mask as the integer arrays of its true elements."""
-    for j, (a, b) in enumerate(zip(shape_of(k), shape[dim:dim + k.ndim], strict=True)):
+    for j, (a, b) in enumerate(zip(shape_of(k), shape[dim : dim + k.ndim], strict=True)):
         if a != b:
-            raise IndexError(f"The shape of the mask {list(shape_of(k))} at index {j} does not match the shape of the "
-                             f"indexed tensor {list(shape)} at index {dim + j}")
+            raise IndexError(
+                f"The shape of the mask {list(shape_of(k))} at index {j} does not match the shape of the "
+                f"indexed tensor {list(shape)} at index {dim + j}"
+            )
     where_true = np.nonzero(k._array("indexing with a mask (the size of the result depends on its values)"))
     if k.ndim == 0:
         final.append(1)
@@ -176,8 +179,10 @@ def _point(arrays: Sequence[Tensor | None]) -> tuple[Tensor, tuple[int, ...], in
     try:
         shape = broadcast_shapes(*(shape_of(a) for a in parts))
     except RuntimeError:
-        raise IndexError("shape mismatch: indexing tensors could not be broadcast together with shapes "
-                         + ", ".join(str(list(shape_of(a))) for a in parts)) from None
+        raise IndexError(
+            "shape mismatch: indexing tensors could not be broadcast together with shapes "
+            + ", ".join(str(list(shape_of(a))) for a in parts)
+        ) from None
     columns = [apply(P.reshape_p, broadcast_to(a, shape), shape=(*shape, 1)) for a in parts]
     index = columns[0] if len(columns) == 1 else apply(P.concatenate_p, *columns, axis=len(shape))
     adjacent = axes == tuple(range(axes[0], axes[0] + len(axes)))
@@ -194,13 +199,19 @@ def getitem(x: Tensor, key: Any) -> Tensor:
     index, axes, place = _point(arrays)
     out = apply(P.gather_p, v, index, axes=axes)
     k = index.ndim - 1
-    return out if place == 0 or k == 0 else apply(P.permute_p, out, perm=_placing(k, out.ndim, place)).contiguous()
+    return (
+        out
+        if place == 0 or k == 0
+        else apply(P.permute_p, out, perm=_placing(k, out.ndim, place)).contiguous()
+    )
 
 
 def _first_dim(x: Tensor, i: int) -> Tensor:
     if not x.ndim:
-        raise IndexError("invalid index of a 0-dim tensor. Use `tensor.item()` in Python or `tensor.item<T>()` in C++ "
-                         "to convert a 0-dim tensor to a number")
+        raise IndexError(
+            "invalid index of a 0-dim tensor. Use `tensor.item()` in Python or `tensor.item<T>()` in C++ "
+            "to convert a 0-dim tensor to a number"
+        )
     n = shape_of(x)[0]
     if not -n <= i < n:
         raise IndexError(f"index {i} is out of bounds for dimension 0 with size {n}")
@@ -240,7 +251,7 @@ def setitem(x: Tensor, key: Any, value: Any) -> None:
 
 
 def _single_mask(x: Tensor, key: Any) -> bool:
-    return isinstance(key, Tensor) and key.dtype is T.bool_ and shape_of(key) == shape_of(x)[:key.ndim]
+    return isinstance(key, Tensor) and key.dtype is T.bool_ and shape_of(key) == shape_of(x)[: key.ndim]
 
 
 def _fill_masked(x: Tensor, mask: Tensor, value: Any) -> None:
@@ -260,13 +271,17 @@ def _fit(val: Tensor, shape: tuple[int, ...]) -> Tensor:
         val = apply(P.reshape_p, val, shape=s)
     for i, (a, b) in enumerate(zip(reversed(s), reversed(shape), strict=False)):
         if a not in (1, b):
-            raise RuntimeError(f"The expanded size of the tensor ({b}) must match the existing size ({a}) at "
-                               f"non-singleton dimension {len(shape) - 1 - i}.  Target sizes: {list(shape)}.  Tensor "
-                               f"sizes: {list(s)}")
+            raise RuntimeError(
+                f"The expanded size of the tensor ({b}) must match the existing size ({a}) at "
+                f"non-singleton dimension {len(shape) - 1 - i}.  Target sizes: {list(shape)}.  Tensor "
+                f"sizes: {list(s)}"
+            )
     if len(s) > len(shape):
-        raise RuntimeError(f"expand(weft.{val.dtype.long_name}{list(s)}, size={list(shape)}): the number of sizes "
-                           f"provided ({len(shape)}) must be greater or equal to the number of dimensions in the "
-                           f"tensor ({len(s)})")
+        raise RuntimeError(
+            f"expand(weft.{val.dtype.long_name}{list(s)}, size={list(shape)}): the number of sizes "
+            f"provided ({len(shape)}) must be greater or equal to the number of dimensions in the "
+            f"tensor ({len(s)})"
+        )
     return broadcast_to(val, shape)
 
 
@@ -278,8 +293,10 @@ def _put(v: Tensor, arrays: Sequence[Tensor | None], val: Tensor, mode: str) -> 
     try:
         val = _fit(val, shape)
     except RuntimeError:
-        raise RuntimeError(f"shape mismatch: value tensor of shape {list(shape_of(val))} cannot be broadcast to "
-                           f"indexing result of shape {list(shape)}") from None
+        raise RuntimeError(
+            f"shape mismatch: value tensor of shape {list(shape_of(val))} cannot be broadcast to "
+            f"indexing result of shape {list(shape)}"
+        ) from None
     if place and k:
         val = apply(P.permute_p, val, perm=_inverse_placing(k, len(shape), place))
     write_(v, apply(P.scatter_p, v, index, val, axes=axes, mode=mode))
@@ -299,5 +316,3 @@ def index_put_(input: Tensor, indices: Sequence[Any], values: Tensor, accumulate
 def index_put(input: Tensor, indices: Sequence[Any], values: Tensor, accumulate: bool = False) -> Tensor:
     """As :func:`index_put_`, of a copy."""
     return index_put_(input.clone(), indices, values, accumulate)
-
-

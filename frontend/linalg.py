@@ -17,19 +17,24 @@ from weft.ops.shape import diagonal
 from weft.tensor import Tensor
 
 
-def vector_norm(x: Tensor, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+def vector_norm(
+    x: Tensor, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
+) -> Tensor:
     """The ``ord``-norm of the elements, along ``dim`` or of all."""
     return _vector_norm(x, ord, dim, keepdim, dtype)
 
 
-def matrix_norm(A: Tensor, ord: Any = "fro", dim: Sequence[int] = (-2, -1), keepdim: bool = False, *,
-                dtype: Any = None) -> Tensor:
+def matrix_norm(
+    A: Tensor, ord: Any = "fro", dim: Sequence[int] = (-2, -1), keepdim: bool = False, *, dtype: Any = None
+) -> Tensor:
     """Norms of matrices: "fro", inf, -inf, 1, -1. ValueError for those that need singular values."""
     x = convert(A, as_dtype(dtype)) if dtype is not None else A
     if ord == "fro":
         return sqrt(_sum(x.abs() * x.abs(), tuple(dim), keepdim))
     if ord not in (1, -1, math.inf, -math.inf):
-        raise ValueError(f"linalg.matrix_norm: order {ord} needs singular values, which weft does not compute")
+        raise ValueError(
+            f"linalg.matrix_norm: order {ord} needs singular values, which weft does not compute"
+        )
     rows, cols = (d % A.ndim for d in dim)
     summed, best = (rows, cols) if abs(ord) == 1 else (cols, rows)
     pick = amax if ord > 0 else amin
@@ -64,4 +69,14 @@ def multi_dot(tensors: Sequence[Tensor]) -> Tensor:
     return out
 
 
-__all__ = ["cross", "diagonal", "matmul", "matrix_norm", "matrix_power", "multi_dot", "norm", "vecdot", "vector_norm"]
+__all__ = [
+    "cross",
+    "diagonal",
+    "matmul",
+    "matrix_norm",
+    "matrix_power",
+    "multi_dot",
+    "norm",
+    "vecdot",
+    "vector_norm",
+]

@@ -19,39 +19,68 @@ from weft.ops import shape as S
 from weft.ops import sort as O
 from weft.tensor import Tensor
 
-MATH = """exp exp2 expm1 log log2 log1p log10 sin cos tan asin acos atan arcsin arccos arctan sinh cosh tanh asinh acosh
-atanh arcsinh arccosh arctanh erf erfc erfinv lgamma digamma sqrt rsqrt neg positive abs sign sgn floor ceil trunc fix
-round frac reciprocal square sigmoid logit sinc relu deg2rad rad2deg add sub mul div true_divide floor_divide fmod
-remainder pow float_power atan2 arctan2 maximum minimum fmax fmin copysign hypot xlogy logaddexp logaddexp2 lerp addcmul
-addcdiv eq ne lt le gt ge not_equal less less_equal greater greater_equal logical_not logical_and logical_or logical_xor
-bitwise_not bitwise_and bitwise_or bitwise_xor bitwise_left_shift bitwise_right_shift isnan isinf isposinf isneginf
-isfinite isreal signbit isclose allclose equal clamp clip clamp_min clamp_max nan_to_num heaviside conj conj_physical
-angle""".split()
-REDUCE = """sum nansum prod mean nanmean var std norm logsumexp logcumsumexp amax amin aminmax max min argmax argmin any
-all count_nonzero cumsum cumprod cummax cummin diff dist""".split()
-SHAPE = """reshape view_as reshape_as flatten unflatten ravel squeeze unsqueeze permute transpose swapaxes swapdims t
-movedim moveaxis expand expand_as narrow select unbind split split_with_sizes chunk tensor_split diagonal unfold flip
-fliplr flipud roll rot90 repeat tile repeat_interleave tril triu diag diag_embed clone contiguous as_strided""".split()
-INDEX = """index_select take gather take_along_dim scatter scatter_add scatter_reduce index_add index_copy index_fill
-masked_fill masked_select masked_scatter nonzero argwhere slice_scatter select_scatter""".split()
-LINALG = """dot inner vdot mv mm bmm matmul outer ger kron addmm addmv addr baddbmm addbmm trace matrix_power
-cross""".split()
-SORT = "sort argsort topk kthvalue median nanmedian mode msort unique unique_consecutive".split()
-CONVERT = """to type_as cpu cuda detach detach_ item tolist numpy new_zeros new_ones new_empty new_full
-new_tensor""".split()
+
+def _names(text: str) -> list[str]:
+    return text.split()
+
+
+MATH = _names("""
+    exp exp2 expm1 log log2 log1p log10 sin cos tan asin acos atan arcsin arccos arctan sinh cosh tanh asinh
+    acosh atanh arcsinh arccosh arctanh erf erfc erfinv lgamma digamma sqrt rsqrt neg positive abs sign sgn
+    floor ceil trunc fix round frac reciprocal square sigmoid logit sinc relu deg2rad rad2deg add sub mul
+    div true_divide floor_divide fmod remainder pow float_power atan2 arctan2 maximum minimum fmax fmin
+    copysign hypot xlogy logaddexp logaddexp2 lerp addcmul addcdiv eq ne lt le gt ge not_equal less
+    less_equal greater greater_equal logical_not logical_and logical_or logical_xor bitwise_not bitwise_and
+    bitwise_or bitwise_xor bitwise_left_shift bitwise_right_shift isnan isinf isposinf isneginf isfinite
+    isreal signbit isclose allclose equal clamp clip clamp_min clamp_max nan_to_num heaviside conj
+    conj_physical angle
+""")
+REDUCE = _names("""
+    sum nansum prod mean nanmean var std norm logsumexp logcumsumexp amax amin aminmax max min argmax argmin
+    any all count_nonzero cumsum cumprod cummax cummin diff dist
+""")
+SHAPE = _names("""
+    reshape view_as reshape_as flatten unflatten ravel squeeze unsqueeze permute transpose swapaxes swapdims
+    t movedim moveaxis expand expand_as narrow select unbind split split_with_sizes chunk tensor_split
+    diagonal unfold flip fliplr flipud roll rot90 repeat tile repeat_interleave tril triu diag diag_embed
+    clone contiguous as_strided
+""")
+INDEX = _names("""
+    index_select take gather take_along_dim scatter scatter_add scatter_reduce index_add index_copy
+    index_fill masked_fill masked_select masked_scatter nonzero argwhere slice_scatter select_scatter
+""")
+LINALG = _names("""
+    dot inner vdot mv mm bmm matmul outer ger kron addmm addmv addr baddbmm addbmm trace matrix_power cross
+""")
+SORT = _names("""
+    sort argsort topk kthvalue median nanmedian mode msort unique unique_consecutive
+""")
+CONVERT = _names("""
+    to type_as cpu cuda detach detach_ item tolist numpy new_zeros new_ones new_empty new_full new_tensor
+""")
 
 # Functions with an in-place form of the same name and an underscore.
 INPLACE = {
-    M: """exp exp2 expm1 log log2 log1p log10 sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf erfc erfinv
-    lgamma digamma sqrt rsqrt neg abs sign sgn floor ceil trunc fix round frac reciprocal square sigmoid logit sinc relu
-    deg2rad rad2deg add sub mul div true_divide floor_divide fmod remainder pow float_power atan2 copysign hypot xlogy
-    lerp addcmul addcdiv eq ne lt le gt ge logical_not logical_and logical_or logical_xor bitwise_not bitwise_and
-    bitwise_or bitwise_xor bitwise_left_shift bitwise_right_shift clamp clip clamp_min clamp_max nan_to_num
-    heaviside""",
-    R: "cumsum cumprod",
-    S: "tril triu",
-    X: "scatter scatter_add scatter_reduce index_add index_copy index_fill masked_fill masked_scatter",
-    L: "addmm addmv addr baddbmm addbmm",
+    M: _names("""
+        exp exp2 expm1 log log2 log1p log10 sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf
+        erfc erfinv lgamma digamma sqrt rsqrt neg abs sign sgn floor ceil trunc fix round frac reciprocal
+        square sigmoid logit sinc relu deg2rad rad2deg add sub mul div true_divide floor_divide fmod
+        remainder pow float_power atan2 copysign hypot xlogy lerp addcmul addcdiv eq ne lt le gt ge
+        logical_not logical_and logical_or logical_xor bitwise_not bitwise_and bitwise_or bitwise_xor
+        bitwise_left_shift bitwise_right_shift clamp clip clamp_min clamp_max nan_to_num heaviside
+    """),
+    R: _names("""
+        cumsum cumprod
+    """),
+    S: _names("""
+        tril triu
+    """),
+    X: _names("""
+        scatter scatter_add scatter_reduce index_add index_copy index_fill masked_fill masked_scatter
+    """),
+    L: _names("""
+        addmm addmv addr baddbmm addbmm
+    """),
 }
 TABLE = {M: MATH, R: REDUCE, S: SHAPE, X: INDEX, L: LINALG, O: SORT, C: CONVERT}
 
@@ -61,7 +90,9 @@ def _swapped(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _operator(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """A binary operator: NotImplemented for operands that are no tensors or numbers, so that Python tries theirs."""
+    """A binary operator: NotImplemented for operands that are no tensors or numbers, so that Python tries
+    theirs.
+    """
 
     def method(self: Tensor, other: Any) -> Any:
         if isinstance(other, Tensor) or I.is_number(other):
@@ -81,8 +112,17 @@ def _equality(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 OPERATORS: dict[str, Callable[..., Any]] = {
-    "add": M.add, "sub": M.sub, "mul": M.mul, "truediv": M.div, "floordiv": M.floor_divide, "mod": M.remainder,
-    "pow": M.pow, "and": M.bitwise_and, "or": M.bitwise_or, "xor": M.bitwise_xor, "lshift": M.bitwise_left_shift,
+    "add": M.add,
+    "sub": M.sub,
+    "mul": M.mul,
+    "truediv": M.div,
+    "floordiv": M.floor_divide,
+    "mod": M.remainder,
+    "pow": M.pow,
+    "and": M.bitwise_and,
+    "or": M.bitwise_or,
+    "xor": M.bitwise_xor,
+    "lshift": M.bitwise_left_shift,
     "rshift": M.bitwise_right_shift,
 }
 COMPARISONS = {"eq": M.eq, "ne": M.ne, "lt": M.lt, "le": M.le, "gt": M.gt, "ge": M.ge}
@@ -98,11 +138,24 @@ def _attach_operators() -> None:
     # defining __eq__ would take the hash away
     Tensor.__matmul__ = _operator(L.matmul)  # type: ignore[method-assign]
     more = {
-        "__rmatmul__": _operator(_swapped(L.matmul)), "__neg__": M.neg, "__pos__": M.positive, "__abs__": M.abs,
-        "__invert__": M.bitwise_not, "__getitem__": indexing.getitem, "__setitem__": indexing.setitem,
-        "__len__": C.length, "__iter__": C.iterate, "__bool__": C.to_bool, "__int__": C.to_int, "__float__": C.to_float,
-        "__complex__": C.to_complex, "__index__": C.to_index, "__contains__": C.contains, "__array__": C.to_array,
-        "__dlpack__": C.dlpack, "__dlpack_device__": C.dlpack_device,
+        "__rmatmul__": _operator(_swapped(L.matmul)),
+        "__neg__": M.neg,
+        "__pos__": M.positive,
+        "__abs__": M.abs,
+        "__invert__": M.bitwise_not,
+        "__getitem__": indexing.getitem,
+        "__setitem__": indexing.setitem,
+        "__len__": C.length,
+        "__iter__": C.iterate,
+        "__bool__": C.to_bool,
+        "__int__": C.to_int,
+        "__float__": C.to_float,
+        "__complex__": C.to_complex,
+        "__index__": C.to_index,
+        "__contains__": C.contains,
+        "__array__": C.to_array,
+        "__dlpack__": C.dlpack,
+        "__dlpack_device__": C.dlpack_device,
     }
     for name, fn in more.items():
         setattr(Tensor, name, fn)
@@ -129,9 +182,15 @@ def _where(self: Tensor, condition: Tensor, other: Any) -> Tensor:
 
 
 def _backward_method(
-    self: Tensor, gradient: Any = None, retain_graph: bool | None = None, create_graph: bool = False, inputs: Any = None
+    self: Tensor,
+    gradient: Any = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    inputs: Any = None,
 ) -> None:
-    """Add the gradients of this tensor to ``.grad`` of the leaves it was computed from; see ``autograd.backward``."""
+    """Add the gradients of this tensor to ``.grad`` of the leaves it was computed from; see
+    ``autograd.backward``.
+    """
     _backward([self], [gradient], retain_graph, create_graph, inputs)
 
 
@@ -140,8 +199,8 @@ def attach() -> None:
     for module, names in TABLE.items():
         for name in names:
             setattr(Tensor, name, getattr(module, name))
-    for module, text in INPLACE.items():
-        for name in text.split():
+    for module, names in INPLACE.items():
+        for name in names:
             setattr(Tensor, name + "_", I.inplace(getattr(module, name)))
     for name, fn in C.CASTS.items():
         setattr(Tensor, name, fn)
@@ -150,21 +209,41 @@ def attach() -> None:
     for name in ("squeeze", "unsqueeze", "transpose", "t", "swapaxes", "swapdims"):
         setattr(Tensor, name + "_", I.squeezer(getattr(S, name)))
     extra: dict[str, Any] = {
-        "view": S.view_as_shape, "type": C.type_, "index_put_": indexing.index_put_, "index_put": indexing.index_put,
-        "max": _max, "min": _min, "norm": _norm, "where": _where, "backward": _backward_method,
-        "register_hook": hooks.register_hook, "retain_grad": hooks.retain_grad,
+        "view": S.view_as_shape,
+        "type": C.type_,
+        "index_put_": indexing.index_put_,
+        "index_put": indexing.index_put,
+        "max": _max,
+        "min": _min,
+        "norm": _norm,
+        "where": _where,
+        "backward": _backward_method,
+        "register_hook": hooks.register_hook,
+        "retain_grad": hooks.retain_grad,
         "register_post_accumulate_grad_hook": hooks.register_post_accumulate_grad_hook,
-        "absolute": M.abs, "absolute_": I.inplace(M.abs), "negative": M.neg, "multiply": M.mul, "subtract": M.sub,
-        "divide": M.div, "dim_order": lambda self: tuple(range(self.ndim)), "broadcast_to": S.broadcast_to_,
-        "softmax": functools.partial(_functional, "softmax"), "log_softmax": functools.partial(_functional, "log_softmax"),
+        "absolute": M.abs,
+        "absolute_": I.inplace(M.abs),
+        "negative": M.neg,
+        "multiply": M.mul,
+        "subtract": M.sub,
+        "divide": M.div,
+        "dim_order": lambda self: tuple(range(self.ndim)),
+        "broadcast_to": S.broadcast_to_,
+        "softmax": functools.partial(_functional, "softmax"),
+        "log_softmax": functools.partial(_functional, "log_softmax"),
     }
     for name, fn in extra.items():
         setattr(Tensor, name, fn)
     Tensor.softmax = lambda self, dim, dtype=None: _functional("softmax", self, dim, dtype)  # type: ignore
     Tensor.log_softmax = lambda self, dim, dtype=None: _functional("log_softmax", self, dim, dtype)  # type: ignore
     properties = {
-        "T": S.reversed_dims, "mT": S.matrix_transpose, "H": lambda x: S.t(x).conj(),
-        "mH": lambda x: S.matrix_transpose(x).conj(), "real": M.real, "imag": M.imag, "retains_grad": hooks.retains_grad,
+        "T": S.reversed_dims,
+        "mT": S.matrix_transpose,
+        "H": lambda x: S.t(x).conj(),
+        "mH": lambda x: S.matrix_transpose(x).conj(),
+        "real": M.real,
+        "imag": M.imag,
+        "retains_grad": hooks.retains_grad,
     }
     for name, fn in properties.items():
         setattr(Tensor, name, property(fn))

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
 from weft.dtypes import default_complex, get_default_dtype
 from weft.ir import types as T
 from weft.tensor import Tensor
@@ -27,15 +26,23 @@ OPTIONS = _Options()
 
 
 def set_printoptions(
-    precision: int | None = None, threshold: float | None = None, edgeitems: int | None = None,
-    linewidth: int | None = None, profile: str | None = None, sci_mode: bool | None = None,
+    precision: int | None = None,
+    threshold: float | None = None,
+    edgeitems: int | None = None,
+    linewidth: int | None = None,
+    profile: str | None = None,
+    sci_mode: bool | None = None,
 ) -> None:
     """Set how tensors print. ``profile``: "default", "short" or "full"."""
     presets = {"default": (4, 1000, 3, 80), "short": (2, 1000, 2, 80), "full": (4, math.inf, 3, 80)}
     if profile is not None:
         OPTIONS.precision, OPTIONS.threshold, OPTIONS.edgeitems, OPTIONS.linewidth = presets[profile]
-    for name, value in (("precision", precision), ("threshold", threshold), ("edgeitems", edgeitems),
-                        ("linewidth", linewidth)):
+    for name, value in (
+        ("precision", precision),
+        ("threshold", threshold),
+        ("edgeitems", edgeitems),
+        ("linewidth", linewidth),
+    ):
         if value is not None:
             setattr(OPTIONS, name, value)
     OPTIONS.sci_mode = sci_mode
@@ -112,7 +119,7 @@ def _vector(row: np.ndarray, indent: int, summarize: bool, f: _Formatter, f2: _F
         data = [*_items(row[:e], f, f2), " ...", *_items(row[-e:], f, f2)]
     else:
         data = _items(row, f, f2)
-    lines = [data[i:i + per_line] for i in range(0, len(data), per_line)]
+    lines = [data[i : i + per_line] for i in range(0, len(data), per_line)]
     return "[" + (",\n" + " " * (indent + 1)).join(", ".join(line) for line in lines) + "]"
 
 

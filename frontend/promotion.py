@@ -117,7 +117,7 @@ def result_dtype(dims: list[DType], zeros: list[DType], scalar: int) -> DType:
         if acc is None:
             acc = low
         elif CATEGORY[low] > CATEGORY[acc]:
-            acc = promote_types(acc, low) if CATEGORY[low] == 3 and CATEGORY[acc] == 2 else low
+            acc = low if CATEGORY[low] != 3 or CATEGORY[acc] != 2 else _weak(acc, 3)
     if scalar < 0:
         assert acc is not None
         return acc
@@ -125,7 +125,9 @@ def result_dtype(dims: list[DType], zeros: list[DType], scalar: int) -> DType:
 
 
 def promote(*operands: Any) -> DType:
-    """The result dtype of tensors and Python numbers together (``torch.result_type`` for any number of them)."""
+    """The result dtype of tensors and Python numbers together (``torch.result_type`` for any number
+    of them).
+    """
     dims: list[DType] = []
     zeros: list[DType] = []
     scalar = -1

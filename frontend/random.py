@@ -1,8 +1,8 @@
 """Random numbers: Philox bits, a counter-based generator, turned into distributions by ordinary operations.
 
-A generator's state is a tensor ``[seed, offset]``, advanced in place: in capture it is an input and output of the
-graph like any other tensor, so that eager and compiled programs draw the same bits. Source of the generator:
-J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+A generator's state is a tensor ``[seed, offset]``, advanced in place: in capture it is an input and output of
+the graph like any other tensor, so that eager and compiled programs draw the same bits. Source of the
+generator: J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 from typing import Any
 
 import numpy as np
-
 from weft.autograd.grad_mode import no_grad
 from weft.creation import constant, shape_of_args
 from weft.dispatch import apply, interpreter, wrap
@@ -171,8 +170,12 @@ def _finish(t: Tensor, requires_grad: bool) -> Tensor:
 
 
 def rand(
-    *size: Any, generator: Generator | None = None, dtype: Any = None, device: Any = None,
-    requires_grad: bool = False, **kw: Any,
+    *size: Any,
+    generator: Generator | None = None,
+    dtype: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
+    **kw: Any,
 ) -> Tensor:
     """Uniform numbers in [0, 1) of a shape."""
     as_device(device)
@@ -183,8 +186,12 @@ def rand(
 
 
 def randn(
-    *size: Any, generator: Generator | None = None, dtype: Any = None, device: Any = None,
-    requires_grad: bool = False, **kw: Any,
+    *size: Any,
+    generator: Generator | None = None,
+    dtype: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
+    **kw: Any,
 ) -> Tensor:
     """Standard normal numbers of a shape."""
     as_device(device)
@@ -194,7 +201,9 @@ def randn(
     return _finish(t, requires_grad)
 
 
-def _integers(low: int, high: int, shape: tuple[int, ...], dtype: DType, generator: Generator | None) -> Tensor:
+def _integers(
+    low: int, high: int, shape: tuple[int, ...], dtype: DType, generator: Generator | None
+) -> Tensor:
     span = high - low
     if span <= 0:
         raise RuntimeError(f"random_ expects 'from' to be less than 'to', but got from={low} >= to={high}")
@@ -207,8 +216,14 @@ def _integers(low: int, high: int, shape: tuple[int, ...], dtype: DType, generat
     return convert(value + low if low else value, dtype)
 
 
-def randint(*args: Any, generator: Generator | None = None, dtype: Any = None, device: Any = None,
-            requires_grad: bool = False, **kw: Any) -> Tensor:
+def randint(
+    *args: Any,
+    generator: Generator | None = None,
+    dtype: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
+    **kw: Any,
+) -> Tensor:
     """``randint(high, size)`` or ``randint(low, high, size)``: integers in [low, high)."""
     as_device(device)
     args = (*args, *(kw[k] for k in ("low", "high", "size") if k in kw))
@@ -221,8 +236,14 @@ def randint(*args: Any, generator: Generator | None = None, dtype: Any = None, d
     return _finish(t, requires_grad)
 
 
-def randperm(n: int, *, generator: Generator | None = None, dtype: Any = None, device: Any = None,
-             requires_grad: bool = False) -> Tensor:
+def randperm(
+    n: int,
+    *,
+    generator: Generator | None = None,
+    dtype: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
+) -> Tensor:
     """A random permutation of 0 to n - 1: the order of n random words."""
     as_device(device)
     if n < 0:
@@ -243,10 +264,17 @@ def randn_like(input: Tensor, *, dtype: Any = None, requires_grad: bool = False,
     return randn(tuple(input.shape), dtype=dtype or input.dtype, requires_grad=requires_grad)
 
 
-def randint_like(input: Tensor, *args: int, dtype: Any = None, requires_grad: bool = False, **kw: Any) -> Tensor:
+def randint_like(
+    input: Tensor, *args: int, dtype: Any = None, requires_grad: bool = False, **kw: Any
+) -> Tensor:
     """As randint, with the shape and dtype of ``input``."""
-    return randint(*args, tuple(input.shape), dtype=dtype or input.dtype, requires_grad=requires_grad,
-                   **{k: v for k, v in kw.items() if k in ("low", "high")})
+    return randint(
+        *args,
+        tuple(input.shape),
+        dtype=dtype or input.dtype,
+        requires_grad=requires_grad,
+        **{k: v for k, v in kw.items() if k in ("low", "high")},
+    )
 
 
 def bernoulli(input: Tensor, p: float | None = None, *, generator: Generator | None = None) -> Tensor:
@@ -259,8 +287,15 @@ def bernoulli(input: Tensor, p: float | None = None, *, generator: Generator | N
         return convert(u < (input.to(wide) if p is None else p), input.dtype)
 
 
-def normal(mean: Any, std: Any = 1.0, size: Any = None, *, generator: Generator | None = None, dtype: Any = None,
-           device: Any = None) -> Tensor:
+def normal(
+    mean: Any,
+    std: Any = 1.0,
+    size: Any = None,
+    *,
+    generator: Generator | None = None,
+    dtype: Any = None,
+    device: Any = None,
+) -> Tensor:
     """Normal numbers of the means and deviations given (tensors or numbers)."""
     tensors = [x for x in (mean, std) if isinstance(x, Tensor)]
     shape = shape_of_args((size,)) if size is not None else broadcast_shapes(*(shape_of(x) for x in tensors))
@@ -270,7 +305,9 @@ def normal(mean: Any, std: Any = 1.0, size: Any = None, *, generator: Generator 
 
 
 def poisson(input: Tensor, generator: Generator | None = None) -> Tensor:
-    """Poisson counts of the rates given, by inversion of the distribution function (rates up to a few hundred)."""
+    """Poisson counts of the rates given, by inversion of the distribution function (rates up to a few
+    hundred).
+    """
     with no_grad():
         rate = input.to(T.f64)
         top = int(rate.max().item() + 12 * math.sqrt(rate.max().item() + 1) + 12) if input.numel() else 1
@@ -281,7 +318,9 @@ def poisson(input: Tensor, generator: Generator | None = None) -> Tensor:
         return convert((below < u.unsqueeze(-1)).sum(-1), input.dtype)
 
 
-def multinomial(input: Tensor, num_samples: int, replacement: bool = False, *, generator: Generator | None = None) -> Tensor:
+def multinomial(
+    input: Tensor, num_samples: int, replacement: bool = False, *, generator: Generator | None = None
+) -> Tensor:
     """Indices drawn with the weights of each row. Without replacement by the exponential race."""
     if num_samples <= 0:
         raise RuntimeError("cannot sample n_sample <= 0 samples")
@@ -308,7 +347,9 @@ def _store(x: Tensor, make: Any) -> Tensor:
     return write_(x, convert(value, x.dtype))
 
 
-def uniform_(self: Tensor, a: float = 0.0, b: float = 1.0, *, generator: Generator | None = None, **kw: Any) -> Tensor:
+def uniform_(
+    self: Tensor, a: float = 0.0, b: float = 1.0, *, generator: Generator | None = None, **kw: Any
+) -> Tensor:
     """Fill with uniform numbers in [a, b)."""
     a, b = kw.get("from", a), kw.get("to", b)
     if a > b:
@@ -316,7 +357,9 @@ def uniform_(self: Tensor, a: float = 0.0, b: float = 1.0, *, generator: Generat
     return _store(self, lambda: uniform(shape_of(self), self.dtype, generator) * (b - a) + a)
 
 
-def normal_(self: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Generator | None = None) -> Tensor:
+def normal_(
+    self: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Generator | None = None
+) -> Tensor:
     """Fill with normal numbers."""
     if std < 0:
         raise RuntimeError(f"normal expects std >= 0.0, but found std {std}")
@@ -333,19 +376,30 @@ def exponential_(self: Tensor, lambd: float = 1.0, *, generator: Generator | Non
     return _store(self, lambda: (1.0 - uniform(shape_of(self), self.dtype, generator)).log() / -lambd)
 
 
-def log_normal_(self: Tensor, mean: float = 1.0, std: float = 2.0, *, generator: Generator | None = None) -> Tensor:
+def log_normal_(
+    self: Tensor, mean: float = 1.0, std: float = 2.0, *, generator: Generator | None = None
+) -> Tensor:
     return _store(self, lambda: (normal_values(shape_of(self), self.dtype, generator) * std + mean).exp())
 
 
-def cauchy_(self: Tensor, median: float = 0.0, sigma: float = 1.0, *, generator: Generator | None = None) -> Tensor:
-    return _store(self, lambda: ((uniform(shape_of(self), self.dtype, generator) - 0.5) * math.pi).tan() * sigma + median)
+def cauchy_(
+    self: Tensor, median: float = 0.0, sigma: float = 1.0, *, generator: Generator | None = None
+) -> Tensor:
+    return _store(
+        self,
+        lambda: ((uniform(shape_of(self), self.dtype, generator) - 0.5) * math.pi).tan() * sigma + median,
+    )
 
 
 def geometric_(self: Tensor, p: float, *, generator: Generator | None = None) -> Tensor:
-    return _store(self, lambda: ((1.0 - uniform(shape_of(self), T.f32, generator)).log() / math.log1p(-p)).ceil())
+    return _store(
+        self, lambda: ((1.0 - uniform(shape_of(self), T.f32, generator)).log() / math.log1p(-p)).ceil()
+    )
 
 
-def random_(self: Tensor, low: int = 0, high: int | None = None, *, generator: Generator | None = None) -> Tensor:
+def random_(
+    self: Tensor, low: int = 0, high: int | None = None, *, generator: Generator | None = None
+) -> Tensor:
     """Fill with integers in [low, high); of one argument in [0, low)."""
     if high is None and low:
         low, high = 0, low
@@ -359,6 +413,15 @@ def _largest(d: DType) -> int:
     return 2 if d is T.bool_ else {T.f32: 2**24, T.f64: 2**53, T.f16: 2**11, T.bf16: 2**8}[d]
 
 
-IN_PLACE = {"uniform_": uniform_, "normal_": normal_, "bernoulli_": bernoulli_, "exponential_": exponential_,
-            "log_normal_": log_normal_, "cauchy_": cauchy_, "geometric_": geometric_, "random_": random_,
-            "bernoulli": bernoulli, "multinomial": multinomial}
+IN_PLACE = {
+    "uniform_": uniform_,
+    "normal_": normal_,
+    "bernoulli_": bernoulli_,
+    "exponential_": exponential_,
+    "log_normal_": log_normal_,
+    "cauchy_": cauchy_,
+    "geometric_": geometric_,
+    "random_": random_,
+    "bernoulli": bernoulli,
+    "multinomial": multinomial,
+}

@@ -1,8 +1,8 @@
 """Saving and loading, pickling and deep copies.
 
-The file is a zip archive: ``data.pkl`` has the structure, with tensors as references to ``data/<n>.npy``-like raw
-members. Loading admits plain containers, numbers, strings and tensors alone unless ``weights_only=False``: a file
-cannot run code.
+The file is a zip archive: ``data.pkl`` has the structure, with tensors as references to ``data/<n>.npy``-like
+raw members. Loading admits plain containers, numbers, strings and tensors alone unless
+``weights_only=False``: a file cannot run code.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import zipfile
 from typing import Any
 
 import numpy as np
-
 from weft.dispatch import concrete, recording, wrap
 from weft.dtypes import Size, as_device
 from weft.ir.types import Device, DType, dtype_named
@@ -39,7 +38,19 @@ def rebuild_subclass(cls: type, tensor: Tensor, requires_grad: bool, state: dict
     return t
 
 
-_INTERNAL = {"_data", "_vc", "_view", "_edge", "_rg", "_grad", "_acc", "_hooks", "_post_hooks", "_retains", "_inference"}
+_INTERNAL = {
+    "_data",
+    "_vc",
+    "_view",
+    "_edge",
+    "_rg",
+    "_grad",
+    "_acc",
+    "_hooks",
+    "_post_hooks",
+    "_retains",
+    "_inference",
+}
 
 
 def _attributes(t: Tensor) -> dict[str, Any]:
@@ -47,7 +58,9 @@ def _attributes(t: Tensor) -> dict[str, Any]:
 
 
 def reduce_tensor(t: Tensor) -> Any:
-    """How a tensor pickles: bytes, dtype, shape; the class and attributes of subclasses. History is left behind."""
+    """How a tensor pickles: bytes, dtype, shape; the class and attributes of subclasses. History is left
+    behind.
+    """
     a = np.ascontiguousarray(concrete(t, "pickling a tensor"))
     base = (rebuild_tensor, (a.tobytes(), t.dtype.name, tuple(t.shape), t.requires_grad and t.is_leaf))
     if type(t) is Tensor:
@@ -60,9 +73,11 @@ def deepcopy_tensor(t: Tensor, memo: dict[int, Any]) -> Tensor:
     if id(t) in memo:
         return memo[id(t)]
     if not t.is_leaf:
-        raise RuntimeError("Only Tensors created explicitly by the user (graph leaves) support the deepcopy protocol at "
-                           "the moment.  If you were attempting to deepcopy a module, this may be because of a "
-                           "torch.nn.utils.weight_norm usage, see https://github.com/pytorch/pytorch/pull/103001")
+        raise RuntimeError(
+            "Only Tensors created explicitly by the user (graph leaves) support the deepcopy protocol at "
+            "the moment.  If you were attempting to deepcopy a module, this may be because of a "
+            "torch.nn.utils.weight_norm usage, see https://github.com/pytorch/pytorch/pull/103001"
+        )
     if recording():
         fresh = t.detach().clone()
     else:
@@ -93,8 +108,14 @@ class _Pickler(pickle.Pickler):
             self.seen[key] = len(self.tensors)
             self.tensors.append(obj)
         cls = None if type(obj) is Tensor else type(obj)
-        return ("tensor", self.seen[key], obj.dtype.name, tuple(obj.shape), obj.requires_grad and obj.is_leaf,
-                cls.__name__ if cls is not None else None)
+        return (
+            "tensor",
+            self.seen[key],
+            obj.dtype.name,
+            tuple(obj.shape),
+            obj.requires_grad and obj.is_leaf,
+            cls.__name__ if cls is not None else None,
+        )
 
 
 # What a weights-only file may name.
@@ -131,8 +152,11 @@ class _Unpickler(pickle.Unpickler):
         found = _SAFE.get((module, name)) or _extra_safe.get((module, name))
         if found is None:
             raise pickle.UnpicklingError(
-                f"Weights only load failed. Unsupported global: GLOBAL {module}.{name} was not an allowed global by "
-                "default. Load the file with weights_only=False only if you trust its source: it can run code.")
+                f"Weights only load failed. Unsupported global: GLOBAL {module}.{name} was not an allowed "
+                "global by "
+                "default. Load the file with weights_only=False only if you trust its source: it can run "
+                "code."
+            )
         return found
 
     def persistent_load(self, pid: Any) -> Tensor:

@@ -1,6 +1,7 @@
 """The Tensor: a payload (numpy array, or graph Value in capture), a version counter, autograd state.
 
-Methods that compute are not here: :mod:`weft.methods` attaches the functions of :mod:`weft.ops`, family by family.
+Methods that compute are not here: :mod:`weft.methods` attaches the functions of :mod:`weft.ops`, family by
+family.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
 from weft.dtypes import Size, dtype_of_array
 from weft.ir.graph import Value
 from weft.ir.types import CPU, Device, DType, TensorType
@@ -23,11 +23,12 @@ _new = object.__new__
 class Tensor:
     """A multi-dimensional array with gradients.
 
-    ``Tensor(2, 3)`` is an uninitialised float tensor of that shape and ``Tensor([...])`` a float tensor of the
-    data; :func:`weft.tensor` is the way to make one from data with its own dtype.
+    ``Tensor(2, 3)`` is an uninitialised float tensor of that shape and ``Tensor([...])`` a float tensor of
+    the data; :func:`weft.tensor` is the way to make one from data with its own dtype.
 
-    Internals, for the parts that share them: ``_data`` the payload; ``_vc`` the version counter, one list that a
-    base and its views share; ``_view`` what this tensor is a view of; ``_edge`` the autograd edge of a non-leaf,
+    Internals, for the parts that share them: ``_data`` the payload; ``_vc`` the version counter, one list
+    that a base and its views share; ``_view`` what this tensor is a view of; ``_edge`` the autograd edge of a
+    non-leaf,
     ``(node, index of the result)``; ``_rg`` whether it requires grad.
     """
 
@@ -212,9 +213,11 @@ class Tensor:
         if not self.is_leaf:
             if not requires_grad:
                 raise RuntimeError(
-                    "you can only change requires_grad flags of leaf variables. If you want to use a computed "
+                    "you can only change requires_grad flags of leaf variables. If you want to use a "
+                    "computed "
                     "variable in a subgraph that doesn't require differentiation use "
-                    "var_no_grad = var.detach().")
+                    "var_no_grad = var.detach()."
+                )
             return self
         self._rg = bool(requires_grad)
         return self
@@ -242,16 +245,20 @@ class Tensor:
     def grad(self, value: Tensor | None) -> None:
         if value is not None:
             if not isinstance(value, Tensor):
-                raise TypeError(f"assigned grad expected to be a Tensor or None but got grad of type {type(value)}")
+                raise TypeError(
+                    f"assigned grad expected to be a Tensor or None but got grad of type {type(value)}"
+                )
             if value is self:
                 raise RuntimeError("can't assign Variable as its own grad")
             if value.shape != self.shape:
                 raise RuntimeError(
                     f"assigned grad has data of a different size: expected {list(self.shape)}, "
-                    f"got {list(value.shape)}")
+                    f"got {list(value.shape)}"
+                )
             if value.dtype is not self.dtype:
                 raise RuntimeError(
-                    f"assigned grad has data of a different type: expected {self.dtype}, got {value.dtype}")
+                    f"assigned grad has data of a different type: expected {self.dtype}, got {value.dtype}"
+                )
         self._grad = value
 
     @grad.deleter

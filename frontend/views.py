@@ -1,13 +1,13 @@
 """Views that alias, and ``write_``, the one way a tensor's value changes.
 
 Eager: a view is a numpy view of its base's memory, and a write copies into that memory. In capture values are
-immutable: a view remembers its base and the MOVE steps that lead to it; a write through a view becomes a new value of
-the base (by the inverse of each step), and a view whose base changed since is derived again. A concrete tensor that is
-a view keeps being its own root in capture; a Recorder can tell tensors that share storage by the identity of their
-version counter ``_vc``.
+immutable: a view remembers its base and the MOVE steps that lead to it; a write through a view becomes a new
+value of the base (by the inverse of each step), and a view whose base changed since is derived again. A
+concrete tensor that is a view keeps being its own root in capture; a Recorder can tell tensors that share
+storage by the identity of their version counter ``_vc``.
 
-Autograd follows the same steps: an in-place operation on a view gives the base a new history (base with the written
-part replaced), and the views of that base get theirs from it when next looked at.
+Autograd follows the same steps: an in-place operation on a view gives the base a new history (base with the
+written part replaced), and the views of that base get theirs from it when next looked at.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-
 from weft.autograd.grad_mode import mode
 from weft.autograd.tape import Edge, Node, TypeStub, edge_of, keep_old_value, record_types
 from weft.dispatch import apply, interpreter, wrap, wrap_value
@@ -29,8 +28,8 @@ from weft.tensor import Tensor, contiguous_strides
 Step = tuple[Primitive, dict[str, Any]]
 Apply = Callable[..., Tensor]
 
-# How a write to the result of a step becomes a write to its operand: (apply, old operand, new result, attrs) -> new
-# operand. A step is a view only if it stands here.
+# How a write to the result of a step becomes a write to its operand: (apply, old operand, new result, attrs)
+# -> new operand. A step is a view only if it stands here.
 INVERSE: dict[Primitive, Callable[[Apply, Tensor, Tensor, Any], Tensor]] = {}
 
 
@@ -51,15 +50,21 @@ def _write_broadcast(apply: Apply, old: Tensor, new: Tensor, attrs: Any) -> Tens
     return apply(P.reshape_p, new, shape=_shape(old))
 
 
-_MULTI = ("This view is the output of a function that returns multiple views. Such functions do not allow the output views "
-          "to be modified inplace. You should replace the inplace operation by an out-of-place one.")
-OVERLAP = ("unsupported operation: more than one element of the written-to tensor refers to a single memory "
-           "location. Please clone() the tensor before performing the operation.")
+_MULTI = (
+    "This view is the output of a function that returns multiple views. Such functions do not allow the "
+    "output views "
+    "to be modified inplace. You should replace the inplace operation by an out-of-place one."
+)
+OVERLAP = (
+    "unsupported operation: more than one element of the written-to tensor refers to a single memory "
+    "location. Please clone() the tensor before performing the operation."
+)
 
 INVERSE[P.reshape_p] = lambda apply, old, new, a: apply(P.reshape_p, new, shape=_shape(old))
 INVERSE[P.permute_p] = lambda apply, old, new, a: apply(P.permute_p, new, perm=_inverse_perm(a["perm"]))
 INVERSE[P.slice_p] = lambda apply, old, new, a: apply(
-    P.update_slice_p, old, new, start=a["start"], step=a["step"])
+    P.update_slice_p, old, new, start=a["start"], step=a["step"]
+)
 INVERSE[P.broadcast_p] = _write_broadcast
 INVERSE[P.real_p] = lambda apply, old, new, a: apply(P.complex_p, new, apply(P.imag_p, old))
 INVERSE[P.imag_p] = lambda apply, old, new, a: apply(P.complex_p, apply(P.real_p, old), new)
@@ -74,13 +79,17 @@ class View:
     """What a tensor is a view of: ``steps`` from ``base``.
 
     ``differentiable`` is False for ``detach()`` and ``.data``, which share memory and nothing else.
-    ``edge_version`` and ``value_version`` are the base's versions that the edge and (in capture) the value are of.
-    ``origin`` names the function where it gave several views, which torch does not let autograd follow in place.
+    ``edge_version`` and ``value_version`` are the base's versions that the edge and (in capture) the value
+    are of.
+    ``origin`` names the function where it gave several views, which torch does not let autograd follow in
+    place.
     """
 
     __slots__ = ("base", "differentiable", "edge_version", "origin", "steps", "value_version")
 
-    def __init__(self, base: Tensor, steps: Sequence[Step], version: int, differentiable: bool = True) -> None:
+    def __init__(
+        self, base: Tensor, steps: Sequence[Step], version: int, differentiable: bool = True
+    ) -> None:
         self.base, self.steps, self.differentiable = base, tuple(steps), differentiable
         self.edge_version = self.value_version = version
         self.origin: str | None = None
@@ -103,8 +112,10 @@ class View:
             t._edge, t._rg = None, False
             return
         if self.origin is not None and mode.grad:
-            raise RuntimeError(f"{self.origin} is a view and its base or another view of its base has been modified "
-                               f"inplace. {_MULTI}")
+            raise RuntimeError(
+                f"{self.origin} is a view and its base or another view of its base has been modified "
+                f"inplace. {_MULTI}"
+            )
         self.edge_version = version
         source = wrap(TypeStub(self.base._ir_type))
         source._edge, source._rg = edge, True
@@ -128,8 +139,8 @@ class View:
 def view(x: Tensor, prim: Primitive, data: Any = None, **attrs: Any) -> Tensor:
     """``prim`` applied to ``x`` as a view: shares memory (eager) or follows its base (capture).
 
-    ``data`` is the numpy view where the numpy rule would not alias. A numpy result that does not share memory is
-    not a view, just the result.
+    ``data`` is the numpy view where the numpy rule would not alias. A numpy result that does not share memory
+    is not a view, just the result.
     """
     interp: Any = interpreter()
     if interp.recording:
@@ -162,7 +173,9 @@ def siblings(parts: Sequence[Tensor], function: str) -> tuple[Tensor, ...]:
 
 
 def phantom(x: Tensor) -> np.ndarray:
-    """An array with the strides that ``x`` would have eagerly; for a captured tensor without memory behind it."""
+    """An array with the strides that ``x`` would have eagerly; for a captured tensor without memory behind
+    it.
+    """
     d = x._data
     if type(d) is np.ndarray:
         return d
@@ -231,7 +244,9 @@ def views(x: Tensor, steps: Sequence[Step], data: Any = None) -> Tensor:
 def own(t: Tensor, *sources: Tensor) -> Tensor:
     """``t`` with memory of its own: for functions whose result may alias an operand but must not."""
     d = t._data
-    if type(d) is np.ndarray and (d.base is not None or not d.flags.writeable or any(d is s._data for s in sources)):
+    if type(d) is np.ndarray and (
+        d.base is not None or not d.flags.writeable or any(d is s._data for s in sources)
+    ):
         t._data = np.array(d)
     return t
 
@@ -263,8 +278,11 @@ def check_inplace(t: Tensor, *others: Any) -> None:
     """The errors that torch raises before it writes to ``t``."""
     if t._inference and not mode.inference:
         raise RuntimeError(
-            "Inplace update to inference tensor outside InferenceMode is not allowed.You can make a clone to get a "
-            "normal tensor before doing inplace update.See https://github.com/pytorch/rfcs/pull/17 for more details.")
+            "Inplace update to inference tensor outside InferenceMode is not allowed.You can make a clone to "
+            "get a "
+            "normal tensor before doing inplace update.See https://github.com/pytorch/rfcs/pull/17 for more "
+            "details."
+        )
     if not mode.grad:
         return
     v = t._view
@@ -273,17 +291,20 @@ def check_inplace(t: Tensor, *others: Any) -> None:
         if base._rg and v.origin is not None:
             raise RuntimeError(f"{v.origin} is a view and is being modified inplace. {_MULTI}")
         if base._rg and base._edge is None:
-            raise RuntimeError("a view of a leaf Variable that requires grad is being used in an in-place operation.")
+            raise RuntimeError(
+                "a view of a leaf Variable that requires grad is being used in an in-place operation."
+            )
     elif t._rg and t._edge is None:
         raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
 
 
 def write_(t: Tensor, new: Tensor, mark: int | None = None, replaces: bool = False) -> Tensor:
-    """Change the value of ``t`` to that of ``new`` (same shape and dtype); bumps the version, rebases the history.
+    """Change the value of ``t`` to that of ``new`` (same shape and dtype); bumps the version, rebases the
+    history.
 
-    ``mark`` (see ``tape.sequence_mark``) tells which nodes of ``new`` belong to this very operation: what they saved
-    of the old value is kept for them. ``replaces``: ``new`` does not depend on ``t``, whose old value then has the gradient
-    zero. Raises torch's RuntimeErrors for leaves and for overlapping memory.
+    ``mark`` (see ``tape.sequence_mark``) tells which nodes of ``new`` belong to this very operation: what
+    they saved of the old value is kept for them. ``replaces``: ``new`` does not depend on ``t``, whose old
+    value then has the gradient zero. Raises torch's RuntimeErrors for leaves and for overlapping memory.
     """
     check_inplace(t)
     tracked = mode.grad and (t.requires_grad or new._rg)
@@ -404,7 +425,9 @@ def overwritten(old: Edge | None, new: Edge | None, t: Tensor) -> Node:
 def set_data(t: Tensor, value: Tensor) -> None:
     """``t.data = value``: other storage for the same tensor."""
     if value.dtype is not t.dtype and t._rg and not value.dtype.is_inexact:
-        raise RuntimeError("data set to a tensor that requires gradients must be floating point or complex dtype")
+        raise RuntimeError(
+            "data set to a tensor that requires gradients must be floating point or complex dtype"
+        )
     interp: Any = interpreter()
     if interp.recording:
         if t.shape == value.shape and t.dtype is value.dtype:

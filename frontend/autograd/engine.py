@@ -1,8 +1,8 @@
 """The backward walk over the tape: ``Tensor.backward`` and ``autograd.grad``.
 
 The nodes that the roots were computed from, in program order, become the records of
-:func:`weft.passes.autodiff.backprop`, which runs under the eager interpreter (on arrays), under the Recorder (on
-graph Values) or, for ``create_graph``, on Tensors that are taped again.
+:func:`weft.passes.autodiff.backprop`, which runs under the eager interpreter (on arrays), under the Recorder
+(on graph Values) or, for ``create_graph``, on Tensors that are taped again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-
 from weft.autograd.grad_mode import enable_grad, no_grad
 from weft.autograd.tape import (
     AccumulateGrad,
@@ -31,7 +30,9 @@ from weft.tensor import Tensor
 
 
 class Spoiled:
-    """Stands for a saved value that was modified in place since: harmless until a wanted gradient depends on it."""
+    """Stands for a saved value that was modified in place since: harmless until a wanted gradient depends on
+    it.
+    """
 
     __array_ufunc__ = None
 
@@ -41,7 +42,9 @@ class Spoiled:
     def _same(self, *_: Any) -> Spoiled:
         return self
 
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __neg__ = _same
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __neg__ = (
+        _same
+    )
 
 
 class SpoilAware(Interpreter):
@@ -95,8 +98,9 @@ class Walk:
         return t
 
     def record(self, node: Node) -> OpRecord:
-        operands = [self.unpack(s, e, node, i)
-                    for i, (s, e) in enumerate(zip(node.operands, node.edges, strict=True))]
+        operands = [
+            self.unpack(s, e, node, i) for i, (s, e) in enumerate(zip(node.operands, node.edges, strict=True))
+        ]
         n = len(node.edges)
         results = [self.unpack(s, (node, i), node, n + i) for i, s in enumerate(node.results)]
         keys = [(node, i) for i in range(len(results))]
@@ -115,7 +119,8 @@ def run_backward(
     create_graph: bool,
     accumulate: bool,
 ) -> dict[Edge, Tensor]:
-    """Walk back from ``roots`` (edge and cotangent tensor). Gradients of the ``wanted`` edges are returned, or, with
+    """Walk back from ``roots`` (edge and cotangent tensor). Gradients of the ``wanted`` edges are returned,
+    or, with
     ``accumulate``, added to ``.grad`` (``wanted`` None: of all leaves)."""
     walk = Walk(create_graph)
     nodes = reachable([e[0] for e, _ in roots])
@@ -124,10 +129,14 @@ def run_backward(
     needed: set[Edge] = {(n, 0) for n in leaves} if wanted is None else set(wanted)
     if any(n.freed for n in inner):
         raise RuntimeError(
-            "Trying to backward through the graph a second time (or directly access saved tensors after they have "
-            "already been freed). Saved intermediate values of the graph are freed when you call .backward() or "
-            "autograd.grad(). Specify retain_graph=True if you need to backward through the graph a second time or "
-            "if you need to access saved tensors after calling backward.")
+            "Trying to backward through the graph a second time (or directly access saved tensors after they "
+            "have "
+            "already been freed). Saved intermediate values of the graph are freed when you call .backward() "
+            "or "
+            "autograd.grad(). Specify retain_graph=True if you need to backward through the graph a second "
+            "time or "
+            "if you need to access saved tensors after calling backward."
+        )
     found = _propagate(walk, inner, roots, needed)
     if not retain_graph:
         for n in inner:
@@ -236,18 +245,23 @@ def _root_gradient(t: Tensor, gradient: Tensor | None) -> Tensor:
         if t.numel() != 1:
             raise RuntimeError("grad can be implicitly created only for scalar outputs")
         if t.dtype.is_complex:
-            raise RuntimeError(f"grad can be implicitly created only for real scalar outputs but got {t.dtype}")
+            raise RuntimeError(
+                f"grad can be implicitly created only for real scalar outputs but got {t.dtype}"
+            )
         return ones_like(t.detach())
     if not isinstance(gradient, Tensor):
         raise TypeError(f"gradients can be either Tensors or None, but got {type(gradient).__name__}")
     if gradient.shape != t.shape:
         raise RuntimeError(
             f"Mismatch in shape: grad_output[0] has a shape of {gradient.shape} and output[0] has a shape of "
-            f"{t.shape}.")
+            f"{t.shape}."
+        )
     if t.dtype.is_complex != gradient.dtype.is_complex:
         raise RuntimeError(
-            "For complex Tensors, both grad_output and output are required to have the same dtype. Mismatch in "
-            f"dtype: grad_output[0] has a dtype of {gradient.dtype} and output[0] has a dtype of {t.dtype}.")
+            "For complex Tensors, both grad_output and output are required to have the same dtype. Mismatch "
+            "in "
+            f"dtype: grad_output[0] has a dtype of {gradient.dtype} and output[0] has a dtype of {t.dtype}."
+        )
     return gradient if gradient.dtype is t.dtype else gradient.to(t.dtype)
 
 
@@ -274,8 +288,9 @@ def backward(
 ) -> None:
     """Add the gradients of ``tensors`` to ``.grad`` of the leaves (of ``inputs`` alone if given).
 
-    ``grad_tensors``: one cotangent per tensor, of its shape; None for scalars. Raises RuntimeError where nothing
-    requires grad, on a wrong shape, on a second walk through a freed graph, and for values modified in place.
+    ``grad_tensors``: one cotangent per tensor, of its shape; None for scalars. Raises RuntimeError where
+    nothing requires grad, on a wrong shape, on a second walk through a freed graph, and for values modified
+    in place.
     """
     tensors = _as_list(tensors)
     gradients = [None] * len(tensors) if grad_tensors is None else _as_list(grad_tensors)
@@ -287,7 +302,9 @@ def backward(
         wanted = [_wanted_edge(t) for t in inputs]
     roots = _roots(tensors, gradients)
     retain = create_graph if retain_graph is None else retain_graph
-    grads = run_backward(roots, wanted, retain_graph=retain, create_graph=create_graph, accumulate=wanted is None)
+    grads = run_backward(
+        roots, wanted, retain_graph=retain, create_graph=create_graph, accumulate=wanted is None
+    )
     if wanted is not None:
         for t, e in zip(inputs, wanted, strict=True):
             if e in grads:
@@ -328,8 +345,10 @@ def grad(
     wanted = [_wanted_edge(t) for t in inputs]
     retain = create_graph if retain_graph is None else retain_graph
     grads = run_backward(roots, wanted, retain_graph=retain, create_graph=create_graph, accumulate=False)
-    return tuple(_one_grad(t, grads.get(e), allow_unused, materialize_grads)
-                 for t, e in zip(inputs, wanted, strict=True))
+    return tuple(
+        _one_grad(t, grads.get(e), allow_unused, materialize_grads)
+        for t, e in zip(inputs, wanted, strict=True)
+    )
 
 
 def _one_grad(t: Tensor, g: Tensor | None, allow_unused: bool | None, materialize: bool) -> Tensor | None:
@@ -341,7 +360,8 @@ def _one_grad(t: Tensor, g: Tensor | None, allow_unused: bool | None, materializ
         if not allow_unused:
             raise RuntimeError(
                 "One of the differentiated Tensors appears to not have been used in the graph. Set "
-                "allow_unused=True if this is the desired behavior.")
+                "allow_unused=True if this is the desired behavior."
+            )
         return None
     d = g._data
     if type(d) is np.ndarray and g._edge is None and (d.base is not None or not d.flags.writeable):

@@ -26,7 +26,9 @@ class FunctionCtx:
         self._node: Node | None = None
 
     def save_for_backward(self, *tensors: Tensor | None) -> None:
-        """Keep inputs or outputs for ``backward`` (``ctx.saved_tensors``), guarded against in-place changes."""
+        """Keep inputs or outputs for ``backward`` (``ctx.saved_tensors``), guarded against in-place
+        changes.
+        """
         self._to_save = tensors
 
     def save_for_forward(self, *tensors: Tensor | None) -> None:
@@ -50,10 +52,14 @@ class FunctionCtx:
         node = self._node
         if node is not None and node.freed:
             raise RuntimeError(
-                "Trying to backward through the graph a second time (or directly access saved tensors after they have "
-                "already been freed). Saved intermediate values of the graph are freed when you call .backward() or "
-                "autograd.grad(). Specify retain_graph=True if you need to backward through the graph a second time or "
-                "if you need to access saved tensors after calling backward.")
+                "Trying to backward through the graph a second time (or directly access saved tensors after "
+                "they have "
+                "already been freed). Saved intermediate values of the graph are freed when you call "
+                ".backward() or "
+                "autograd.grad(). Specify retain_graph=True if you need to backward through the graph a "
+                "second time or "
+                "if you need to access saved tensors after calling backward."
+            )
         return tuple(self._unpack(s) for s in self._saved)
 
     def _unpack(self, s: Any) -> Tensor | None:
@@ -81,8 +87,9 @@ class FunctionCtx:
                 kept.append(None)
                 continue
             if not isinstance(t, Tensor):
-                raise TypeError(f"save_for_backward can only save variables, but argument is of type "
-                                f"{type(t).__name__}")
+                raise TypeError(
+                    f"save_for_backward can only save variables, but argument is of type {type(t).__name__}"
+                )
             position = next((i for i, o in enumerate(outputs) if o is t), None)
             saved = Saved(t._data, t._vc)
             kept.append(("tensor", t, saved) if position is None else ("output", position, saved))
@@ -105,14 +112,18 @@ class _FunctionPrimitive:
         taped = _taping(inner)
         outer = interpreter()
         grads = [self._incoming(ct, o, outer) for ct, o in zip(cts, outs, strict=True)]
-        with (enable_grad() if taped else no_grad()), interpreting(_base(inner)):
+        with enable_grad() if taped else no_grad(), interpreting(_base(inner)):
             got = self.cls.backward(self.ctx, *grads)
         got = got if isinstance(got, tuple) else (got,)
-        if len(got) < self.n_args or any(g is not None for g in got[self.n_args:]):
-            raise RuntimeError(f"function {self.cls.__name__}Backward returned an incorrect number of gradients "
-                               f"(expected {self.n_args}, got {len(got)})")
-        return [self._outgoing(got[p], o, taped, i) for i, (p, o) in
-                enumerate(zip(self.positions, operands, strict=True))]
+        if len(got) < self.n_args or any(g is not None for g in got[self.n_args :]):
+            raise RuntimeError(
+                f"function {self.cls.__name__}Backward returned an incorrect number of gradients "
+                f"(expected {self.n_args}, got {len(got)})"
+            )
+        return [
+            self._outgoing(got[p], o, taped, i)
+            for i, (p, o) in enumerate(zip(self.positions, operands, strict=True))
+        ]
 
     def _incoming(self, ct: Any, out: Any, outer: Any) -> Any:
         if ct is None:
@@ -162,8 +173,10 @@ def _reduce_to(g: Tensor, shape: Sequence[int], name: str, i: int) -> Tensor:
     except RuntimeError:
         fits = False
     if not fits:
-        raise RuntimeError(f"Function {name} returned an invalid gradient at index {i} - got {list(g.shape)} but "
-                           f"expected shape compatible with {list(shape)}")
+        raise RuntimeError(
+            f"Function {name} returned an invalid gradient at index {i} - got {list(g.shape)} but "
+            f"expected shape compatible with {list(shape)}"
+        )
     lead = g.ndim - len(shape)
     dims = [*range(lead), *(j + lead for j, n in enumerate(shape) if n == 1 and g.shape[j + lead] != 1)]
     return (g.sum(dims, keepdim=True) if dims else g).reshape(tuple(shape))
@@ -172,8 +185,8 @@ def _reduce_to(g: Tensor, shape: Sequence[int], name: str, i: int) -> Tensor:
 class Function:
     """Base class of operations with their own gradient.
 
-    Subclasses give static methods ``forward(ctx, *args)`` and ``backward(ctx, *grad_outputs)`` (one gradient per
-    argument, None for those without), or ``forward(*args)`` with ``setup_context(ctx, inputs, output)``.
+    Subclasses give static methods ``forward(ctx, *args)`` and ``backward(ctx, *grad_outputs)`` (one gradient
+    per argument, None for those without), or ``forward(*args)`` with ``setup_context(ctx, inputs, output)``.
 
     >>> import weft
     >>> class Double(Function):
@@ -230,7 +243,9 @@ def _fresh_output(o: Any, args: Sequence[Any], ctx: Any) -> Any:
 def _record(cls: Any, ctx: Any, tensors: Any, edges: Any, outputs: list[Any], raw: list[Any], n: int) -> None:
     prim = _FunctionPrimitive(cls, ctx, [i for i, _ in tensors], n)
     outs = [o for o in outputs if isinstance(o, Tensor)]
-    node = Node(prim, {}, (), edges, [TypeStub(t._ir_type) for _, t in tensors], [TypeStub(o._ir_type) for o in outs])
+    node = Node(
+        prim, {}, (), edges, [TypeStub(t._ir_type) for _, t in tensors], [TypeStub(o._ir_type) for o in outs]
+    )
     ctx._node = node
     for i, (o, r) in enumerate(zip(outputs, raw, strict=True)):
         skip = any(r is m or o is m for m in ctx._non_differentiable)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-
 from weft.autograd.engine import grad
 from weft.autograd.grad_mode import enable_grad, no_grad
 from weft.tensor import Tensor
@@ -26,7 +25,9 @@ def _directions(t: Tensor) -> list[complex]:
     return [1.0, 1j] if t.dtype.is_complex else [1.0]
 
 
-def _numerical(fn: Callable[..., Any], inputs: Sequence[Any], x: Tensor, eps: float) -> list[list[np.ndarray]]:
+def _numerical(
+    fn: Callable[..., Any], inputs: Sequence[Any], x: Tensor, eps: float
+) -> list[list[np.ndarray]]:
     """For each element of ``x`` (and, if complex, each of its two directions) the change of each output."""
     data = x.detach().numpy()
     flat = data.reshape(-1) if data.flags.c_contiguous else None
@@ -70,7 +71,9 @@ def _check_output(
 
 
 def _pulled_back(rows: Any, j: int, k: int, direction: complex, x: Tensor) -> np.ndarray:
-    """The gradient that finite differences give: d Re(conj(direction) * out) by each real direction of ``x``."""
+    """The gradient that finite differences give: d Re(conj(direction) * out) by each real direction
+    of ``x``.
+    """
     change = np.array([np.real(np.conj(direction) * r[j].reshape(-1)[k]) for r in rows], dtype=np.float64)
     if x.dtype.is_complex:
         change = change.reshape(-1, 2)
@@ -79,8 +82,16 @@ def _pulled_back(rows: Any, j: int, k: int, direction: complex, x: Tensor) -> np
 
 
 def gradcheck(
-    func: Callable[..., Any], inputs: Any, *, eps: float = 1e-6, atol: float = 1e-5, rtol: float = 1e-3,
-    raise_exception: bool = True, check_undefined_grad: bool = True, nondet_tol: float = 0.0, fast_mode: bool = False,
+    func: Callable[..., Any],
+    inputs: Any,
+    *,
+    eps: float = 1e-6,
+    atol: float = 1e-5,
+    rtol: float = 1e-3,
+    raise_exception: bool = True,
+    check_undefined_grad: bool = True,
+    nondet_tol: float = 0.0,
+    fast_mode: bool = False,
     **kw: Any,
 ) -> bool:
     """Compare the gradients of ``func`` with central differences; inputs should be float64 (or complex128).
@@ -90,8 +101,10 @@ def gradcheck(
     inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     xs = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
     if not xs:
-        raise ValueError("gradcheck expects at least one input tensor to require gradient, but none of the them have "
-                         "requires_grad=True.")
+        raise ValueError(
+            "gradcheck expects at least one input tensor to require gradient, but none of the them have "
+            "requires_grad=True."
+        )
     try:
         with enable_grad():
             outs = _outputs(func, inputs)
@@ -107,9 +120,17 @@ def gradcheck(
 
 
 def gradgradcheck(
-    func: Callable[..., Any], inputs: Any, grad_outputs: Any = None, *, eps: float = 1e-6, atol: float = 1e-5,
-    rtol: float = 1e-3, raise_exception: bool = True, gen_non_contig_grad_outputs: bool = False,
-    nondet_tol: float = 0.0, **kw: Any,
+    func: Callable[..., Any],
+    inputs: Any,
+    grad_outputs: Any = None,
+    *,
+    eps: float = 1e-6,
+    atol: float = 1e-5,
+    rtol: float = 1e-3,
+    raise_exception: bool = True,
+    gen_non_contig_grad_outputs: bool = False,
+    nondet_tol: float = 0.0,
+    **kw: Any,
 ) -> bool:
     """As :func:`gradcheck`, of the gradient of ``func``: second derivatives."""
     inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
@@ -129,5 +150,6 @@ def gradgradcheck(
             got = grad(results, xs, list(args[n:]), create_graph=True, allow_unused=True)
         return tuple(g for g in got if g is not None and g.requires_grad)
 
-    return gradcheck(gradient, (*inputs, *grad_outputs), eps=eps, atol=atol, rtol=rtol,
-                     raise_exception=raise_exception)
+    return gradcheck(
+        gradient, (*inputs, *grad_outputs), eps=eps, atol=atol, rtol=rtol, raise_exception=raise_exception
+    )

@@ -43,7 +43,9 @@ def _add(hooks: dict[int, Any], hook: Callable[..., Any]) -> RemovableHandle:
 
 
 def register_hook(input: Tensor, hook: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
-    """Call ``hook(grad)`` when the gradient of this tensor is complete; what it returns replaces the gradient."""
+    """Call ``hook(grad)`` when the gradient of this tensor is complete; what it returns replaces the
+    gradient.
+    """
     edge = edge_of(input)
     if edge is None:
         raise RuntimeError("cannot register a hook on a tensor that doesn't require gradient")

@@ -1,8 +1,8 @@
 """The tape: a node for every recorded operation, edges to where its operands came from.
 
-A node keeps the operand and result values that its gradient rule reads (``Primitive.needs``), with the version at
-which it saw them; of the others only the type. Nodes are numbered in program order, so the order of a backward
-walk is a sort.
+A node keeps the operand and result values that its gradient rule reads (``Primitive.needs``), with the
+version at which it saw them; of the others only the type. Nodes are numbered in program order, so the order
+of a backward walk is a sort.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
 from weft.dtypes import dtype_of_array
 from weft.ir.graph import Value
 from weft.ir.prims.base import Primitive
@@ -74,13 +73,23 @@ def needs_of(prim: Primitive) -> tuple[frozenset[int] | None, bool]:
 class Node:
     """One recorded operation; ``tensor.grad_fn`` shows it.
 
-    ``edges``: for each operand its edge, or None where no gradient goes. ``operands`` and ``results``: for each a
-    :class:`Saved`, or what is known of its type: a graph Value or ``(shape, numpy dtype)``.
+    ``edges``: for each operand its edge, or None where no gradient goes. ``operands`` and ``results``: for
+    each a :class:`Saved`, or what is known of its type: a graph Value or ``(shape, numpy dtype)``.
     """
 
     __slots__ = (
-        "__weakref__", "attrs", "edges", "freed", "hooks", "operands", "prehooks", "prim", "regions", "results",
-        "retained", "seq",
+        "__weakref__",
+        "attrs",
+        "edges",
+        "freed",
+        "hooks",
+        "operands",
+        "prehooks",
+        "prim",
+        "regions",
+        "results",
+        "retained",
+        "seq",
     )
 
     def __init__(self, prim: Any, attrs: Any, regions: Any, edges: Any, operands: Any, results: Any) -> None:
@@ -89,7 +98,9 @@ class Node:
         self.seq = next(_sequence)
         self.hooks: dict[int, dict[int, Any]] | None = None  # by index of the result: tensor hooks
         self.prehooks: dict[int, Any] | None = None
-        self.retained: dict[int, Any] | None = None  # by index: weak reference to the tensor that keeps its grad
+        self.retained: dict[int, Any] | None = (
+            None  # by index: weak reference to the tensor that keeps its grad
+        )
         self.freed = False
 
     def name(self) -> str:
@@ -149,7 +160,12 @@ def edge_of(t: Tensor) -> Edge | None:
 
 
 def record(
-    prim: Any, tensors: Sequence[Tensor], payloads: Sequence[Any], outs: Sequence[Tensor], attrs: Any, regions: Any
+    prim: Any,
+    tensors: Sequence[Tensor],
+    payloads: Sequence[Any],
+    outs: Sequence[Tensor],
+    attrs: Any,
+    regions: Any,
 ) -> None:
     """Put an operation on the tape: its inexact results require grad and point to the new node."""
     which, outputs = needs_of(prim)
@@ -169,7 +185,9 @@ def record(
 
 
 def record_types(prim: Primitive, tensors: Sequence[Tensor], attrs: Any) -> Tensor:
-    """Record an operation without running it, for gradient rules that read types only; a tensor without value."""
+    """Record an operation without running it, for gradient rules that read types only; a tensor without
+    value.
+    """
     from weft.dispatch import wrap
 
     types = [t._data._ir_type if type(t._data) is TypeStub else t._ir_type for t in tensors]
@@ -178,7 +196,10 @@ def record_types(prim: Primitive, tensors: Sequence[Tensor], attrs: Any) -> Tens
     out = wrap(TypeStub(result))
     edges = [edge_of(t) for t in tensors]
     if any(e is not None for e in edges):
-        out._edge, out._rg = (Node(prim, attrs, (), edges, [TypeStub(t) for t in types], [TypeStub(result)]), 0), True
+        out._edge, out._rg = (
+            (Node(prim, attrs, (), edges, [TypeStub(t) for t in types], [TypeStub(result)]), 0),
+            True,
+        )
     return out
 
 
@@ -206,7 +227,9 @@ def reachable(roots: Iterable[Node], stop_before: int = 0) -> list[Node]:
         if node in seen:
             continue
         seen.add(node)
-        stack.extend(e[0] for e in node.edges if e is not None and e[0].seq >= stop_before and e[0] not in seen)
+        stack.extend(
+            e[0] for e in node.edges if e is not None and e[0].seq >= stop_before and e[0] not in seen
+        )
     return sorted(seen, key=lambda n: n.seq)
 
 
@@ -216,8 +239,9 @@ def sequence_mark() -> int:
 
 
 def keep_old_value(new: Tensor, target: Tensor, mark: int) -> None:
-    """Before ``target`` is overwritten by ``new``: nodes of ``new`` made since ``mark`` that saved target's memory
-    get a copy of it, so that an in-place operation never spoils its own gradient."""
+    """Before ``target`` is overwritten by ``new``: nodes of ``new`` made since ``mark`` that saved target's
+    memory get a copy of it, so that an in-place operation never spoils its own gradient.
+    """
     if new._edge is None:
         return
     copies: dict[int, Any] = {}
@@ -233,8 +257,15 @@ def _same_memory(a: Any, b: Any) -> bool:
 
 
 def version_error(s: Saved, node: Node, shape: Any, dtype: Any, index: int) -> RuntimeError:
-    legacy = {"float32": "FloatTensor", "float64": "DoubleTensor", "float16": "HalfTensor", "int64": "LongTensor",
-              "bfloat16": "BFloat16Tensor", "complex64": "ComplexFloatTensor", "bool": "BoolTensor"}
+    legacy = {
+        "float32": "FloatTensor",
+        "float64": "DoubleTensor",
+        "float16": "HalfTensor",
+        "int64": "LongTensor",
+        "bfloat16": "BFloat16Tensor",
+        "complex64": "ComplexFloatTensor",
+        "bool": "BoolTensor",
+    }
     where = ""
     edge = node.edges[index] if index < len(node.edges) else None
     if edge is not None and not isinstance(edge[0], AccumulateGrad):
@@ -244,9 +275,12 @@ def version_error(s: Saved, node: Node, shape: Any, dtype: Any, index: int) -> R
     assert s.vc is not None
     return RuntimeError(
         "one of the variables needed for gradient computation has been modified by an inplace operation: "
-        f"[weft.{legacy.get(dtype.long_name, dtype.long_name)} {list(shape)}]{where} is at version {s.vc[0]}; "
-        f"expected version {s.version} instead. Hint: enable anomaly detection to find the operation that failed "
-        "to compute its gradient, with torch.autograd.set_detect_anomaly(True).")
+        f"[weft.{legacy.get(dtype.long_name, dtype.long_name)} {list(shape)}]{where} is at version "
+        f"{s.vc[0]}; "
+        f"expected version {s.version} instead. Hint: enable anomaly detection to find the operation that "
+        "failed "
+        "to compute its gradient, with torch.autograd.set_detect_anomaly(True)."
+    )
 
 
 Hook = Callable[[Any], Any]

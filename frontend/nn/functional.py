@@ -85,7 +85,9 @@ def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace
 
 
 def gelu(input: Tensor, approximate: str = "none") -> Tensor:
-    """x times the normal distribution function of x, or its tanh approximation. Source: Hendrycks & Gimpel 2016."""
+    """x times the normal distribution function of x, or its tanh approximation. Source: Hendrycks & Gimpel
+    2016.
+    """
     if approximate == "none":
         return input * 0.5 * (1.0 + (input * math.sqrt(0.5)).erf())
     if approximate != "tanh":
@@ -130,7 +132,9 @@ def selu(input: Tensor, inplace: bool = False) -> Tensor:
 
 def celu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
     """x where positive, else alpha (exp(x / alpha) - 1)."""
-    return _maybe_inplace(lambda x: where(x > 0, x, (where(x > 0, 0.0, x) / alpha).expm1() * alpha), input, inplace)
+    return _maybe_inplace(
+        lambda x: where(x > 0, x, (where(x > 0, 0.0, x) / alpha).expm1() * alpha), input, inplace
+    )
 
 
 def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
@@ -215,7 +219,9 @@ def _implicit_dim(x: Tensor, dim: int | None) -> int:
     return dim if dim is not None else (0 if x.ndim in (0, 1, 3) else 1)
 
 
-def gumbel_softmax(logits: Tensor, tau: float = 1, hard: bool = False, eps: float = 1e-10, dim: int = -1) -> Tensor:
+def gumbel_softmax(
+    logits: Tensor, tau: float = 1, hard: bool = False, eps: float = 1e-10, dim: int = -1
+) -> Tensor:
     """A sample of the Gumbel-softmax distribution; ``hard`` gives one-hot values with the soft gradient."""
     with no_grad():
         noise = -(-(1.0 - uniform(shape_of(logits), logits.dtype, None)).log()).log()
@@ -239,7 +245,9 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     return dot / (a * b)
 
 
-def pairwise_distance(x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> Tensor:
+def pairwise_distance(
+    x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False
+) -> Tensor:
     return R.norm(x1 - x2 + eps, p, -1, keepdim)
 
 
@@ -254,12 +262,15 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     k, n = input.ndim, shape_of(weight)
     if shape_of(input)[-1] != n[1]:
         rows = math.prod(shape_of(input)[:-1])
-        raise RuntimeError(f"mat1 and mat2 shapes cannot be multiplied ({rows}x{shape_of(input)[-1]} and "
-                           f"{n[1]}x{n[0]})")
+        raise RuntimeError(
+            f"mat1 and mat2 shapes cannot be multiplied ({rows}x{shape_of(input)[-1]} and {n[1]}x{n[0]})"
+        )
     if input.dtype is not weight.dtype:
         names = {"float32": "float", "float64": "double", "int64": "long"}
         a, b = (names.get(t.dtype.long_name, t.dtype.long_name) for t in (input, weight))
-        raise RuntimeError(f"mat1 and mat2 must have the same dtype, but got {a.capitalize()} and {b.capitalize()}")
+        raise RuntimeError(
+            f"mat1 and mat2 must have the same dtype, but got {a.capitalize()} and {b.capitalize()}"
+        )
     out = apply(P.dot_general_p, input, weight, contract=((k - 1,), (1,)), batch=((), ()))
     return out if bias is None else out + bias
 
@@ -273,13 +284,20 @@ def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None
 
 
 def embedding(
-    input: Tensor, weight: Tensor, padding_idx: int | None = None, max_norm: float | None = None,
-    norm_type: float = 2.0, scale_grad_by_freq: bool = False, sparse: bool = False,
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
 ) -> Tensor:
     """Rows of ``weight`` at the indices ``input``; the row ``padding_idx`` gets no gradient."""
     if not input.dtype.is_integer:
-        raise RuntimeError("Expected tensor for argument #1 'indices' to have one of the following scalar types: Long, "
-                           f"Int; but got weft.{input.dtype.long_name} instead (while checking arguments for embedding)")
+        raise RuntimeError(
+            "Expected tensor for argument #1 'indices' to have one of the following scalar types: Long, "
+            f"Int; but got weft.{input.dtype.long_name} instead (while checking arguments for embedding)"
+        )
     if max_norm is not None:
         _renormalise(input, weight, max_norm, norm_type)
     idx = convert(input, T.i64)
@@ -379,7 +397,10 @@ def _scaled(y: Tensor, weight: Tensor | None, bias: Tensor | None, dtype: Any) -
 
 
 def layer_norm(
-    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None,
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
     """Standardised over the trailing ``normalized_shape``, then scaled and shifted."""
@@ -390,15 +411,19 @@ def layer_norm(
 
 
 def _check_trailing(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
-    if shape_of(x)[x.ndim - len(shape):] != shape:
-        raise RuntimeError(f"Given normalized_shape={list(shape)}, expected input with shape "
-                           f"[*, {', '.join(map(str, shape))}], but got input of size{list(x.shape)}")
+    if shape_of(x)[x.ndim - len(shape) :] != shape:
+        raise RuntimeError(
+            f"Given normalized_shape={list(shape)}, expected input with shape "
+            f"[*, {', '.join(map(str, shape))}], but got input of size{list(x.shape)}"
+        )
 
 
 def rms_norm(
     input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
 ) -> Tensor:
-    """x / sqrt(mean(x²) + eps) over the trailing ``normalized_shape``, then scaled. Source: Zhang & Sennrich 2019."""
+    """x / sqrt(mean(x²) + eps) over the trailing ``normalized_shape``, then scaled. Source: Zhang & Sennrich
+    2019.
+    """
     from weft.dtypes import finfo
 
     shape = tuple(normalized_shape)
@@ -411,13 +436,19 @@ def rms_norm(
 
 
 def group_norm(
-    input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
 ) -> Tensor:
     """Standardised over groups of channels (dimension 1), then scaled and shifted by channel."""
     s = shape_of(input)
     if s[1] % num_groups:
-        raise RuntimeError(f"Expected number of channels in input to be divisible by num_groups, but got input of shape "
-                           f"{list(s)} and num_groups={num_groups}")
+        raise RuntimeError(
+            f"Expected number of channels in input to be divisible by num_groups, but got input of shape "
+            f"{list(s)} and num_groups={num_groups}"
+        )
     grouped = input.reshape(s[0], num_groups, -1)
     y = _standardised(grouped, (2,), eps).reshape(s)
     return _scaled(y, _per_channel(weight, input.ndim), _per_channel(bias, input.ndim), input.dtype)
@@ -428,8 +459,14 @@ def _per_channel(x: Tensor | None, ndim: int) -> Tensor | None:
 
 
 def instance_norm(
-    input: Tensor, running_mean: Tensor | None = None, running_var: Tensor | None = None, weight: Tensor | None = None,
-    bias: Tensor | None = None, use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5,
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
 ) -> Tensor:
     """Standardised over the positions of each channel of each sample."""
     if not use_input_stats:
@@ -439,10 +476,17 @@ def instance_norm(
 
 
 def batch_norm(
-    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
-    bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
 ) -> Tensor:
-    """Standardised by channel over the batch (training; running statistics are updated) or by running statistics.
+    """Standardised by channel over the batch (training; running statistics are updated) or by running
+    statistics.
 
     Source: Ioffe & Szegedy 2015. ValueError for one value per channel in training.
     """
@@ -457,7 +501,9 @@ def batch_norm(
     axes = tuple(i for i in range(n) if i != 1)
     count = math.prod(shape_of(input)[a] for a in axes)
     if count <= 1:
-        raise ValueError(f"Expected more than 1 value per channel when training, got input size {input.shape}")
+        raise ValueError(
+            f"Expected more than 1 value per channel when training, got input size {input.shape}"
+        )
     x = convert(input, T.f32) if input.dtype in (T.f16, T.bf16) else input
     mean = R.sum(x, axes, True) / count
     centred = x - mean
@@ -476,7 +522,9 @@ def _update_running(running: Tensor | None, value: Tensor, momentum: float, fact
         running.copy_(running * (1.0 - momentum) + new * (momentum * factor))
 
 
-def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
+def local_response_norm(
+    input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
+) -> Tensor:
     """x / (k + alpha mean(x²))^beta over ``size`` neighbouring channels."""
     moved = (input * input).movedim(1, -1)
     padded = pad(moved, (size // 2, (size - 1) // 2))
@@ -488,15 +536,24 @@ def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: flo
 
 
 def scaled_dot_product_attention(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
-    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
 ) -> Tensor:
     """softmax(Q K' * scale + mask) V. query [..., L, E], key [..., S, E], value [..., S, V].
 
-    ``attn_mask``: bool (True takes part) or a number to add. RuntimeError for a mask together with ``is_causal``.
+    ``attn_mask``: bool (True takes part) or a number to add. RuntimeError for a mask together with
+    ``is_causal``.
     """
     if attn_mask is not None and is_causal:
-        raise RuntimeError("_scaled_dot_product_attention: Explicit attn_mask should not be set when is_causal=True")
+        raise RuntimeError(
+            "_scaled_dot_product_attention: Explicit attn_mask should not be set when is_causal=True"
+        )
     if enable_gqa:
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
         value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
@@ -544,8 +601,14 @@ def _reduction(reduction: str, size_average: Any, reduce: Any) -> str:
 
 
 def cross_entropy(
-    input: Tensor, target: Tensor, weight: Tensor | None = None, size_average: Any = None, ignore_index: int = -100,
-    reduce: Any = None, reduction: str = "mean", label_smoothing: float = 0.0,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: Any = None,
+    ignore_index: int = -100,
+    reduce: Any = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """The cross entropy of logits [N, C, ...] (or [C]) with labels [N, ...] or probabilities [N, C, ...].
 
@@ -569,8 +632,10 @@ def _soft_cross_entropy(
     logp: Tensor, target: Tensor, weight: Tensor | None, axis: int, reduction: str, smoothing: float
 ) -> Tensor:
     if shape_of(target) != shape_of(logp):
-        raise RuntimeError(f"Expected input shape {list(logp.shape)} and target shape {list(target.shape)} to be equal "
-                           "for class probabilities")
+        raise RuntimeError(
+            f"Expected input shape {list(logp.shape)} and target shape {list(target.shape)} to be equal "
+            "for class probabilities"
+        )
     classes = shape_of(logp)[axis]
     t = target * (1 - smoothing) + smoothing / classes if smoothing else target
     terms = logp * t if weight is None else logp * t * _class_weights(weight, logp, axis)
@@ -582,16 +647,24 @@ def _soft_cross_entropy(
 
 def _check_labels(logp: Tensor, target: Tensor, axis: int) -> None:
     s = shape_of(logp)
-    want = s[:axis] + s[axis + 1:]
+    want = s[:axis] + s[axis + 1 :]
     if shape_of(target) == want:
         return
     if s and target.ndim and s[0] != shape_of(target)[0]:
-        raise ValueError(f"Expected input batch_size ({s[0]}) to match target batch_size ({shape_of(target)[0]}).")
+        raise ValueError(
+            f"Expected input batch_size ({s[0]}) to match target batch_size ({shape_of(target)[0]})."
+        )
     raise RuntimeError(f"Expected target size {list(want)}, got {list(target.shape)}")
 
 
 def _label_loss(
-    logp: Tensor, target: Tensor, weight: Tensor | None, axis: int, ignore_index: int, reduction: str, smoothing: float
+    logp: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    axis: int,
+    ignore_index: int,
+    reduction: str,
+    smoothing: float,
 ) -> Tensor:
     _check_labels(logp, target, axis)
     _check_range(target, shape_of(logp)[axis], ignore_index)
@@ -600,8 +673,11 @@ def _label_loss(
     safe = where(ignored, 0, labels)
     index = safe.unsqueeze(axis)
     picked = apply(P.take_along_p, logp, index, axis=axis).squeeze(axis)
-    w = None if weight is None else apply(
-        P.gather_p, weight, apply(P.reshape_p, safe, shape=(*shape_of(safe), 1)), axes=(0,))
+    w = (
+        None
+        if weight is None
+        else apply(P.gather_p, weight, apply(P.reshape_p, safe, shape=(*shape_of(safe), 1)), axes=(0,))
+    )
     loss = -(picked if w is None else picked * w)
     if smoothing:
         each = logp if weight is None else logp * _class_weights(weight, logp, axis)
@@ -627,8 +703,13 @@ def _check_range(target: Tensor, classes: int, ignore_index: int) -> None:
 
 
 def nll_loss(
-    input: Tensor, target: Tensor, weight: Tensor | None = None, size_average: Any = None, ignore_index: int = -100,
-    reduce: Any = None, reduction: str = "mean",
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: Any = None,
+    ignore_index: int = -100,
+    reduce: Any = None,
+    reduction: str = "mean",
 ) -> Tensor:
     """-log p of the labels, given log probabilities [N, C, ...]."""
     reduction = _reduction(reduction, size_average, reduce)
@@ -639,11 +720,19 @@ def _elementwise_loss(loss: Tensor, weight: Tensor | None, reduction: str) -> Te
     if weight is None:
         return _reduced(loss, reduction)
     weighted = loss * weight
-    return weighted.sum() / weight.expand_as(loss).sum() if reduction == "mean" else _reduced(weighted, reduction)
+    return (
+        weighted.sum() / weight.expand_as(loss).sum()
+        if reduction == "mean"
+        else _reduced(weighted, reduction)
+    )
 
 
 def mse_loss(
-    input: Tensor, target: Tensor, size_average: Any = None, reduce: Any = None, reduction: str = "mean",
+    input: Tensor,
+    target: Tensor,
+    size_average: Any = None,
+    reduce: Any = None,
+    reduction: str = "mean",
     weight: Tensor | None = None,
 ) -> Tensor:
     """(input - target)²."""
@@ -652,7 +741,11 @@ def mse_loss(
 
 
 def l1_loss(
-    input: Tensor, target: Tensor, size_average: Any = None, reduce: Any = None, reduction: str = "mean",
+    input: Tensor,
+    target: Tensor,
+    size_average: Any = None,
+    reduce: Any = None,
+    reduction: str = "mean",
     weight: Tensor | None = None,
 ) -> Tensor:
     """|input - target|."""
@@ -660,7 +753,11 @@ def l1_loss(
 
 
 def smooth_l1_loss(
-    input: Tensor, target: Tensor, size_average: Any = None, reduce: Any = None, reduction: str = "mean",
+    input: Tensor,
+    target: Tensor,
+    size_average: Any = None,
+    reduce: Any = None,
+    reduction: str = "mean",
     beta: float = 1.0,
 ) -> Tensor:
     """Quadratic within ``beta``, linear outside."""
@@ -682,20 +779,31 @@ def huber_loss(
 
 
 def binary_cross_entropy(
-    input: Tensor, target: Tensor, weight: Tensor | None = None, size_average: Any = None, reduce: Any = None,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: Any = None,
+    reduce: Any = None,
     reduction: str = "mean",
 ) -> Tensor:
     """-(t log p + (1 - t) log(1 - p)), logarithms not below -100."""
     if shape_of(input) != shape_of(target):
-        raise ValueError(f"Using a target size ({target.shape}) that is different to the input size ({input.shape}) is "
-                         "deprecated. Please ensure they have the same size.")
+        raise ValueError(
+            f"Using a target size ({target.shape}) that is different to the input size ({input.shape}) is "
+            "deprecated. Please ensure they have the same size."
+        )
     loss = -(target * input.log().clamp_min(-100.0) + (1.0 - target) * (1.0 - input).log().clamp_min(-100.0))
     return _reduced(loss if weight is None else loss * weight, _reduction(reduction, size_average, reduce))
 
 
 def binary_cross_entropy_with_logits(
-    input: Tensor, target: Tensor, weight: Tensor | None = None, size_average: Any = None, reduce: Any = None,
-    reduction: str = "mean", pos_weight: Tensor | None = None,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: Any = None,
+    reduce: Any = None,
+    reduction: str = "mean",
+    pos_weight: Tensor | None = None,
 ) -> Tensor:
     """Binary cross entropy of sigmoid(input), without overflow."""
     if shape_of(input) != shape_of(target):
@@ -708,7 +816,11 @@ def binary_cross_entropy_with_logits(
 
 
 def kl_div(
-    input: Tensor, target: Tensor, size_average: Any = None, reduce: Any = None, reduction: str = "mean",
+    input: Tensor,
+    target: Tensor,
+    size_average: Any = None,
+    reduce: Any = None,
+    reduction: str = "mean",
     log_target: bool = False,
 ) -> Tensor:
     """target (log target - input), input being log probabilities."""
@@ -719,8 +831,14 @@ def kl_div(
 
 
 def poisson_nll_loss(
-    input: Tensor, target: Tensor, log_input: bool = True, full: bool = False, size_average: Any = None,
-    eps: float = 1e-8, reduce: Any = None, reduction: str = "mean",
+    input: Tensor,
+    target: Tensor,
+    log_input: bool = True,
+    full: bool = False,
+    size_average: Any = None,
+    eps: float = 1e-8,
+    reduce: Any = None,
+    reduction: str = "mean",
 ) -> Tensor:
     """The negative log likelihood of Poisson counts."""
     loss = input.exp() - target * input if log_input else input - target * (input + eps).log()
@@ -740,7 +858,11 @@ def gaussian_nll_loss(
 
 
 def hinge_embedding_loss(
-    input: Tensor, target: Tensor, margin: float = 1.0, size_average: Any = None, reduce: Any = None,
+    input: Tensor,
+    target: Tensor,
+    margin: float = 1.0,
+    size_average: Any = None,
+    reduce: Any = None,
     reduction: str = "mean",
 ) -> Tensor:
     loss = where(target == 1, input, 0.0) + where(target == -1, (margin - input).clamp_min(0.0), 0.0)
@@ -754,7 +876,12 @@ def soft_margin_loss(
 
 
 def margin_ranking_loss(
-    input1: Tensor, input2: Tensor, target: Tensor, margin: float = 0, size_average: Any = None, reduce: Any = None,
+    input1: Tensor,
+    input2: Tensor,
+    target: Tensor,
+    margin: float = 0,
+    size_average: Any = None,
+    reduce: Any = None,
     reduction: str = "mean",
 ) -> Tensor:
     loss = (-target * (input1 - input2) + margin).clamp_min(0.0)
@@ -762,8 +889,16 @@ def margin_ranking_loss(
 
 
 def triplet_margin_loss(
-    anchor: Tensor, positive: Tensor, negative: Tensor, margin: float = 1.0, p: float = 2, eps: float = 1e-6,
-    swap: bool = False, size_average: Any = None, reduce: Any = None, reduction: str = "mean",
+    anchor: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    margin: float = 1.0,
+    p: float = 2,
+    eps: float = 1e-6,
+    swap: bool = False,
+    size_average: Any = None,
+    reduce: Any = None,
+    reduction: str = "mean",
 ) -> Tensor:
     near, far = pairwise_distance(anchor, positive, p, eps), pairwise_distance(anchor, negative, p, eps)
     if swap:
@@ -772,7 +907,12 @@ def triplet_margin_loss(
 
 
 def cosine_embedding_loss(
-    input1: Tensor, input2: Tensor, target: Tensor, margin: float = 0, size_average: Any = None, reduce: Any = None,
+    input1: Tensor,
+    input2: Tensor,
+    target: Tensor,
+    margin: float = 0,
+    size_average: Any = None,
+    reduce: Any = None,
     reduction: str = "mean",
 ) -> Tensor:
     c = cosine_similarity(input1, input2, -1)
@@ -781,17 +921,94 @@ def cosine_embedding_loss(
 
 
 __all__ = [
-    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d",
-    "alpha_dropout", "avg_pool1d", "avg_pool2d", "avg_pool3d", "batch_norm", "bilinear", "binary_cross_entropy",
-    "binary_cross_entropy_with_logits", "celu", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d",
-    "conv_transpose3d", "cosine_embedding_loss", "cosine_similarity", "cross_entropy", "dropout", "dropout1d",
-    "dropout2d", "dropout3d", "elu", "embedding", "feature_dropout", "fold", "gaussian_nll_loss", "gelu", "glu",
-    "group_norm", "gumbel_softmax", "hardshrink", "hardsigmoid", "hardswish", "hardtanh", "hinge_embedding_loss",
-    "huber_loss", "instance_norm", "interpolate", "kl_div", "l1_loss", "layer_norm", "leaky_relu", "linear",
-    "local_response_norm", "log_softmax", "logsigmoid", "lp_pool1d", "lp_pool2d", "margin_ranking_loss", "max_pool1d",
-    "max_pool2d", "max_pool3d", "mish", "mse_loss", "nll_loss", "normalize", "one_hot", "pad", "pairwise_distance",
-    "pixel_shuffle", "pixel_unshuffle", "poisson_nll_loss", "prelu", "relu", "relu6", "relu_", "rms_norm",
-    "scaled_dot_product_attention", "selu", "sigmoid", "silu", "smooth_l1_loss", "soft_margin_loss", "softmax",
-    "softmin", "softplus", "softshrink", "softsign", "tanh", "tanhshrink", "threshold", "triplet_margin_loss", "unfold",
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool2d",
+    "alpha_dropout",
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
+    "batch_norm",
+    "bilinear",
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+    "celu",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "cosine_embedding_loss",
+    "cosine_similarity",
+    "cross_entropy",
+    "dropout",
+    "dropout1d",
+    "dropout2d",
+    "dropout3d",
+    "elu",
+    "embedding",
+    "feature_dropout",
+    "fold",
+    "gaussian_nll_loss",
+    "gelu",
+    "glu",
+    "group_norm",
+    "gumbel_softmax",
+    "hardshrink",
+    "hardsigmoid",
+    "hardswish",
+    "hardtanh",
+    "hinge_embedding_loss",
+    "huber_loss",
+    "instance_norm",
+    "interpolate",
+    "kl_div",
+    "l1_loss",
+    "layer_norm",
+    "leaky_relu",
+    "linear",
+    "local_response_norm",
+    "log_softmax",
+    "logsigmoid",
+    "lp_pool1d",
+    "lp_pool2d",
+    "margin_ranking_loss",
+    "max_pool1d",
+    "max_pool2d",
+    "max_pool3d",
+    "mish",
+    "mse_loss",
+    "nll_loss",
+    "normalize",
+    "one_hot",
+    "pad",
+    "pairwise_distance",
+    "pixel_shuffle",
+    "pixel_unshuffle",
+    "poisson_nll_loss",
+    "prelu",
+    "relu",
+    "relu6",
+    "relu_",
+    "rms_norm",
+    "scaled_dot_product_attention",
+    "selu",
+    "sigmoid",
+    "silu",
+    "smooth_l1_loss",
+    "soft_margin_loss",
+    "softmax",
+    "softmin",
+    "softplus",
+    "softshrink",
+    "softsign",
+    "tanh",
+    "tanhshrink",
+    "threshold",
+    "triplet_margin_loss",
+    "unfold",
     "upsample",
 ]

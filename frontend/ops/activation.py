@@ -16,7 +16,9 @@ def _centred(input: Tensor, dim: int, dtype: Any) -> tuple[Tensor, int]:
     """x - max(x) along ``dim``; the maximum takes no part in the gradient."""
     x = convert(input, as_dtype(dtype)) if dtype is not None else input
     if not x.dtype.is_floating_point:
-        raise NotImplementedError(f""""softmax_lastdim_kernel_impl" not implemented for '{type_name(x.dtype)}'""")
+        raise NotImplementedError(
+            f""""softmax_lastdim_kernel_impl" not implemented for '{type_name(x.dtype)}'"""
+        )
     d = wrap_dim(dim, x.ndim)
     shape = shape_of(x)
     if not shape:

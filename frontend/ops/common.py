@@ -1,4 +1,6 @@
-"""What all operations share: operands from tensors and numbers, broadcasting, promotion, dimension arguments."""
+"""What all operations share: operands from tensors and numbers, broadcasting, promotion, dimension
+arguments.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-
 from weft.autograd.grad_mode import mode
 from weft.dispatch import apply, interpreter, wrap, wrap_value
 from weft.dtypes import get_default_dtype
@@ -53,7 +54,9 @@ def scalar_tensor(value: Any, dtype: DType) -> Tensor:
     if getattr(value, "_weft_scalar", False):
         return convert(wrap_value(interp, interp.scalar(value)), dtype)
     if interp.recording:
-        return apply(P.full_p, shape=(), dtype=dtype, value=value.item() if isinstance(value, np.generic) else value)
+        return apply(
+            P.full_p, shape=(), dtype=dtype, value=value.item() if isinstance(value, np.generic) else value
+        )
     return wrap(number_array(value, dtype))
 
 
@@ -78,8 +81,10 @@ def broadcast_shapes(*shapes: Sequence[int]) -> tuple[int, ...]:
         a, b = [1] * (n - len(a)) + a, [1] * (n - len(b)) + b
         for i, (x, y) in enumerate(zip(a, b, strict=True)):
             if x != y and x != 1 and y != 1:
-                raise RuntimeError(f"The size of tensor a ({x}) must match the size of tensor b ({y}) at "
-                                   f"non-singleton dimension {i}")
+                raise RuntimeError(
+                    f"The size of tensor a ({x}) must match the size of tensor b ({y}) at "
+                    f"non-singleton dimension {i}"
+                )
         out = [y if x == 1 else x for x, y in zip(a, b, strict=True)]
     return tuple(out)
 
@@ -102,13 +107,17 @@ def to_inexact(dtype: DType) -> DType:
     return dtype if dtype.is_inexact else get_default_dtype()
 
 
-def elementwise(prim: Primitive, *operands: Any, dtype: DType | None = None, to_float: bool = False) -> Tensor:
+def elementwise(
+    prim: Primitive, *operands: Any, dtype: DType | None = None, to_float: bool = False
+) -> Tensor:
     """``prim`` on tensors and numbers: promoted (to ``dtype`` if given), broadcast."""
     if dtype is None:
         dtype = promote(*operands)
         if to_float:
             dtype = to_inexact(dtype)
-    if _current.get() is _NUMPY and not any(isinstance(x, Tensor) and x.requires_grad and mode.grad for x in operands):
+    if _current.get() is _NUMPY and not any(
+        isinstance(x, Tensor) and x.requires_grad and mode.grad for x in operands
+    ):
         return _unrecorded(prim, operands, dtype)
     tensors = [as_tensor(x, dtype) for x in operands]
     shape = broadcast_shapes(*(shape_of(t) for t in tensors))
@@ -117,19 +126,31 @@ def elementwise(prim: Primitive, *operands: Any, dtype: DType | None = None, to_
 
 def _unrecorded(prim: Primitive, operands: Sequence[Any], dtype: DType) -> Tensor:
     """Eager without gradient: numpy broadcasts in the MAP rules, so no views are made first."""
-    tensors = [x if isinstance(x, Tensor) and x.dtype is dtype else
-               convert(x, dtype) if isinstance(x, Tensor) else wrap(number_array(x, dtype)) for x in operands]
+    tensors = [
+        x
+        if isinstance(x, Tensor) and x.dtype is dtype
+        else convert(x, dtype)
+        if isinstance(x, Tensor)
+        else wrap(number_array(x, dtype))
+        for x in operands
+    ]
     if len(tensors) > 1:
         broadcast_shapes(*[t._data.shape for t in tensors])  # the error in torch's words
     return apply(prim, *tensors)
 
 
 def binary(prim: Primitive, a: Any, b: Any, *, to_float: bool = False) -> Tensor:
-    """An elementwise operation of two operands; the common case (same shape and dtype) goes straight through."""
+    """An elementwise operation of two operands; the common case (same shape and dtype) goes straight
+    through.
+    """
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         x, y = a._data, b._data
-        if type(x) is _ndarray and type(y) is _ndarray and x.dtype is y.dtype and x.shape == y.shape and (
-            not to_float or x.dtype.kind == "f"
+        if (
+            type(x) is _ndarray
+            and type(y) is _ndarray
+            and x.dtype is y.dtype
+            and x.shape == y.shape
+            and (not to_float or x.dtype.kind == "f")
         ):
             return apply(prim, a, b)
     return elementwise(prim, a, b, to_float=to_float)
@@ -146,12 +167,16 @@ def unary(prim: Primitive, x: Tensor, *, to_float: bool = False) -> Tensor:
 
 
 def wrap_dim(dim: int, ndim: int) -> int:
-    """A dimension argument as a non-negative int; torch's IndexError out of range. 0-d tensors have dimension 0 and -1."""
+    """A dimension argument as a non-negative int; torch's IndexError out of range. 0-d tensors have dimension
+    0 and -1.
+    """
     n = max(ndim, 1)
     if not hasattr(dim, "__index__"):
         raise TypeError(f"argument 'dim' must be int, not {type(dim).__name__}")
     if not -n <= dim < n:
-        raise IndexError(f"Dimension out of range (expected to be in range of [{-n}, {n - 1}], but got {dim})")
+        raise IndexError(
+            f"Dimension out of range (expected to be in range of [{-n}, {n - 1}], but got {dim})"
+        )
     return dim.__index__() % n
 
 
@@ -167,5 +192,3 @@ def wrap_dims(dim: Any, ndim: int) -> tuple[int, ...]:
         twice = next(d for d in out if out.count(d) > 1)
         raise RuntimeError(f"dim {twice} appears multiple times in the list of dims")
     return tuple(sorted(out)) if ndim else ()
-
-

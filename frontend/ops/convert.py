@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-
 from weft.creation import empty, full, ones, tensor, zeros
 from weft.dtypes import as_device, as_dtype
 from weft.ir import types as T
@@ -16,8 +15,15 @@ from weft.tensor import Tensor
 from weft.views import alias
 
 
-def to(input: Tensor, *args: Any, dtype: Any = None, device: Any = None, non_blocking: bool = False,
-       copy: bool = False, memory_format: Any = None) -> Tensor:
+def to(
+    input: Tensor,
+    *args: Any,
+    dtype: Any = None,
+    device: Any = None,
+    non_blocking: bool = False,
+    copy: bool = False,
+    memory_format: Any = None,
+) -> Tensor:
     """The tensor in another dtype or on another device: ``to(dtype)``, ``to(device, dtype)``, ``to(other)``.
 
     Itself where nothing changes and ``copy`` is False.
@@ -39,10 +45,20 @@ def to(input: Tensor, *args: Any, dtype: Any = None, device: Any = None, non_blo
 def type_(input: Tensor, dtype: Any = None, non_blocking: bool = False) -> Any:
     """The name of the tensor's type, or the tensor in another dtype."""
     if dtype is None:
-        names = {"float32": "FloatTensor", "float64": "DoubleTensor", "float16": "HalfTensor", "int64": "LongTensor",
-                 "bfloat16": "BFloat16Tensor", "int32": "IntTensor", "int16": "ShortTensor", "int8": "CharTensor",
-                 "uint8": "ByteTensor", "bool": "BoolTensor", "complex64": "ComplexFloatTensor",
-                 "complex128": "ComplexDoubleTensor"}
+        names = {
+            "float32": "FloatTensor",
+            "float64": "DoubleTensor",
+            "float16": "HalfTensor",
+            "int64": "LongTensor",
+            "bfloat16": "BFloat16Tensor",
+            "int32": "IntTensor",
+            "int16": "ShortTensor",
+            "int8": "CharTensor",
+            "uint8": "ByteTensor",
+            "bool": "BoolTensor",
+            "complex64": "ComplexFloatTensor",
+            "complex128": "ComplexDoubleTensor",
+        }
         return f"weft.{names.get(input.dtype.long_name, input.dtype.long_name)}"
     return convert(input, as_dtype(dtype))
 
@@ -60,10 +76,23 @@ def _caster(dtype: DType, name: str) -> Any:
     return fn
 
 
-CASTS: dict[str, Any] = {n: _caster(d, n) for n, d in {
-    "float": T.f32, "double": T.f64, "half": T.f16, "bfloat16": T.bf16, "int": T.i32, "long": T.i64, "short": T.i16,
-    "char": T.i8, "byte": T.u8, "bool": T.bool_, "cfloat": T.c64, "cdouble": T.c128,
-}.items()}
+CASTS: dict[str, Any] = {
+    n: _caster(d, n)
+    for n, d in {
+        "float": T.f32,
+        "double": T.f64,
+        "half": T.f16,
+        "bfloat16": T.bf16,
+        "int": T.i32,
+        "long": T.i64,
+        "short": T.i16,
+        "char": T.i8,
+        "byte": T.u8,
+        "bool": T.bool_,
+        "cfloat": T.c64,
+        "cdouble": T.c128,
+    }.items()
+}
 
 
 def cpu(input: Tensor, memory_format: Any = None) -> Tensor:
@@ -84,9 +113,11 @@ def detach(input: Tensor) -> Tensor:
 def detach_(input: Tensor) -> Tensor:
     """Cut this tensor from its history. RuntimeError for views."""
     if input._is_view():
-        raise RuntimeError("Can't detach views in-place. Use detach() instead. If you are using DistributedDataParallel "
-                           "(DDP) for training, and gradient_as_bucket_view is set as True, gradients are views of DDP "
-                           "buckets, and hence detach_() cannot be called on these gradients.")
+        raise RuntimeError(
+            "Can't detach views in-place. Use detach() instead. If you are using DistributedDataParallel "
+            "(DDP) for training, and gradient_as_bucket_view is set as True, gradients are views of DDP "
+            "buckets, and hence detach_() cannot be called on these gradients."
+        )
     input._edge, input._rg = None, False
     return input
 
@@ -113,9 +144,13 @@ def tolist(input: Tensor) -> Any:
 
 
 def numpy(input: Tensor, *, force: bool = False) -> np.ndarray:
-    """The values as an ndarray that shares memory. RuntimeError for tensors that require grad (unless ``force``)."""
+    """The values as an ndarray that shares memory. RuntimeError for tensors that require grad (unless
+    ``force``).
+    """
     if input.requires_grad and not force:
-        raise RuntimeError("Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead.")
+        raise RuntimeError(
+            "Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead."
+        )
     return input._array("numpy()")
 
 
@@ -196,19 +231,32 @@ def iterate(x: Tensor) -> Any:
 
 
 def contains(x: Tensor, element: Any) -> bool:
-    if isinstance(element, Tensor) or isinstance(element, (int, float, complex, _py_bool)):
+    if isinstance(element, (Tensor, int, float, complex, _py_bool)):
         return to_bool((x == element).any())
-    raise RuntimeError(f"Tensor.__contains__ only supports Tensor or scalar, but you passed in a {type(element)}.")
+    raise RuntimeError(
+        f"Tensor.__contains__ only supports Tensor or scalar, but you passed in a {type(element)}."
+    )
 
 
 # -- new tensors like this one ------------------------------------------------------------------------------
 
 
 def _new(maker: Any) -> Any:
-    def fn(input: Tensor, *size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False,
-           **kw: Any) -> Tensor:
-        return maker(*size, dtype=input.dtype if dtype is None else dtype, device=device,
-                     requires_grad=requires_grad, **kw)
+    def fn(
+        input: Tensor,
+        *size: Any,
+        dtype: Any = None,
+        device: Any = None,
+        requires_grad: bool = False,
+        **kw: Any,
+    ) -> Tensor:
+        return maker(
+            *size,
+            dtype=input.dtype if dtype is None else dtype,
+            device=device,
+            requires_grad=requires_grad,
+            **kw,
+        )
 
     fn.__doc__ = f"``{maker.__name__}`` with this tensor's dtype."
     return fn
@@ -217,12 +265,19 @@ def _new(maker: Any) -> Any:
 new_zeros, new_ones, new_empty = _new(zeros), _new(ones), _new(empty)
 
 
-def new_full(input: Tensor, size: Any, fill_value: Any, *, dtype: Any = None, device: Any = None,
-             requires_grad: bool = False) -> Tensor:
+def new_full(
+    input: Tensor,
+    size: Any,
+    fill_value: Any,
+    *,
+    dtype: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
+) -> Tensor:
     return full(size, fill_value, dtype=input.dtype if dtype is None else dtype, requires_grad=requires_grad)
 
 
-def new_tensor(input: Tensor, data: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+def new_tensor(
+    input: Tensor, data: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
+) -> Tensor:
     return tensor(data, dtype=input.dtype if dtype is None else dtype, requires_grad=requires_grad)
-
-

@@ -18,20 +18,26 @@ def _parse(equation: str, operands: Sequence[Tensor]) -> tuple[list[str], str]:
     left, arrow, right = text.partition("->")
     terms = left.split(",")
     if len(terms) != len(operands):
-        raise RuntimeError(f"einsum(): the number of subscripts in the equation ({len(terms)}) does not match the "
-                           f"number of operands ({len(operands)})")
+        raise RuntimeError(
+            f"einsum(): the number of subscripts in the equation ({len(terms)}) does not match the "
+            f"number of operands ({len(operands)})"
+        )
     used = set(text)
     free = [c for c in string.ascii_letters if c not in used]
-    width = max((x.ndim - len(t.replace("...", "")) for t, x in zip(terms, operands, strict=True) if "..." in t),
-                default=0)
+    width = max(
+        (x.ndim - len(t.replace("...", "")) for t, x in zip(terms, operands, strict=True) if "..." in t),
+        default=0,
+    )
     dots = "".join(free[:width])
     out = []
     for i, (t, x) in enumerate(zip(terms, operands, strict=True)):
         k = x.ndim - len(t.replace("...", ""))
-        t = t.replace("...", dots[width - k:] if k > 0 else "")
+        t = t.replace("...", dots[width - k :] if k > 0 else "")
         if len(t) != x.ndim:
-            raise RuntimeError(f"einsum(): the number of subscripts in the equation ({len(t)}) does not match the "
-                               f"number of dimensions ({x.ndim}) for operand {i} and no ellipsis was given")
+            raise RuntimeError(
+                f"einsum(): the number of subscripts in the equation ({len(t)}) does not match the "
+                f"number of dimensions ({x.ndim}) for operand {i} and no ellipsis was given"
+            )
         out.append(t)
     if not arrow:
         every = "".join(out)
@@ -40,7 +46,9 @@ def _parse(equation: str, operands: Sequence[Tensor]) -> tuple[list[str], str]:
         right = right.replace("...", dots)
     for c in right:
         if not any(c in t for t in out):
-            raise RuntimeError(f"einsum(): output subscript {c} does not appear in the equation for any input operand")
+            raise RuntimeError(
+                f"einsum(): output subscript {c} does not appear in the equation for any input operand"
+            )
     return out, right
 
 
@@ -50,7 +58,7 @@ def _diagonals(x: Tensor, term: str) -> tuple[Tensor, str]:
             i = term.index(c)
             j = term.index(c, i + 1)
             x = x.diagonal(0, i, j)
-            term = term[:i] + term[i + 1:j] + term[j + 1:] + c
+            term = term[:i] + term[i + 1 : j] + term[j + 1 :] + c
     return x, term
 
 
@@ -65,10 +73,14 @@ def _contract(a: Tensor, ta: str, b: Tensor, tb: str, keep: set[str]) -> tuple[T
     batch = [c for c in shared if c in keep]
     for c in shared:
         if a.shape[ta.index(c)] != b.shape[tb.index(c)]:
-            raise RuntimeError(f"einsum(): subscript {c} has size {b.shape[tb.index(c)]} for operand 1 which does not "
-                               f"broadcast with previously seen size {a.shape[ta.index(c)]}")
+            raise RuntimeError(
+                f"einsum(): subscript {c} has size {b.shape[tb.index(c)]} for operand 1 which does not "
+                f"broadcast with previously seen size {a.shape[ta.index(c)]}"
+            )
     out = apply(
-        P.dot_general_p, a, b,
+        P.dot_general_p,
+        a,
+        b,
         contract=(tuple(ta.index(c) for c in summed), tuple(tb.index(c) for c in summed)),
         batch=(tuple(ta.index(c) for c in batch), tuple(tb.index(c) for c in batch)),
     )
@@ -96,7 +108,7 @@ def run(equation: str, operands: list[Tensor]) -> Tensor:
     pairs = [_diagonals(convert(x, dtype), t) for x, t in zip(operands, terms, strict=True)]
     x, tx = pairs[0]
     for i, (y, ty) in enumerate(pairs[1:], 1):
-        keep = set(right) | {c for _, t in pairs[i + 1:] for c in t}
+        keep = set(right) | {c for _, t in pairs[i + 1 :] for c in t}
         x, tx = _contract(x, tx, y, ty, keep)
     x, tx = _sum_out(x, tx, {c for c in tx if c not in right})
     order = [tx.index(c) for c in right]

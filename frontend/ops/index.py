@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-
 from weft.dispatch import apply, recording, wrap
 from weft.ir import prims as P
 from weft.ir import types as T
@@ -44,8 +43,10 @@ def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
     """The parts of ``input`` at ``index`` (a vector) along ``dim``."""
     _check_index(index, "index_select")
     if index.ndim > 1:
-        raise IndexError("index_select(): Index is supposed to be a vector, but got dim: "
-                         f"{index.ndim} with type: {index.dtype.long_name} and size: {list(index.shape)}")
+        raise IndexError(
+            "index_select(): Index is supposed to be a vector, but got dim: "
+            f"{index.ndim} with type: {index.dtype.long_name} and size: {list(index.shape)}"
+        )
     if input.ndim == 0:
         return input.clone()
     d = wrap_dim(dim, input.ndim)
@@ -68,8 +69,10 @@ def _check_gather(x: Tensor, index: Tensor, d: int, name: str) -> None:
         raise RuntimeError("Index tensor must have the same number of dimensions as input tensor")
     for i, (a, b) in enumerate(zip(shape_of(index), shape_of(x), strict=False)):
         if a > b and i != d:
-            raise RuntimeError(f"Size does not match at dimension {i} expected index {list(index.shape)} to be no "
-                               f"larger than self {list(x.shape)} apart from dimension {d}")
+            raise RuntimeError(
+                f"Size does not match at dimension {i} expected index {list(index.shape)} to be no "
+                f"larger than self {list(x.shape)} apart from dimension {d}"
+            )
 
 
 def _crop(x: Tensor, shape: tuple[int, ...], but: int) -> Tensor:
@@ -124,8 +127,10 @@ def _scatter(input: Tensor, dim: int, index: Tensor, src: Any, mode: str, name: 
         return reshape(_scatter(reshape(input, 1), 0, reshape(index, -1), reshape(src, -1), mode, name), ())
     for i, (n, m, k) in enumerate(zip(shape_of(index), shape_of(src), shape_of(input), strict=True)):
         if n > m or (i != d and n > k):
-            raise RuntimeError(f"Expected index {list(index.shape)} to be no larger than self {list(input.shape)} "
-                               f"apart from dimension {d} and to be no larger size than src {list(src.shape)}")
+            raise RuntimeError(
+                f"Expected index {list(index.shape)} to be no larger than self {list(input.shape)} "
+                f"apart from dimension {d} and to be no larger size than src {list(src.shape)}"
+            )
     _gather_range(index, shape_of(input)[d], d)
     src = _crop(src, shape_of(index), -1)
     part = _crop(input, shape_of(index), d)
@@ -136,7 +141,9 @@ def _scatter(input: Tensor, dim: int, index: Tensor, src: Any, mode: str, name: 
     return apply(P.update_slice_p, input, new, start=(0,) * input.ndim, step=(1,) * input.ndim)
 
 
-def scatter(input: Tensor, dim: int, index: Tensor, src: Any = None, *, value: Any = None, reduce: Any = None) -> Tensor:
+def scatter(
+    input: Tensor, dim: int, index: Tensor, src: Any = None, *, value: Any = None, reduce: Any = None
+) -> Tensor:
     """A copy of ``input`` with ``src`` (a tensor or number) written at ``index`` along ``dim``."""
     mode = {None: "set", "add": "add", "multiply": "mul"}.get(reduce)
     if mode is None:
@@ -163,8 +170,9 @@ def scatter_reduce(
     out = _scatter(base, dim, index, src, modes[reduce], "scatter_reduce")
     if reduce != "mean":
         return out
-    ones = scatter_add((input == input).to(input.dtype) * (1 if include_self else 0), dim, index,
-                       (src == src).to(src.dtype))
+    ones = scatter_add(
+        (input == input).to(input.dtype) * (1 if include_self else 0), dim, index, (src == src).to(src.dtype)
+    )
     if not include_self:
         ones = where(ones == 0, 1, ones)
     return out / ones if input.dtype.is_inexact else out.div(ones, rounding_mode="floor")
@@ -185,7 +193,9 @@ def _along(input: Tensor, dim: int, index: Tensor, source: Tensor, mode: str, na
     _check_index(index, name)
     d = wrap_dim(dim, input.ndim)
     if source.dtype is not input.dtype:
-        raise RuntimeError(f"{name}(): self ({input.dtype}) and source ({source.dtype}) must have the same scalar type")
+        raise RuntimeError(
+            f"{name}(): self ({input.dtype}) and source ({source.dtype}) must have the same scalar type"
+        )
     idx = _positions(reshape(index, -1), shape_of(input)[d] if input.ndim else 1, name)
     idx = apply(P.reshape_p, idx, shape=(idx.numel(), 1))
     if input.ndim == 0:
@@ -194,8 +204,10 @@ def _along(input: Tensor, dim: int, index: Tensor, source: Tensor, mode: str, na
     src = source if d == 0 else apply(P.permute_p, source, perm=(d, *range(d), *range(d + 1, n)))
     shape = (idx.shape[0], *(m for i, m in enumerate(shape_of(input)) if i != d))
     if shape_of(src) != shape:
-        raise RuntimeError(f"{name}(): Number of indices ({idx.shape[0]}) should be equal to source.size(dim) "
-                           f"({shape_of(src)[:1]})")
+        raise RuntimeError(
+            f"{name}(): Number of indices ({idx.shape[0]}) should be equal to source.size(dim) "
+            f"({shape_of(src)[:1]})"
+        )
     return apply(P.scatter_p, input, idx, src, axes=(d,), mode=mode)
 
 
@@ -219,10 +231,14 @@ def index_fill(input: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
 def masked_fill(input: Tensor, mask: Tensor, value: Any) -> Tensor:
     """A copy of ``input`` with ``value`` where ``mask`` holds."""
     if mask.dtype is not T.bool_:
-        raise RuntimeError(f"masked_fill only supports boolean masks, but got mask with dtype {mask.dtype.long_name}")
+        raise RuntimeError(
+            f"masked_fill only supports boolean masks, but got mask with dtype {mask.dtype.long_name}"
+        )
     if isinstance(value, Tensor) and value.ndim:
-        raise RuntimeError("masked_fill only supports a 0-dimensional value tensor, but got tensor with "
-                           f"{value.ndim} dimension(s).")
+        raise RuntimeError(
+            "masked_fill only supports a 0-dimensional value tensor, but got tensor with "
+            f"{value.ndim} dimension(s)."
+        )
     return where(mask, as_tensor(value, input.dtype), input)
 
 

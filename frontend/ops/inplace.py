@@ -21,12 +21,16 @@ from weft.views import check_inplace, write_
 def _fit(out: Tensor, target: Tensor) -> Tensor:
     """The result as what can be written to ``target``; torch's RuntimeErrors where it cannot."""
     if shape_of(out) != shape_of(target):
-        raise RuntimeError(f"output with shape {list(target.shape)} doesn't match the broadcast shape "
-                           f"{list(out.shape)}")
+        raise RuntimeError(
+            f"output with shape {list(target.shape)} doesn't match the broadcast shape {list(out.shape)}"
+        )
     if out.dtype is target.dtype:
         return out
     if CATEGORY[out.dtype] > CATEGORY[target.dtype]:
-        raise RuntimeError(f"result type {type_name(out.dtype)} can't be cast to the desired output type {type_name(target.dtype)}")
+        raise RuntimeError(
+            f"result type {type_name(out.dtype)} can't be cast to the desired output type "
+            f"{type_name(target.dtype)}"
+        )
     return convert(out, target.dtype)
 
 
@@ -72,8 +76,9 @@ def fill_(input: Tensor, value: Any) -> Tensor:
     check_inplace(input)
     if isinstance(value, Tensor):
         if value.ndim:
-            raise RuntimeError("fill_ only supports 0-dimension value tensor but got tensor with "
-                               f"{value.ndim} dimensions.")
+            raise RuntimeError(
+                f"fill_ only supports 0-dimension value tensor but got tensor with {value.ndim} dimensions."
+            )
         return write_(input, broadcast_to(convert(value, input.dtype), shape_of(input)), replaces=True)
     return write_(input, broadcast_to(as_tensor(value, input.dtype), shape_of(input)), replaces=True)
 

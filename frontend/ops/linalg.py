@@ -14,13 +14,24 @@ from weft.tensor import Tensor
 
 def _same_dtype(a: Tensor, b: Tensor) -> None:
     if a.dtype is not b.dtype:
-        raise RuntimeError(f"expected m1 and m2 to have the same dtype, but got: {_c_name(a)} != {_c_name(b)}")
+        raise RuntimeError(
+            f"expected m1 and m2 to have the same dtype, but got: {_c_name(a)} != {_c_name(b)}"
+        )
 
 
 def _c_name(t: Tensor) -> str:
-    return {"float32": "float", "float64": "double", "int64": "long int", "int32": "int", "float16": "c10::Half",
-            "bfloat16": "c10::BFloat16", "int16": "short", "int8": "signed char", "uint8": "unsigned char",
-            "bool": "bool"}.get(t.dtype.long_name, t.dtype.long_name)
+    return {
+        "float32": "float",
+        "float64": "double",
+        "int64": "long int",
+        "int32": "int",
+        "float16": "c10::Half",
+        "bfloat16": "c10::BFloat16",
+        "int16": "short",
+        "int8": "signed char",
+        "uint8": "unsigned char",
+        "bool": "bool",
+    }.get(t.dtype.long_name, t.dtype.long_name)
 
 
 def _dot(a: Tensor, b: Tensor, ca: Sequence[int], cb: Sequence[int], ba: Any = (), bb: Any = ()) -> Tensor:
@@ -32,9 +43,11 @@ def dot(input: Tensor, other: Tensor) -> Tensor:
     if input.ndim != 1 or other.ndim != 1:
         raise RuntimeError(f"1D tensors expected, but got {input.ndim}D and {other.ndim}D tensors")
     if shape_of(input) != shape_of(other):
-        raise RuntimeError(f"inconsistent tensor size, expected tensor [{input.numel()}] and src [{other.numel()}] to "
-                           f"have the same number of elements, but got {input.numel()} and {other.numel()} elements "
-                           "respectively")
+        raise RuntimeError(
+            f"inconsistent tensor size, expected tensor [{input.numel()}] and src [{other.numel()}] to "
+            f"have the same number of elements, but got {input.numel()} and {other.numel()} elements "
+            "respectively"
+        )
     _same_dtype(input, other)
     return _dot(input, other, (0,), (0,))
 
@@ -58,8 +71,10 @@ def mv(input: Tensor, vec: Tensor) -> Tensor:
     if input.ndim != 2 or vec.ndim != 1:
         raise RuntimeError(f"vector + matrix @ vector expected, got {vec.ndim}, {input.ndim}, {vec.ndim}")
     if input.shape[1] != vec.shape[0]:
-        raise RuntimeError(f"size mismatch, got input ({input.shape[0]}), mat ({input.shape[0]}x{input.shape[1]}), vec "
-                           f"({vec.shape[0]})")
+        raise RuntimeError(
+            f"size mismatch, got input ({input.shape[0]}), mat ({input.shape[0]}x{input.shape[1]}), vec "
+            f"({vec.shape[0]})"
+        )
     _same_dtype(input, vec)
     return _dot(input, vec, (1,), (0,))
 
@@ -78,7 +93,9 @@ def _check_inner(a: Tensor, b: Tensor) -> None:
     m, k = a.shape[-2:] if a.ndim > 1 else (1, a.shape[0])
     rows = prod(a.shape[:-2]) * m if a.ndim > 2 else m
     if k != b.shape[-2]:
-        raise RuntimeError(f"mat1 and mat2 shapes cannot be multiplied ({rows}x{k} and {b.shape[-2]}x{b.shape[-1]})")
+        raise RuntimeError(
+            f"mat1 and mat2 shapes cannot be multiplied ({rows}x{k} and {b.shape[-2]}x{b.shape[-1]})"
+        )
     _same_dtype(a, b)
 
 
@@ -87,8 +104,10 @@ def bmm(input: Tensor, mat2: Tensor) -> Tensor:
     if input.ndim != 3 or mat2.ndim != 3:
         raise RuntimeError("batch1 must be a 3D tensor" if input.ndim != 3 else "batch2 must be a 3D tensor")
     if input.shape[0] != mat2.shape[0] or input.shape[2] != mat2.shape[1]:
-        raise RuntimeError("Expected size for first two dimensions of batch2 tensor to be: "
-                           f"[{input.shape[0]}, {input.shape[2]}] but got: [{mat2.shape[0]}, {mat2.shape[1]}].")
+        raise RuntimeError(
+            "Expected size for first two dimensions of batch2 tensor to be: "
+            f"[{input.shape[0]}, {input.shape[2]}] but got: [{mat2.shape[0]}, {mat2.shape[1]}]."
+        )
     _same_dtype(input, mat2)
     return _dot(input, mat2, (2,), (1,), (0,), (0,))
 
@@ -119,8 +138,10 @@ def _times_vector(m: Tensor, v: Tensor) -> Tensor:
     if m.ndim == 2:
         return mv(m, v)
     if m.shape[-1] != v.shape[0]:
-        raise RuntimeError(f"mat1 and mat2 shapes cannot be multiplied ({prod(m.shape[:-1])}x{m.shape[-1]} and "
-                           f"{v.shape[0]}x1)")
+        raise RuntimeError(
+            f"mat1 and mat2 shapes cannot be multiplied ({prod(m.shape[:-1])}x{m.shape[-1]} and "
+            f"{v.shape[0]}x1)"
+        )
     _same_dtype(m, v)
     return _dot(m, v, (m.ndim - 1,), (0,))
 
@@ -129,8 +150,10 @@ def _batched(x: Tensor, y: Tensor) -> Tensor:
     _same_dtype(x, y)
     sx, sy = shape_of(x), shape_of(y)
     if sx[-1] != sy[-2]:
-        raise RuntimeError(f"Expected size for first two dimensions of batch2 tensor to be: [{prod(sx[:-2])}, {sx[-1]}]"
-                           f" but got: [{prod(sy[:-2])}, {sy[-2]}].")
+        raise RuntimeError(
+            f"Expected size for first two dimensions of batch2 tensor to be: [{prod(sx[:-2])}, {sx[-1]}]"
+            f" but got: [{prod(sy[:-2])}, {sy[-2]}]."
+        )
     batch = broadcast_shapes(sx[:-2], sy[:-2])
     x, y = broadcast_to(x, batch + sx[-2:]), broadcast_to(y, batch + sy[-2:])
     n = len(batch)
@@ -141,8 +164,10 @@ def _batched(x: Tensor, y: Tensor) -> Tensor:
 def outer(input: Tensor, vec2: Tensor) -> Tensor:
     """The outer product of two vectors."""
     if input.ndim != 1 or vec2.ndim != 1:
-        raise RuntimeError(f"outer: Expected 1-D argument {'self' if input.ndim != 1 else 'vec2'}, but got "
-                           f"{(input if input.ndim != 1 else vec2).ndim}-D")
+        raise RuntimeError(
+            f"outer: Expected 1-D argument {'self' if input.ndim != 1 else 'vec2'}, but got "
+            f"{(input if input.ndim != 1 else vec2).ndim}-D"
+        )
     return input.reshape(-1, 1) * vec2
 
 
@@ -201,12 +226,16 @@ def tensordot(a: Tensor, b: Tensor, dims: Any = 2) -> Tensor:
     if isinstance(dims, int):
         da, db = tuple(range(a.ndim - dims, a.ndim)), tuple(range(dims))
     else:
-        da, db = (tuple(wrap_dim(d, x.ndim) for d in (ds if isinstance(ds, (list, tuple)) else (ds,)))
-                  for ds, x in zip(dims, (a, b), strict=True))
+        da, db = (
+            tuple(wrap_dim(d, x.ndim) for d in (ds if isinstance(ds, (list, tuple)) else (ds,)))
+            for ds, x in zip(dims, (a, b), strict=True)
+        )
     for i, j in zip(da, db, strict=True):
         if a.shape[i] != b.shape[j]:
-            raise RuntimeError(f"contracted dimensions need to match, but first has size {a.shape[i]} in dim {i} and "
-                               f"second has size {b.shape[j]} in dim {j}")
+            raise RuntimeError(
+                f"contracted dimensions need to match, but first has size {a.shape[i]} in dim {i} and "
+                f"second has size {b.shape[j]} in dim {j}"
+            )
     return _dot(a, b, da, db)
 
 

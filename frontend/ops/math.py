@@ -39,21 +39,40 @@ def _float_unary(prim: Primitive, name: str, doc: str) -> Any:
 
 
 _FLOAT_UNARY = {
-    "exp": "e to the power of x.", "exp2": "2 to the power of x.", "expm1": "exp(x) - 1.",
-    "log": "Natural logarithm.", "log2": "Logarithm to base 2.", "log1p": "log(1 + x).", "sin": "Sine.",
-    "cos": "Cosine.", "tan": "Tangent.", "asin": "Inverse sine.", "acos": "Inverse cosine.",
-    "atan": "Inverse tangent.", "sinh": "Hyperbolic sine.", "cosh": "Hyperbolic cosine.",
-    "tanh": "Hyperbolic tangent.", "asinh": "Inverse hyperbolic sine.", "acosh": "Inverse hyperbolic cosine.",
-    "atanh": "Inverse hyperbolic tangent.", "erf": "Error function.", "erfinv": "Inverse error function.",
-    "lgamma": "Logarithm of the absolute gamma function.", "digamma": "Derivative of lgamma.",
-    "sqrt": "Square root.", "rsqrt": "1 / sqrt(x).",
+    "exp": "e to the power of x.",
+    "exp2": "2 to the power of x.",
+    "expm1": "exp(x) - 1.",
+    "log": "Natural logarithm.",
+    "log2": "Logarithm to base 2.",
+    "log1p": "log(1 + x).",
+    "sin": "Sine.",
+    "cos": "Cosine.",
+    "tan": "Tangent.",
+    "asin": "Inverse sine.",
+    "acos": "Inverse cosine.",
+    "atan": "Inverse tangent.",
+    "sinh": "Hyperbolic sine.",
+    "cosh": "Hyperbolic cosine.",
+    "tanh": "Hyperbolic tangent.",
+    "asinh": "Inverse hyperbolic sine.",
+    "acosh": "Inverse hyperbolic cosine.",
+    "atanh": "Inverse hyperbolic tangent.",
+    "erf": "Error function.",
+    "erfinv": "Inverse error function.",
+    "lgamma": "Logarithm of the absolute gamma function.",
+    "digamma": "Derivative of lgamma.",
+    "sqrt": "Square root.",
+    "rsqrt": "1 / sqrt(x).",
 }
 _made = {name: _float_unary(getattr(P, name + "_p"), name, doc) for name, doc in _FLOAT_UNARY.items()}
 exp, exp2, expm1, log, log2, log1p = (_made[n] for n in ("exp", "exp2", "expm1", "log", "log2", "log1p"))
 sin, cos, tan, asin, acos, atan = (_made[n] for n in ("sin", "cos", "tan", "asin", "acos", "atan"))
-sinh, cosh, tanh, asinh, acosh, atanh = (_made[n] for n in ("sinh", "cosh", "tanh", "asinh", "acosh", "atanh"))
+sinh, cosh, tanh, asinh, acosh, atanh = (
+    _made[n] for n in ("sinh", "cosh", "tanh", "asinh", "acosh", "atanh")
+)
 erf, erfinv, lgamma, digamma, sqrt, rsqrt = (
-    _made[n] for n in ("erf", "erfinv", "lgamma", "digamma", "sqrt", "rsqrt"))
+    _made[n] for n in ("erf", "erfinv", "lgamma", "digamma", "sqrt", "rsqrt")
+)
 arcsin, arccos, arctan, arcsinh, arccosh, arctanh = asin, acos, atan, asinh, acosh, atanh
 
 
@@ -77,8 +96,10 @@ def polygamma(n: int, input: Tensor) -> Tensor:
 def neg(input: Tensor) -> Tensor:
     """-x. RuntimeError for bool tensors."""
     if input.dtype is T.bool_:
-        raise RuntimeError("Negation, the `-` operator, on a bool tensor is not supported. If you are trying to "
-                           "invert a mask, use the `~` or `logical_not()` operator instead.")
+        raise RuntimeError(
+            "Negation, the `-` operator, on a bool tensor is not supported. If you are trying to "
+            "invert a mask, use the `~` or `logical_not()` operator instead."
+        )
     return unary(P.neg_p, input)
 
 
@@ -237,11 +258,15 @@ def add(input: Any, other: Any, *, alpha: Any = 1) -> Tensor:
 def _no_bool_sub(a: Any, b: Any) -> None:
     bools = [x.dtype is T.bool_ if isinstance(x, Tensor) else isinstance(x, bool) for x in (a, b)]
     if all(bools):
-        raise RuntimeError("Subtraction, the `-` operator, with two bool tensors is not supported. Use the `^` or "
-                           "`logical_xor()` operator instead.")
+        raise RuntimeError(
+            "Subtraction, the `-` operator, with two bool tensors is not supported. Use the `^` or "
+            "`logical_xor()` operator instead."
+        )
     if any(bools):
-        raise RuntimeError("Subtraction, the `-` operator, with a bool tensor is not supported. If you are trying "
-                           "to invert a mask, use the `~` or `logical_not()` operator instead.")
+        raise RuntimeError(
+            "Subtraction, the `-` operator, with a bool tensor is not supported. If you are trying "
+            "to invert a mask, use the `~` or `logical_not()` operator instead."
+        )
 
 
 def sub(input: Any, other: Any, *, alpha: Any = 1) -> Tensor:
@@ -270,8 +295,9 @@ def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
     if rounding_mode == "floor":
         return floor_divide(input, other)
     if rounding_mode != "trunc":
-        raise RuntimeError("div expected rounding_mode to be one of None, 'trunc', or 'floor' but found "
-                           f"'{rounding_mode}'")
+        raise RuntimeError(
+            f"div expected rounding_mode to be one of None, 'trunc', or 'floor' but found '{rounding_mode}'"
+        )
     d = promote(input, other)
     q = binary(P.div_p, input, other)
     return trunc(q) if d.is_floating_point else _check_zero(q, other)
@@ -454,8 +480,10 @@ def addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: Any = 1) 
 def addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: Any = 1) -> Tensor:
     """input + value * tensor1 / tensor2."""
     if not any(t.dtype.is_inexact for t in (tensor1, tensor2)):
-        raise RuntimeError("Integer division with addcdiv is no longer supported, and in a future  release addcdiv "
-                           "will perform a true division of tensor1 and tensor2.")
+        raise RuntimeError(
+            "Integer division with addcdiv is no longer supported, and in a future  release addcdiv "
+            "will perform a true division of tensor1 and tensor2."
+        )
     q = (tensor1 if type(value) is int and value == 1 else tensor1 * value) / tensor2
     return input + q
 
@@ -584,7 +612,9 @@ def signbit(input: Tensor) -> Tensor:
     return copysign(scalar_tensor(1.0, input.dtype), input.detach()) < 0
 
 
-def isclose(input: Tensor, other: Tensor, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> Tensor:
+def isclose(
+    input: Tensor, other: Tensor, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False
+) -> Tensor:
     """|input - other| <= atol + rtol * |other|, elementwise."""
     if input.dtype is not other.dtype:
         raise RuntimeError(f"{input.dtype} did not match {other.dtype}")
@@ -597,7 +627,9 @@ def isclose(input: Tensor, other: Tensor, rtol: float = 1e-5, atol: float = 1e-8
     return close | (isfinite(other) & isfinite(input) & (abs(input - other) <= atol + abs(rtol * other)))
 
 
-def allclose(input: Tensor, other: Tensor, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> bool:
+def allclose(
+    input: Tensor, other: Tensor, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False
+) -> bool:
     """Whether :func:`isclose` holds everywhere."""
     return bool(isclose(input, other, rtol, atol, equal_nan).all())
 
@@ -611,7 +643,9 @@ def equal(input: Tensor, other: Tensor) -> bool:
 
 
 def where(condition: Tensor, input: Any = None, other: Any = None) -> Any:
-    """``input`` where the condition holds, else ``other``; of a condition alone the indices where it holds."""
+    """``input`` where the condition holds, else ``other``; of a condition alone the indices where it
+    holds.
+    """
     if input is None and other is None:
         from weft.ops.index import nonzero
 
@@ -619,8 +653,10 @@ def where(condition: Tensor, input: Any = None, other: Any = None) -> Any:
     check_tensor(condition, "where", "condition")
     if condition.dtype is not T.bool_:
         if condition.dtype is not T.u8:
-            raise RuntimeError("where expected condition to be a boolean tensor, but got a tensor with dtype "
-                               f"{type_name(condition.dtype)}")
+            raise RuntimeError(
+                "where expected condition to be a boolean tensor, but got a tensor with dtype "
+                f"{type_name(condition.dtype)}"
+            )
         condition = convert(condition, T.bool_)
     d = promote(input, other)
     x, y = as_tensor(input, d), as_tensor(other, d)
@@ -629,7 +665,9 @@ def where(condition: Tensor, input: Any = None, other: Any = None) -> Any:
 
 
 def clamp(input: Tensor, min: Any = None, max: Any = None) -> Tensor:
-    """Limit to [min, max]; NaN stays. The gradient flows where the value is within the limits, ends included."""
+    """Limit to [min, max]; NaN stays. The gradient flows where the value is within the limits, ends
+    included.
+    """
     if min is None and max is None:
         raise RuntimeError("torch.clamp: At least one of 'min' or 'max' must not be None")
     d = promote(input, *[b for b in (min, max) if b is not None])
@@ -649,7 +687,9 @@ def clamp(input: Tensor, min: Any = None, max: Any = None) -> Tensor:
 def _needs_gradient(*xs: Any) -> bool:
     from weft.autograd.grad_mode import mode
 
-    return interpreter_is_symbolic() or (mode.grad and any(isinstance(x, Tensor) and x.requires_grad for x in xs))
+    return interpreter_is_symbolic() or (
+        mode.grad and any(isinstance(x, Tensor) and x.requires_grad for x in xs)
+    )
 
 
 clip = clamp
@@ -663,7 +703,9 @@ def clamp_max(input: Tensor, max: Any) -> Tensor:
     return clamp(input, max=max)
 
 
-def nan_to_num(input: Tensor, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None) -> Tensor:
+def nan_to_num(
+    input: Tensor, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None
+) -> Tensor:
     """NaN and infinities replaced (by default with 0 and the dtype's limits)."""
     from weft.dtypes import finfo
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-
 from weft.creation import constant
 from weft.dispatch import apply
 from weft.ir import prims as P
@@ -25,8 +24,10 @@ def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: Any = 
     if len(pad) % 2:
         raise RuntimeError("Padding length must be divisible by 2")
     if len(pad) // 2 > input.ndim:
-        raise RuntimeError(f"Padding length should be less than or equal to two times the input dimension but got "
-                           f"padding length {len(pad)} and input of dimension {input.ndim}")
+        raise RuntimeError(
+            f"Padding length should be less than or equal to two times the input dimension but got "
+            f"padding length {len(pad)} and input of dimension {input.ndim}"
+        )
     if mode == "constant":
         lo, hi = [0] * input.ndim, [0] * input.ndim
         for i in range(len(pad) // 2):
@@ -47,14 +48,18 @@ def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: Any = 
 def _check_extent(x: Tensor, lo: Sequence[int], hi: Sequence[int]) -> None:
     for d, (n, a, b) in enumerate(zip(shape_of(x), lo, hi, strict=True)):
         if n + a + b < 0:
-            raise RuntimeError(f"The input size {n}, plus negative padding {a} and {b} resulted in a negative output "
-                               f"size, which is invalid. Check dimension {d} of your input.")
+            raise RuntimeError(
+                f"The input size {n}, plus negative padding {a} and {b} resulted in a negative output "
+                f"size, which is invalid. Check dimension {d} of your input."
+            )
 
 
 def _reflect(n: int, before: int, after: int) -> np.ndarray:
     if before >= n or after >= n:
-        raise RuntimeError("Argument #4: Padding size should be less than the corresponding input dimension, but got: "
-                           f"padding ({before}, {after}) at dimension of size {n}")
+        raise RuntimeError(
+            "Argument #4: Padding size should be less than the corresponding input dimension, but got: "
+            f"padding ({before}, {after}) at dimension of size {n}"
+        )
     i = np.abs(np.arange(-before, n + after))
     return np.where(i >= n, 2 * (n - 1) - i, i)
 

@@ -73,8 +73,10 @@ def mean(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = 
     """The mean. RuntimeError for integers unless a float ``dtype`` is given."""
     x = convert(input, as_dtype(dtype)) if dtype is not None else input
     if not x.dtype.is_inexact:
-        raise RuntimeError("mean(): could not infer output dtype. Input dtype must be either a floating point or "
-                           f"complex dtype. Got: {type_name(x.dtype)}")
+        raise RuntimeError(
+            "mean(): could not infer output dtype. Input dtype must be either a floating point or "
+            f"complex dtype. Got: {type_name(x.dtype)}"
+        )
     shape = shape_of(x)
     n = _count(shape, wrap_dims(dim, len(shape)))
     total = _fold(P.sum_p, x, dim, keepdim)
@@ -83,9 +85,13 @@ def mean(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = 
 
 def nanmean(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     if not input.dtype.is_inexact:
-        raise RuntimeError("nanmean(): expected input to have floating point or complex dtype but got "
-                           f"{type_name(input.dtype)}")
-    return nansum(input, dim, keepdim, dtype=dtype) / sum(~isnan(input), dim, keepdim).to(dtype or input.dtype)
+        raise RuntimeError(
+            "nanmean(): expected input to have floating point or complex dtype but got "
+            f"{type_name(input.dtype)}"
+        )
+    return nansum(input, dim, keepdim, dtype=dtype) / sum(~isnan(input), dim, keepdim).to(
+        dtype or input.dtype
+    )
 
 
 def _correction(unbiased: Any, correction: Any) -> Any:
@@ -148,8 +154,10 @@ def norm(input: Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False, 
     """The p-norm of the elements (all, or along dimensions): 2 by default; inf, -inf, 0 and any number."""
     x = convert(input, as_dtype(dtype)) if dtype is not None else input
     if not x.dtype.is_inexact:
-        raise RuntimeError(f"linalg.vector_norm: Expected a floating point or complex tensor as input. Got "
-                           f"{type_name(x.dtype)}")
+        raise RuntimeError(
+            f"linalg.vector_norm: Expected a floating point or complex tensor as input. Got "
+            f"{type_name(x.dtype)}"
+        )
     if p in ("fro", 2, 2.0, None):
         if x.dtype.is_complex:
             x = abs_(x)
@@ -163,7 +171,7 @@ def norm(input: Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False, 
         return sum((a != 0).to(a.dtype), dim, keepdim)
     if p == 1:
         return sum(a, dim, keepdim)
-    return sum(a ** p, dim, keepdim) ** (1.0 / p)
+    return sum(a**p, dim, keepdim) ** (1.0 / p)
 
 
 def logsumexp(input: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
@@ -176,8 +184,11 @@ def logsumexp(input: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
     m = _fold(P.reduce_max_p, x.detach(), dims, True)
     m = where(isfinite(m), m, 0.0)
     out = log(_fold(P.sum_p, exp(x - m), dims, True)) + m
-    return out if keepdim else apply(P.reshape_p, out, shape=tuple(
-        n for i, n in enumerate(shape) if i not in dims))
+    return (
+        out
+        if keepdim
+        else apply(P.reshape_p, out, shape=tuple(n for i, n in enumerate(shape) if i not in dims))
+    )
 
 
 def logcumsumexp(input: Tensor, dim: int) -> Tensor:
@@ -222,8 +233,10 @@ def _extreme(input: Tensor, dim: Any, keepdim: bool, name: str) -> Any:
     prim = P.reduce_max_p if name == "max" else P.reduce_min_p
     if dim is None:
         if input.numel() == 0:
-            raise RuntimeError(f"{name}(): Expected reduction dim to be specified for input.numel() == 0. Specify the "
-                               "reduction dim with the 'dim' argument.")
+            raise RuntimeError(
+                f"{name}(): Expected reduction dim to be specified for input.numel() == 0. Specify the "
+                "reduction dim with the 'dim' argument."
+            )
         return _fold(prim, input, None, False)
     if isinstance(dim, Tensor):
         from weft.ops.math import maximum, minimum
@@ -254,11 +267,13 @@ def min(input: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
 def _arg(input: Tensor, dim: Any, keepdim: bool, name: str, prim: Any) -> Tensor:
     x = input.detach()
     if x.dtype is T.bool_:
-        raise RuntimeError(f'"{name}_cpu" not implemented for \'Bool\'')
+        raise RuntimeError(f"\"{name}_cpu\" not implemented for 'Bool'")
     if dim is None:
         if x.numel() == 0:
-            raise IndexError(f"{name}(): Expected reduction dim to be specified for input.numel() == 0. Specify the "
-                             "reduction dim with the 'dim' argument.")
+            raise IndexError(
+                f"{name}(): Expected reduction dim to be specified for input.numel() == 0. Specify the "
+                "reduction dim with the 'dim' argument."
+            )
         out = apply(prim, apply(P.reshape_p, x, shape=(x.numel(),)), axis=0)
         return apply(P.reshape_p, out, shape=(1,) * x.ndim) if keepdim else out
     d = wrap_dim(dim, x.ndim)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import prod
 from typing import Any
 
 import numpy as np
-
 from weft.creation import shape_of_args
 from weft.dispatch import apply, interpreter
 from weft.ir import prims as P
@@ -38,8 +38,10 @@ def _infer_shape(shape: Sequence[int], x: Tensor) -> tuple[int, ...]:
     if -1 in out:
         known = prod(d for d in out if d != -1)
         if known == 0:
-            raise RuntimeError(f"cannot reshape tensor of 0 elements into shape {list(shape)} because the "
-                               "unspecified dimension size -1 can be any value and is ambiguous")
+            raise RuntimeError(
+                f"cannot reshape tensor of 0 elements into shape {list(shape)} because the "
+                "unspecified dimension size -1 can be any value and is ambiguous"
+            )
         if n % known == 0:
             out[out.index(-1)] = n // known
     if prod(out) != n or -1 in out:
@@ -66,14 +68,18 @@ def view_alias(x: Tensor) -> Tensor:
 
 
 def view_as_shape(input: Tensor, *shape: Any) -> Tensor:
-    """A view in another shape (RuntimeError where strides do not allow one) or, given a dtype, of other bits."""
+    """A view in another shape (RuntimeError where strides do not allow one) or, given a dtype, of
+    other bits.
+    """
     if len(shape) == 1 and isinstance(shape[0], DType):
         return _view_dtype(input, shape[0])
     target = _infer_shape(shape_of_args(shape, "size"), input)
     out = view(input, P.reshape_p, shape=target)
     if out._view is None:
-        raise RuntimeError("view size is not compatible with input tensor's size and stride (at least one dimension "
-                           "spans across two contiguous subspaces). Use .reshape(...) instead.")
+        raise RuntimeError(
+            "view size is not compatible with input tensor's size and stride (at least one dimension "
+            "spans across two contiguous subspaces). Use .reshape(...) instead."
+        )
     return out
 
 
@@ -106,7 +112,7 @@ def flatten(input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
         raise RuntimeError("flatten() has invalid args: start_dim cannot come after end_dim")
     if not s:
         return reshape(input, 1)
-    return input if a == b else reshape(input, *s[:a], prod(s[a:b + 1]), *s[b + 1:])
+    return input if a == b else reshape(input, *s[:a], prod(s[a : b + 1]), *s[b + 1 :])
 
 
 def unflatten(input: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
@@ -118,9 +124,11 @@ def unflatten(input: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
         known = -prod(sizes)
         sizes[sizes.index(-1)] = s[d] // known if known else 0
     if prod(sizes) != s[d]:
-        raise RuntimeError(f"unflatten: Provided sizes {sizes} don't multiply up to the size of dim {dim} ({s[d]}) "
-                           "in the input tensor")
-    return view_as_shape(input, *s[:d], *sizes, *s[d + 1:])
+        raise RuntimeError(
+            f"unflatten: Provided sizes {sizes} don't multiply up to the size of dim {dim} ({s[d]}) "
+            "in the input tensor"
+        )
+    return view_as_shape(input, *s[:d], *sizes, *s[d + 1 :])
 
 
 def ravel(input: Tensor) -> Tensor:
@@ -149,9 +157,11 @@ def permute(input: Tensor, *dims: Any) -> Tensor:
     order = shape_of_args(dims, "dims")
     n = input.ndim
     if len(order) != n:
-        raise RuntimeError(f"permute(sparse_coo): number of dimensions in the tensor input does not match the length "
-                           f"of the desired ordering of dimensions i.e. input.dim() = {n} is not equal to "
-                           f"len(dims) = {len(order)}")
+        raise RuntimeError(
+            f"permute(sparse_coo): number of dimensions in the tensor input does not match the length "
+            f"of the desired ordering of dimensions i.e. input.dim() = {n} is not equal to "
+            f"len(dims) = {len(order)}"
+        )
     perm = tuple(wrap_dim(d, n) for d in order)
     if len(set(perm)) != n:
         raise RuntimeError("permute(): duplicate dims are not allowed.")
@@ -185,8 +195,9 @@ def reversed_dims(input: Tensor) -> Tensor:
 def matrix_transpose(input: Tensor) -> Tensor:
     """The last two dimensions swapped."""
     if input.ndim < 2:
-        raise RuntimeError(f"tensor.mT is only supported on matrices or batches of matrices. Got {input.ndim}-D "
-                           "tensor.")
+        raise RuntimeError(
+            f"tensor.mT is only supported on matrices or batches of matrices. Got {input.ndim}-D tensor."
+        )
     return transpose(input, -2, -1)
 
 
@@ -194,10 +205,14 @@ def movedim(input: Tensor, source: Any, destination: Any) -> Tensor:
     """Dimensions ``source`` moved to ``destination``, the others in order."""
     n = input.ndim
     src = [wrap_dim(d, n) for d in (source if isinstance(source, (tuple, list)) else (source,))]
-    dst = [wrap_dim(d, n) for d in (destination if isinstance(destination, (tuple, list)) else (destination,))]
+    dst = [
+        wrap_dim(d, n) for d in (destination if isinstance(destination, (tuple, list)) else (destination,))
+    ]
     if len(src) != len(dst):
-        raise RuntimeError("movedim: Invalid source or destination dims: source and destination must have the same "
-                           f"number of elements ({len(src)} and {len(dst)})")
+        raise RuntimeError(
+            "movedim: Invalid source or destination dims: source and destination must have the same "
+            f"number of elements ({len(src)} and {len(dst)})"
+        )
     rest = [d for d in range(n) if d not in src]
     perm = [-1] * n
     for s, d in zip(src, dst, strict=True):
@@ -215,19 +230,25 @@ def expand(input: Tensor, *sizes: Any) -> Tensor:
     have = shape_of(input)
     extra = len(target) - len(have)
     if extra < 0:
-        raise RuntimeError(f"expand({input.dtype}{list(have)}, size={target}): the number of sizes provided "
-                           f"({len(target)}) must be greater or equal to the number of dimensions in the tensor "
-                           f"({len(have)})")
+        raise RuntimeError(
+            f"expand({input.dtype}{list(have)}, size={target}): the number of sizes provided "
+            f"({len(target)}) must be greater or equal to the number of dimensions in the tensor "
+            f"({len(have)})"
+        )
     for i, n in enumerate(have):
         j = i + extra
         if target[j] == -1:
             target[j] = n
         elif n != 1 and n != target[j]:
-            raise RuntimeError(f"The expanded size of the tensor ({target[j]}) must match the existing size ({n}) at "
-                               f"non-singleton dimension {j}.  Target sizes: {target}.  Tensor sizes: {list(have)}")
+            raise RuntimeError(
+                f"The expanded size of the tensor ({target[j]}) must match the existing size ({n}) at "
+                f"non-singleton dimension {j}.  Target sizes: {target}.  Tensor sizes: {list(have)}"
+            )
     if any(d < 0 for d in target):
-        raise RuntimeError(f"The expanded size of the tensor ({min(target)}) isn't allowed in a leading, "
-                           "non-existing dimension 0")
+        raise RuntimeError(
+            f"The expanded size of the tensor ({min(target)}) isn't allowed in a leading, "
+            "non-existing dimension 0"
+        )
     return view(input, P.broadcast_p, shape=tuple(target), axes=tuple(range(extra, len(target))))
 
 
@@ -286,7 +307,7 @@ def select(input: Tensor, dim: int, index: Any) -> Tensor:
         raise IndexError(f"select(): index {i} out of range for tensor of size {list(s)} at dimension {d}")
     i %= s[d]
     part = slice_dim(input, d, i, i + 1)
-    return view(part, P.reshape_p, shape=s[:d] + s[d + 1:])
+    return view(part, P.reshape_p, shape=s[:d] + s[d + 1 :])
 
 
 def unbind(input: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
@@ -304,8 +325,10 @@ def split(input: Tensor, split_size_or_sections: Any, dim: int = 0) -> tuple[Ten
     if isinstance(split_size_or_sections, (tuple, list)):
         sizes = list(split_size_or_sections)
         if sum(sizes) != n or any(x < 0 for x in sizes):
-            raise RuntimeError(f"split_with_sizes expects split_sizes to sum exactly to {n} (input tensor's size at "
-                               f"dimension {d}), but got split_sizes={sizes}")
+            raise RuntimeError(
+                f"split_with_sizes expects split_sizes to sum exactly to {n} (input tensor's size at "
+                f"dimension {d}), but got split_sizes={sizes}"
+            )
     else:
         k = split_size_or_sections.__index__()
         if k < 0 or (k == 0 and n != 0):
@@ -330,7 +353,11 @@ def chunk(input: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
     if chunks <= 0:
         raise RuntimeError(f"chunk expects `chunks` to be greater than 0, got: {chunks}")
     n = shape_of(input)[wrap_dim(dim, input.ndim)]
-    return split(input, max(-(-n // chunks), 1), dim) if n else _pieces(input, wrap_dim(dim, input.ndim), [0] * chunks)
+    return (
+        split(input, max(-(-n // chunks), 1), dim)
+        if n
+        else _pieces(input, wrap_dim(dim, input.ndim), [0] * chunks)
+    )
 
 
 def tensor_split(input: Tensor, indices_or_sections: Any, dim: int = 0) -> tuple[Tensor, ...]:
@@ -343,7 +370,7 @@ def tensor_split(input: Tensor, indices_or_sections: Any, dim: int = 0) -> tuple
         k = indices_or_sections
         return _pieces(input, d, [n // k + (i < n % k) for i in range(k)])
     cuts = [0, *(min(max(i + n if i < 0 else i, 0), n) for i in indices_or_sections), n]
-    return tuple(slice_dim(input, d, a, max(a, b)) for a, b in zip(cuts, cuts[1:], strict=False))
+    return tuple(slice_dim(input, d, a, max(a, b)) for a, b in pairwise(cuts))
 
 
 def diagonal(input: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
@@ -363,7 +390,10 @@ def diagonal(input: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Te
     steps = [
         (P.permute_p, {"perm": (*lead, a, b)}),
         (P.reshape_p, {"shape": (*batch, rows * cols)}),
-        (P.slice_p, {"start": (*zeros, start), "stop": (*batch, max(stop, start)), "step": (*ones, cols + 1)}),
+        (
+            P.slice_p,
+            {"start": (*zeros, start), "stop": (*batch, max(stop, start)), "step": (*ones, cols + 1)},
+        ),
     ]
     data = None
     if not interpreter().recording:
@@ -421,8 +451,10 @@ def _check_cat(first: tuple[int, ...], other: tuple[int, ...], axis: int, i: int
         raise RuntimeError(f"Tensors must have same number of dimensions: got {len(first)} and {len(other)}")
     for j, (a, b) in enumerate(zip(first, other, strict=True)):
         if a != b and j != axis:
-            raise RuntimeError(f"Sizes of tensors must match except in dimension {axis}. Expected size {a} but got "
-                               f"size {b} for tensor number {i} in the list.")
+            raise RuntimeError(
+                f"Sizes of tensors must match except in dimension {axis}. Expected size {a} but got "
+                f"size {b} for tensor number {i} in the list."
+            )
 
 
 def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
@@ -433,8 +465,10 @@ def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     for i, x in enumerate(ts):
         check_tensor(x, "stack", f"tensors[{i}]")
         if shape_of(x) != shape_of(ts[0]):
-            raise RuntimeError(f"stack expects each tensor to be equal size, but got {list(shape_of(ts[0]))} at entry "
-                               f"0 and {list(shape_of(x))} at entry {i}")
+            raise RuntimeError(
+                f"stack expects each tensor to be equal size, but got {list(shape_of(ts[0]))} at entry "
+                f"0 and {list(shape_of(x))} at entry {i}"
+            )
     d = wrap_dim(dim, ts[0].ndim + 1)
     s = shape_of(ts[0])
     dtype = promote(*ts)
@@ -531,7 +565,9 @@ def repeat(input: Tensor, *sizes: Any) -> Tensor:
     reps = shape_of_args(sizes, "repeats")
     s = shape_of(input)
     if len(reps) < len(s):
-        raise RuntimeError("Number of dimensions of repeat dims can not be smaller than number of dimensions of tensor")
+        raise RuntimeError(
+            "Number of dimensions of repeat dims can not be smaller than number of dimensions of tensor"
+        )
     s = (1,) * (len(reps) - len(s)) + s
     wide = tuple(d for r, n in zip(reps, s, strict=True) for d in (r, n))
     axes = tuple(range(1, 2 * len(s), 2))
@@ -546,7 +582,9 @@ def tile(input: Tensor, *dims: Any) -> Tensor:
     return repeat(input, *(1,) * (input.ndim - len(reps)), *reps)
 
 
-def repeat_interleave(input: Tensor, repeats: Any, dim: int | None = None, *, output_size: int | None = None) -> Tensor:
+def repeat_interleave(
+    input: Tensor, repeats: Any, dim: int | None = None, *, output_size: int | None = None
+) -> Tensor:
     """Each element repeated in place: a count for all, or one count per element."""
     x = input if dim is not None else reshape(input, -1)
     d = wrap_dim(0 if dim is None else dim, x.ndim)
@@ -556,12 +594,18 @@ def repeat_interleave(input: Tensor, repeats: Any, dim: int | None = None, *, ou
         counts = counts[0]
     if isinstance(counts, int):
         s = shape_of(x)
-        wide = apply(P.broadcast_p, x, shape=(*s[:d + 1], counts, *s[d + 1:]),
-                     axes=tuple(i if i <= d else i + 1 for i in range(len(s))))
-        return own(apply(P.reshape_p, wide, shape=(*s[:d], n * counts, *s[d + 1:])), x)
+        wide = apply(
+            P.broadcast_p,
+            x,
+            shape=(*s[: d + 1], counts, *s[d + 1 :]),
+            axes=tuple(i if i <= d else i + 1 for i in range(len(s))),
+        )
+        return own(apply(P.reshape_p, wide, shape=(*s[:d], n * counts, *s[d + 1 :])), x)
     if len(counts) != n:
-        raise RuntimeError("repeats must have the same size as input along dim, but got repeats.size(0) = "
-                           f"{len(counts)} and input.size({d}) = {n}")
+        raise RuntimeError(
+            "repeats must have the same size as input along dim, but got repeats.size(0) = "
+            f"{len(counts)} and input.size({d}) = {n}"
+        )
     from weft.creation import constant
     from weft.ops.index import index_select
 
@@ -611,7 +655,9 @@ def diag_embed(input: Tensor, offset: int = 0, dim1: int = -2, dim2: int = -1) -
     s = shape_of(input)
     k = s[-1] + (offset if offset >= 0 else -offset)
     lo, hi = (offset, 0) if offset >= 0 else (0, -offset)
-    pad_rows = constant_pad(unsqueeze(input, -1) * _eye_like(input, s[-1]), [0] * (len(s) + 1), [0] * (len(s) + 1))
+    pad_rows = constant_pad(
+        unsqueeze(input, -1) * _eye_like(input, s[-1]), [0] * (len(s) + 1), [0] * (len(s) + 1)
+    )
     n = len(s) + 1
     before, after = [0] * n, [0] * n
     before[-1], after[-1] = lo, k - s[-1] - lo
@@ -635,8 +681,10 @@ def meshgrid(*tensors: Any, indexing: str = "ij") -> tuple[Tensor, ...]:
     if swap:
         order[0], order[1] = order[1], order[0]
     shape = tuple(x.numel() for x in order)
-    out = [expand(reshape(x, *[-1 if j == i else 1 for j in range(len(order))]), *shape)
-           for i, x in enumerate(order)]
+    out = [
+        expand(reshape(x, *[-1 if j == i else 1 for j in range(len(order))]), *shape)
+        for i, x in enumerate(order)
+    ]
     if swap:
         out[0], out[1] = out[1], out[0]
     return tuple(out)
@@ -691,7 +739,9 @@ def contiguous(input: Tensor, memory_format: Any = None) -> Tensor:
     return out
 
 
-def as_strided(input: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None) -> Tensor:
+def as_strided(
+    input: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None
+) -> Tensor:
     """Elements of the storage of a contiguous tensor at the strides given (a copy)."""
     from weft.creation import constant
     from weft.ops.index import index_select

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-
 from weft.dispatch import apply, wrap
 from weft.ir import prims as P
 from weft.ir import types as T
@@ -112,7 +111,10 @@ def mode(input: Tensor, dim: int = -1, keepdim: bool = False) -> Any:
 
 
 def unique(
-    input: Tensor, sorted: bool = True, return_inverse: bool = False, return_counts: bool = False,
+    input: Tensor,
+    sorted: bool = True,
+    return_inverse: bool = False,
+    return_counts: bool = False,
     dim: int | None = None,
 ) -> Any:
     """The distinct elements (or slices along ``dim``) in order, with inverse indices and counts if asked."""
@@ -147,8 +149,14 @@ def unique_consecutive(
     return result[0] if len(result) == 1 else tuple(result)
 
 
-def searchsorted(sorted_sequence: Tensor, values: Any, *, out_int32: bool = False, right: bool = False,
-                 side: str | None = None) -> Tensor:
+def searchsorted(
+    sorted_sequence: Tensor,
+    values: Any,
+    *,
+    out_int32: bool = False,
+    right: bool = False,
+    side: str | None = None,
+) -> Tensor:
     """Where each value would be inserted to keep the last dimension sorted."""
     from weft.creation import tensor
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-
 from weft.creation import constant
 from weft.dispatch import apply
 from weft.ir import prims as P
@@ -34,20 +33,31 @@ def _tuple(v: Any, n: int, name: str = "argument") -> Ints:
 # -- convolution --------------------------------------------------------------------------------------------
 
 
-def _conv(rank: int, input: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any,
-          groups: int) -> Tensor:
+def _conv(
+    rank: int, input: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Tensor:
     batched = input.ndim == rank + 2
     if not batched and input.ndim != rank + 1:
-        raise RuntimeError(f"Expected {rank + 1}D (unbatched) or {rank + 2}D (batched) input to conv{rank}d, but got "
-                           f"input of size: {list(input.shape)}")
+        raise RuntimeError(
+            f"Expected {rank + 1}D (unbatched) or {rank + 2}D (batched) input to conv{rank}d, but got "
+            f"input of size: {list(input.shape)}"
+        )
     x = input if batched else input.unsqueeze(0)
     stride, dilation = _tuple(stride, rank, "stride"), _tuple(dilation, rank, "dilation")
     if any(s <= 0 for s in stride):
         raise RuntimeError("non-positive stride is not supported")
     pads = _conv_padding(padding, shape_of(weight)[2:], stride, dilation, rank)
     _check_conv(x, weight, bias, groups, pads, dilation)
-    out = apply(P.conv_p, x, weight, stride=stride, padding=pads, lhs_dilation=(1,) * rank, rhs_dilation=dilation,
-                groups=groups)
+    out = apply(
+        P.conv_p,
+        x,
+        weight,
+        stride=stride,
+        padding=pads,
+        lhs_dilation=(1,) * rank,
+        rhs_dilation=dilation,
+        groups=groups,
+    )
     return _finish(out, bias, rank, batched)
 
 
@@ -78,81 +88,162 @@ def _check_conv(x: Tensor, w: Tensor, bias: Any, groups: int, pads: Any, dilatio
     if len(sw) != len(sx):
         raise RuntimeError(f"expected {len(sx)}-dimensional weight, but got weight of size {list(sw)}")
     if sw[0] % groups or sw[0] < groups:
-        raise RuntimeError(f"Given groups={groups}, expected weight to be divisible by {groups} at dimension 0, but got "
-                           f"weight of size {list(sw)} instead")
+        raise RuntimeError(
+            f"Given groups={groups}, expected weight to be divisible by {groups} at dimension 0, but got "
+            f"weight of size {list(sw)} instead"
+        )
     if sx[1] != sw[1] * groups:
-        raise RuntimeError(f"Given groups={groups}, weight of size {list(sw)}, expected input{list(sx)} to have "
-                           f"{sw[1] * groups} channels, but got {sx[1]} channels instead")
+        raise RuntimeError(
+            f"Given groups={groups}, weight of size {list(sw)}, expected input{list(sx)} to have "
+            f"{sw[1] * groups} channels, but got {sx[1]} channels instead"
+        )
     if bias is not None and shape_of(bias) != (sw[0],):
-        raise RuntimeError(f"Given weight of size {list(sw)}, expected bias to be 1-dimensional with {sw[0]} elements, "
-                           f"but got bias of size {list(shape_of(bias))} instead")
+        raise RuntimeError(
+            f"Given weight of size {list(sw)}, expected bias to be 1-dimensional with {sw[0]} elements, "
+            f"but got bias of size {list(shape_of(bias))} instead"
+        )
     if x.dtype is not w.dtype:
-        raise RuntimeError(f"Input type ({x.dtype.long_name}) and weight type ({w.dtype.long_name}) should be the same")
+        raise RuntimeError(
+            f"Input type ({x.dtype.long_name}) and weight type ({w.dtype.long_name}) should be the same"
+        )
     room = [n + lo + hi for n, (lo, hi) in zip(sx[2:], pads, strict=True)]
     span = [d * (k - 1) + 1 for d, k in zip(dilation, sw[2:], strict=True)]
     if any(s > r for s, r in zip(span, room, strict=True)):
-        raise RuntimeError(f"Calculated padded input size per channel: ({' x '.join(map(str, room))}). Kernel size: "
-                           f"({' x '.join(map(str, span))}). Kernel size can't be greater than actual input size")
+        raise RuntimeError(
+            f"Calculated padded input size per channel: ({' x '.join(map(str, room))}). Kernel size: "
+            f"({' x '.join(map(str, span))}). Kernel size can't be greater than actual input size"
+        )
 
 
-def conv1d(input: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
-           groups: int = 1) -> Tensor:
+def conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
     """Cross-correlation. input [N, C, L], weight [O, C / groups, K], bias [O]."""
     return _conv(1, input, weight, bias, stride, padding, dilation, groups)
 
 
-def conv2d(input: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
-           groups: int = 1) -> Tensor:
-    """Cross-correlation. input [N, C, H, W], weight [O, C / groups, KH, KW], bias [O]; padding may be "same"."""
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Cross-correlation. input [N, C, H, W], weight [O, C / groups, KH, KW], bias [O]; padding may be
+    "same".
+    """
     return _conv(2, input, weight, bias, stride, padding, dilation, groups)
 
 
-def conv3d(input: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
-           groups: int = 1) -> Tensor:
+def conv3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
     """Cross-correlation over three dimensions."""
     return _conv(3, input, weight, bias, stride, padding, dilation, groups)
 
 
-def _conv_transpose(rank: int, input: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any,
-                    output_padding: Any, groups: int, dilation: Any) -> Tensor:
-    """The gradient of a convolution with respect to its input: a convolution of the dilated input with the kernel
-    turned round."""
+def _conv_transpose(
+    rank: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    output_padding: Any,
+    groups: int,
+    dilation: Any,
+) -> Tensor:
+    """The gradient of a convolution with respect to its input: a convolution of the dilated input with the
+    kernel turned round.
+    """
     batched = input.ndim == rank + 2
     x = input if batched else input.unsqueeze(0)
     stride, padding = _tuple(stride, rank, "stride"), _tuple(padding, rank, "padding")
     extra, dilation = _tuple(output_padding, rank, "output_padding"), _tuple(dilation, rank, "dilation")
     if any(e >= max(s, d) for e, s, d in zip(extra, stride, dilation, strict=True)):
-        raise RuntimeError("output padding must be smaller than either stride or dilation, but got output_padding "
-                           f"{list(extra)}, stride {list(stride)}, dilation {list(dilation)}")
+        raise RuntimeError(
+            "output padding must be smaller than either stride or dilation, but got output_padding "
+            f"{list(extra)}, stride {list(stride)}, dilation {list(dilation)}"
+        )
     cin, cout, *kernel = shape_of(weight)
     if shape_of(x)[1] != cin:
-        raise RuntimeError(f"Given transposed=1, weight of size {list(weight.shape)}, expected input{list(x.shape)} to "
-                           f"have {cin} channels, but got {shape_of(x)[1]} channels instead")
+        raise RuntimeError(
+            f"Given transposed=1, weight of size {list(weight.shape)}, expected input{list(x.shape)} to "
+            f"have {cin} channels, but got {shape_of(x)[1]} channels instead"
+        )
     w = apply(P.reshape_p, weight, shape=(groups, cin // groups, cout, *kernel))
     w = apply(P.permute_p, w, perm=(0, 2, 1, *range(3, 3 + rank)))
     w = apply(P.reshape_p, w, shape=(groups * cout, cin // groups, *kernel))
     w = apply(P.flip_p, w, axes=tuple(range(2, 2 + rank)))
-    pads = tuple((d * (k - 1) - p, d * (k - 1) - p + e)
-                 for d, k, p, e in zip(dilation, kernel, padding, extra, strict=True))
-    out = apply(P.conv_p, x, w, stride=(1,) * rank, padding=pads, lhs_dilation=stride, rhs_dilation=dilation,
-                groups=groups)
+    pads = tuple(
+        (d * (k - 1) - p, d * (k - 1) - p + e)
+        for d, k, p, e in zip(dilation, kernel, padding, extra, strict=True)
+    )
+    out = apply(
+        P.conv_p,
+        x,
+        w,
+        stride=(1,) * rank,
+        padding=pads,
+        lhs_dilation=stride,
+        rhs_dilation=dilation,
+        groups=groups,
+    )
     return _finish(out, bias, rank, batched)
 
 
-def conv_transpose1d(input: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0,
-                     output_padding: Any = 0, groups: int = 1, dilation: Any = 1) -> Tensor:
+def conv_transpose1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Tensor:
     """Transposed convolution. input [N, C, L], weight [C, O / groups, K]."""
     return _conv_transpose(1, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
-def conv_transpose2d(input: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0,
-                     output_padding: Any = 0, groups: int = 1, dilation: Any = 1) -> Tensor:
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Tensor:
     """Transposed convolution. input [N, C, H, W], weight [C, O / groups, KH, KW]."""
     return _conv_transpose(2, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
-def conv_transpose3d(input: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0,
-                     output_padding: Any = 0, groups: int = 1, dilation: Any = 1) -> Tensor:
+def conv_transpose3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Tensor:
     """Transposed convolution over three dimensions."""
     return _conv_transpose(3, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
@@ -160,22 +251,30 @@ def conv_transpose3d(input: Tensor, weight: Tensor, bias: Any = None, stride: An
 # -- pooling ------------------------------------------------------------------------------------------------
 
 
-def _pool_layout(x: Tensor, rank: int, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool) -> Any:
-    """Kernel, stride, (lo, hi) padding and dilation of the pooled dimensions; hi covers a last partial window."""
+def _pool_layout(
+    x: Tensor, rank: int, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
+) -> Any:
+    """Kernel, stride, (lo, hi) padding and dilation of the pooled dimensions; hi covers a last partial
+    window.
+    """
     kernel = _tuple(kernel, rank, "kernel_size")
     stride = kernel if stride is None or stride == [] else _tuple(stride, rank, "stride")
     padding, dilation = _tuple(padding, rank, "padding"), _tuple(dilation, rank, "dilation")
     if any(p > k // 2 for p, k in zip(padding, kernel, strict=True)):
-        raise RuntimeError(f"pad should be at most half of effective kernel size, but got pad={max(padding)}, "
-                           f"kernel_size={max(kernel)} and dilation={max(dilation)}")
+        raise RuntimeError(
+            f"pad should be at most half of effective kernel size, but got pad={max(padding)}, "
+            f"kernel_size={max(kernel)} and dilation={max(dilation)}"
+        )
     pads = []
-    sizes = shape_of(x)[x.ndim - rank:]
+    sizes = shape_of(x)[x.ndim - rank :]
     for n, k, s, p, d in zip(sizes, kernel, stride, padding, dilation, strict=True):
         span = d * (k - 1) + 1
         room = n + 2 * p - span
         if room < 0:
-            raise RuntimeError(f"Given input size: ({'x'.join(map(str, shape_of(x)[-rank - 1:]))}). Calculated output "
-                               "size is too small")
+            raise RuntimeError(
+                f"Given input size: ({'x'.join(map(str, shape_of(x)[-rank - 1 :]))}). Calculated output "
+                "size is too small"
+            )
         count = (room + (s - 1 if ceil_mode else 0)) // s + 1
         if ceil_mode and (count - 1) * s >= n + p:
             count -= 1
@@ -188,8 +287,12 @@ def _window(x: Tensor, rank: int, layout: Any) -> dict[str, Any]:
     kernel, stride, pads, dilation = layout
     lead = x.ndim - rank
     one = (1,) * lead
-    return {"window": one + kernel, "stride": one + stride, "padding": ((0, 0),) * lead + pads,
-            "dilation": one + dilation}
+    return {
+        "window": one + kernel,
+        "stride": one + stride,
+        "padding": ((0, 0),) * lead + pads,
+        "dilation": one + dilation,
+    }
 
 
 def _check_pool(x: Tensor, rank: int, name: str) -> None:
@@ -197,33 +300,66 @@ def _check_pool(x: Tensor, rank: int, name: str) -> None:
         raise RuntimeError(f"{name}: Expected {rank + 1}D or {rank + 2}D input, but got {list(x.shape)}")
 
 
-def _max_pool(rank: int, input: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool,
-              return_indices: bool) -> Any:
+def _max_pool(
+    rank: int,
+    input: Tensor,
+    kernel: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    ceil_mode: bool,
+    return_indices: bool,
+) -> Any:
     _check_pool(input, rank, f"max_pool{rank}d")
     layout = _pool_layout(input, rank, kernel, stride, padding, dilation, ceil_mode)
     attrs = _window(input, rank, layout)
     if not return_indices:
         return apply(P.reduce_window_p, input, op="max", **attrs)
     flat = apply(P.window_argmax_p, input.detach(), **attrs)
-    values = apply(P.gather_p, apply(P.reshape_p, input, shape=(input.numel(),)),
-                   apply(P.reshape_p, flat, shape=(*shape_of(flat), 1)), axes=(0,))
-    return values, flat % math.prod(shape_of(input)[input.ndim - rank:])
+    values = apply(
+        P.gather_p,
+        apply(P.reshape_p, input, shape=(input.numel(),)),
+        apply(P.reshape_p, flat, shape=(*shape_of(flat), 1)),
+        axes=(0,),
+    )
+    return values, flat % math.prod(shape_of(input)[input.ndim - rank :])
 
 
-def max_pool1d(input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
-               ceil_mode: bool = False, return_indices: bool = False) -> Any:
+def max_pool1d(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
     """The maximum of each window. input [N, C, L]."""
     return _max_pool(1, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
 
-def max_pool2d(input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
-               ceil_mode: bool = False, return_indices: bool = False) -> Any:
+def max_pool2d(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
     """The maximum of each window. input [N, C, H, W]."""
     return _max_pool(2, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
 
-def max_pool3d(input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
-               ceil_mode: bool = False, return_indices: bool = False) -> Any:
+def max_pool3d(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
     """The maximum of each window. input [N, C, D, H, W]."""
     return _max_pool(3, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
@@ -237,7 +373,9 @@ def _counts(x: Tensor, rank: int, layout: Any, include_pad: bool) -> np.ndarray:
         start = np.arange(0, n + lo + hi - k + 1, s) - lo
         end = start + k
         if include_pad:
-            per_axis.append(np.minimum(end, n + lo) - start)  # the padding of a partial last window does not count
+            per_axis.append(
+                np.minimum(end, n + lo) - start
+            )  # the padding of a partial last window does not count
         else:
             per_axis.append(np.minimum(end, n) - np.maximum(start, 0))
     out = np.ones((), np.int64)
@@ -246,8 +384,16 @@ def _counts(x: Tensor, rank: int, layout: Any, include_pad: bool) -> np.ndarray:
     return out
 
 
-def _avg_pool(rank: int, input: Tensor, kernel: Any, stride: Any, padding: Any, ceil_mode: bool, include_pad: bool,
-              divisor: int | None) -> Tensor:
+def _avg_pool(
+    rank: int,
+    input: Tensor,
+    kernel: Any,
+    stride: Any,
+    padding: Any,
+    ceil_mode: bool,
+    include_pad: bool,
+    divisor: int | None,
+) -> Tensor:
     _check_pool(input, rank, f"avg_pool{rank}d")
     layout = _pool_layout(input, rank, kernel, stride, padding, 1, ceil_mode)
     total = apply(P.reduce_window_p, input, op="sum", **_window(input, rank, layout))
@@ -262,40 +408,68 @@ def _avg_pool(rank: int, input: Tensor, kernel: Any, stride: Any, padding: Any, 
     return total / constant(counts.astype(input.dtype.np))
 
 
-def avg_pool1d(input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
-               count_include_pad: bool = True) -> Tensor:
+def avg_pool1d(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Tensor:
     """The mean of each window. input [N, C, L]."""
     return _avg_pool(1, input, kernel_size, stride, padding, ceil_mode, count_include_pad, None)
 
 
-def avg_pool2d(input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
-               count_include_pad: bool = True, divisor_override: int | None = None) -> Tensor:
+def avg_pool2d(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
     """The mean of each window. input [N, C, H, W]."""
     return _avg_pool(2, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
 
-def avg_pool3d(input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
-               count_include_pad: bool = True, divisor_override: int | None = None) -> Tensor:
+def avg_pool3d(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
     """The mean of each window. input [N, C, D, H, W]."""
     return _avg_pool(3, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
 
-def lp_pool2d(input: Tensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> Tensor:
+def lp_pool2d(
+    input: Tensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False
+) -> Tensor:
     """The p-norm of each window."""
     k = _tuple(kernel_size, 2)
     mean = avg_pool2d(input.abs() ** norm_type, k, stride, 0, ceil_mode)
     return (mean * math.prod(k)) ** (1.0 / norm_type)
 
 
-def lp_pool1d(input: Tensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> Tensor:
+def lp_pool1d(
+    input: Tensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False
+) -> Tensor:
     """The p-norm of each window."""
     k = _tuple(kernel_size, 1)
     return (avg_pool1d(input.abs() ** norm_type, k, stride, 0, ceil_mode) * k[0]) ** (1.0 / norm_type)
 
 
 def _targets(x: Tensor, rank: int, output_size: Any) -> Ints:
-    sizes = shape_of(x)[x.ndim - rank:]
-    given = (output_size,) * rank if output_size is None or hasattr(output_size, "__index__") else tuple(output_size)
+    sizes = shape_of(x)[x.ndim - rank :]
+    given = (
+        (output_size,) * rank
+        if output_size is None or hasattr(output_size, "__index__")
+        else tuple(output_size)
+    )
     return tuple(n if o is None else int(o) for n, o in zip(sizes, given, strict=True))
 
 
@@ -306,7 +480,7 @@ def _adaptive_bounds(n: int, out: int) -> list[tuple[int, int]]:
 def _adaptive_avg(rank: int, input: Tensor, output_size: Any) -> Tensor:
     _check_pool(input, rank, f"adaptive_avg_pool{rank}d")
     target = _targets(input, rank, output_size)
-    sizes = shape_of(input)[input.ndim - rank:]
+    sizes = shape_of(input)[input.ndim - rank :]
     if all(o == 1 for o in target):
         return input.mean(tuple(range(input.ndim - rank, input.ndim)), keepdim=True)
     if all(o and n % o == 0 for n, o in zip(sizes, target, strict=True)):
@@ -324,10 +498,14 @@ def _averaging(n: int, out: int) -> np.ndarray:
 
 
 def _pooled_by_matrices(x: Tensor, rank: int, matrices: Sequence[np.ndarray]) -> Tensor:
-    """Each trailing dimension multiplied by its matrix; the contracted dimension comes back at the end each time."""
+    """Each trailing dimension multiplied by its matrix; the contracted dimension comes back at the end each
+    time.
+    """
     lead = x.ndim - rank
     for m in matrices:
-        x = apply(P.dot_general_p, x, constant(m.astype(x.dtype.np)), contract=((lead,), (0,)), batch=((), ()))
+        x = apply(
+            P.dot_general_p, x, constant(m.astype(x.dtype.np)), contract=((lead,), (0,)), batch=((), ())
+        )
     return x
 
 
@@ -348,7 +526,7 @@ def adaptive_avg_pool3d(input: Tensor, output_size: Any) -> Tensor:
 
 def _adaptive_max(rank: int, input: Tensor, output_size: Any, return_indices: bool) -> Any:
     target = _targets(input, rank, output_size)
-    sizes = shape_of(input)[input.ndim - rank:]
+    sizes = shape_of(input)[input.ndim - rank :]
     if all(o and n % o == 0 for n, o in zip(sizes, target, strict=True)):
         kernel = tuple(n // o for n, o in zip(sizes, target, strict=True))
         return _max_pool(rank, input, kernel, None, 0, 1, False, return_indices)
@@ -376,13 +554,17 @@ def adaptive_max_pool2d(input: Tensor, output_size: Any, return_indices: bool = 
 # -- patches and resampling ---------------------------------------------------------------------------------
 
 
-def _patch_layout(kernel_size: Any, dilation: Any, padding: Any, stride: Any) -> tuple[Ints, Ints, Ints, Ints]:
+def _patch_layout(
+    kernel_size: Any, dilation: Any, padding: Any, stride: Any
+) -> tuple[Ints, Ints, Ints, Ints]:
     return (_tuple(kernel_size, 2), _tuple(dilation, 2), _tuple(padding, 2), _tuple(stride, 2))
 
 
 def _patch_index(size: Sequence[int], k: Ints, d: Ints, s: Ints) -> tuple[np.ndarray, int]:
     """Flat positions [KH*KW, number of patches] in an image of the (padded) size."""
-    rows = [np.arange((n - dd * (kk - 1) - 1) // ss + 1) * ss for n, kk, dd, ss in zip(size, k, d, s, strict=True)]
+    rows = [
+        np.arange((n - dd * (kk - 1) - 1) // ss + 1) * ss for n, kk, dd, ss in zip(size, k, d, s, strict=True)
+    ]
     offs = [np.arange(kk) * dd for kk, dd in zip(k, d, strict=True)]
     y = offs[0][:, None, None, None] + rows[0][None, None, :, None]
     x = offs[1][None, :, None, None] + rows[1][None, None, None, :]
@@ -403,8 +585,9 @@ def unfold(input: Tensor, kernel_size: Any, dilation: Any = 1, padding: Any = 0,
     return apply(P.reshape_p, got, shape=(*lead[:-1], lead[-1] * k[0] * k[1], count))
 
 
-def fold(input: Tensor, output_size: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0,
-         stride: Any = 1) -> Tensor:
+def fold(
+    input: Tensor, output_size: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1
+) -> Tensor:
     """The sum of patches at their places: the transpose of :func:`unfold`."""
     k, d, p, s = _patch_layout(kernel_size, dilation, padding, stride)
     size = tuple(n + 2 * q for n, q in zip(_tuple(output_size, 2), p, strict=True))
@@ -412,8 +595,10 @@ def fold(input: Tensor, output_size: Any, kernel_size: Any, dilation: Any = 1, p
     *lead, rows, columns = shape_of(input)
     c = rows // (k[0] * k[1])
     if columns != count:
-        raise RuntimeError(f"Given output_size={list(_tuple(output_size, 2))}, expected size of input's dimension 2 to "
-                           f"match the calculated number of sliding blocks {count}, but got {columns}")
+        raise RuntimeError(
+            f"Given output_size={list(_tuple(output_size, 2))}, expected size of input's dimension 2 to "
+            f"match the calculated number of sliding blocks {count}, but got {columns}"
+        )
     src = apply(P.reshape_p, input, shape=(math.prod(lead) * c, k[0] * k[1] * count))
     src = apply(P.permute_p, src, perm=(1, 0))
     zero = apply(P.full_p, shape=(size[0] * size[1], shape_of(src)[1]), dtype=input.dtype, value=0)
@@ -427,8 +612,10 @@ def pixel_shuffle(input: Tensor, upscale_factor: int) -> Tensor:
     *lead, c, h, w = shape_of(input)
     r = upscale_factor
     if c % (r * r):
-        raise RuntimeError("pixel_shuffle expects its input's 'channel' dimension to be divisible by the square of "
-                           f"upscale_factor, but input.size(-3)={c} is not divisible by {r * r}")
+        raise RuntimeError(
+            "pixel_shuffle expects its input's 'channel' dimension to be divisible by the square of "
+            f"upscale_factor, but input.size(-3)={c} is not divisible by {r * r}"
+        )
     x = input.reshape(*lead, c // (r * r), r, r, h, w)
     n = len(lead)
     return x.permute(*range(n + 1), n + 3, n + 1, n + 4, n + 2).reshape(*lead, c // (r * r), h * r, w * r)
@@ -484,15 +671,25 @@ def _resampling(n: int, out: int, mode: str, align: bool, scale: float | None) -
 
 
 def interpolate(
-    input: Tensor, size: Any = None, scale_factor: Any = None, mode: str = "nearest", align_corners: bool | None = None,
-    recompute_scale_factor: bool | None = None, antialias: bool = False,
+    input: Tensor,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
 ) -> Tensor:
-    """Resampled to ``size`` or by ``scale_factor``: nearest, nearest-exact, linear, bilinear, bicubic, trilinear, area."""
+    """Resampled to ``size`` or by ``scale_factor``: nearest, nearest-exact, linear, bilinear, bicubic,
+    trilinear, area.
+    """
     rank = input.ndim - 2
     sizes = shape_of(input)[2:]
     if (size is None) == (scale_factor is None):
-        raise ValueError("only one of size or scale_factor should be defined" if size is not None else
-                         "either size or scale_factor should be defined")
+        raise ValueError(
+            "only one of size or scale_factor should be defined"
+            if size is not None
+            else "either size or scale_factor should be defined"
+        )
     scales: Sequence[float | None] = (None,) * rank
     if size is not None:
         target = _tuple(size, rank, "size")
@@ -502,11 +699,16 @@ def interpolate(
         scales = (None,) * rank if recompute_scale_factor else factors
     if mode == "area":
         return _adaptive_avg(rank, input, target)
-    kind = {"linear": "linear", "bilinear": "linear", "trilinear": "linear", "bicubic": "cubic"}.get(mode, mode)
+    kind = {"linear": "linear", "bilinear": "linear", "trilinear": "linear", "bicubic": "cubic"}.get(
+        mode, mode
+    )
     if kind not in ("nearest", "nearest-exact", "linear", "cubic"):
-        raise NotImplementedError(f"interpolation mode {mode!r} is not one of nearest, nearest-exact, linear, bilinear, "
-                                  "bicubic, trilinear, area")
-    matrices = [_resampling(n, o, kind, bool(align_corners), s)
-                for n, o, s in zip(sizes, target, scales, strict=True)]
+        raise NotImplementedError(
+            f"interpolation mode {mode!r} is not one of nearest, nearest-exact, linear, bilinear, "
+            "bicubic, trilinear, area"
+        )
+    matrices = [
+        _resampling(n, o, kind, bool(align_corners), s) for n, o, s in zip(sizes, target, scales, strict=True)
+    ]
     x = input if input.dtype.is_inexact else convert(input, T.f32)
     return convert(_pooled_by_matrices(x, rank, matrices), input.dtype)

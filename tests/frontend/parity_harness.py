@@ -1,5 +1,6 @@
-"""Runs one function on weft and on PyTorch, on equal inputs, and compares what comes out: values, dtypes, shapes,
-gradients, or the errors."""
+"""Runs one function on weft and on PyTorch, on equal inputs, and compares what comes out: values, dtypes,
+shapes, gradients, or the errors.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +68,9 @@ def assert_same(a: Any, b: Any, tol: float, what: str) -> None:
     if isinstance(b, torch.Tensor):
         assert isinstance(a, weft.Tensor), what
         assert tuple(a.shape) == tuple(b.shape), f"{what}: shape {a.shape} instead of {b.shape}"
-        assert a.dtype.long_name == str(b.dtype).split(".")[1], f"{what}: dtype {a.dtype} instead of {b.dtype}"
+        assert a.dtype.long_name == str(b.dtype).split(".")[1], (
+            f"{what}: dtype {a.dtype} instead of {b.dtype}"
+        )
         x, y = a.detach(), b.detach().resolve_conj().clone()
         if a.dtype is weft.bfloat16:
             x, y = x.float(), y.float()
@@ -82,7 +85,9 @@ def assert_same(a: Any, b: Any, tol: float, what: str) -> None:
         assert str(a).replace("weft", "torch") == str(b), what
 
 
-def check(name: str, *args: Any, tol: float = 2e-5, fn: Callable[..., Any] | None = None, **kwargs: Any) -> None:
+def check(
+    name: str, *args: Any, tol: float = 2e-5, fn: Callable[..., Any] | None = None, **kwargs: Any
+) -> None:
     """``lib.<name>(*args, **kwargs)`` (or ``fn(lib, ...)``, or a method ``.name``) of both libraries."""
     load()
     if fn is None and name.startswith("."):

@@ -12,6 +12,11 @@ from tests.frontend.parity_harness import check
 pytest.importorskip("torch")
 pytestmark = pytest.mark.parity
 
+
+def names(text: str) -> list[str]:
+    return text.split()
+
+
 _rs = np.random.RandomState(1)
 F = _rs.randn(3, 4).astype("f")
 G = _rs.randn(3, 4).astype("f")
@@ -27,9 +32,52 @@ D = _rs.randn(3, 4)
 T3 = _rs.randn(2, 3, 4).astype("f")
 EMPTY = np.zeros((0, 3), "f")
 
-UNARY = """exp exp2 expm1 sin cos tan asin acos atan sinh cosh tanh asinh atanh erf erfc erfinv neg abs sign sgn floor
-ceil trunc round frac reciprocal square sigmoid sinc relu deg2rad rad2deg isnan isinf isposinf isneginf isfinite isreal
-signbit positive angle logical_not nan_to_num""".split()
+UNARY = [
+    "exp",
+    "exp2",
+    "expm1",
+    "sin",
+    "cos",
+    "tan",
+    "asin",
+    "acos",
+    "atan",
+    "sinh",
+    "cosh",
+    "tanh",
+    "asinh",
+    "atanh",
+    "erf",
+    "erfc",
+    "erfinv",
+    "neg",
+    "abs",
+    "sign",
+    "sgn",
+    "floor",
+    "ceil",
+    "trunc",
+    "round",
+    "frac",
+    "reciprocal",
+    "square",
+    "sigmoid",
+    "sinc",
+    "relu",
+    "deg2rad",
+    "rad2deg",
+    "isnan",
+    "isinf",
+    "isposinf",
+    "isneginf",
+    "isfinite",
+    "isreal",
+    "signbit",
+    "positive",
+    "angle",
+    "logical_not",
+    "nan_to_num",
+]
 
 
 @pytest.mark.parametrize("name", UNARY)
@@ -38,16 +86,53 @@ def test_unary(name: str) -> None:
         check(name, x)
 
 
-@pytest.mark.parametrize("name", "log log2 log1p log10 lgamma digamma sqrt rsqrt acosh".split())
+@pytest.mark.parametrize(
+    "name", ["log", "log2", "log1p", "log10", "lgamma", "digamma", "sqrt", "rsqrt", "acosh"]
+)
 def test_unary_of_positive(name: str) -> None:
     check(name, POS + 1, tol=1e-4)
     check(name, J)
 
 
-BINARY = """add sub mul div atan2 maximum minimum fmax fmin copysign hypot eq ne lt le gt ge logical_and logical_or
-logical_xor xlogy floor_divide fmod remainder""".split()
-PAIRS = [(F, G), (F, V), (F, J), (I, J), (J, F), (F, Z), (B, J), (B, B2), (F, D), (Z, J),
-         (J.astype("u1"), J.astype("i1"))]
+BINARY = [
+    "add",
+    "sub",
+    "mul",
+    "div",
+    "atan2",
+    "maximum",
+    "minimum",
+    "fmax",
+    "fmin",
+    "copysign",
+    "hypot",
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "logical_and",
+    "logical_or",
+    "logical_xor",
+    "xlogy",
+    "floor_divide",
+    "fmod",
+    "remainder",
+]
+PAIRS = [
+    (F, G),
+    (F, V),
+    (F, J),
+    (I, J),
+    (J, F),
+    (F, Z),
+    (B, J),
+    (B, B2),
+    (F, D),
+    (Z, J),
+    (J.astype("u1"), J.astype("i1")),
+]
 
 
 @pytest.mark.parametrize("name", BINARY)
@@ -58,14 +143,17 @@ def test_binary(name: str) -> None:
         check(name, a, b)
 
 
-@pytest.mark.parametrize("name", "add sub mul div floor_divide fmod remainder eq lt ge".split())
+@pytest.mark.parametrize(
+    "name", ["add", "sub", "mul", "div", "floor_divide", "fmod", "remainder", "eq", "lt", "ge"]
+)
 def test_weak_scalars(name: str) -> None:
     for a, b in [(F, 2), (F, 2.5), (I, 2), (I, 2.5), (B, 2), (I, True), (Z, 3), (F.astype("f2"), 1.5)]:
         check(name, a, b, tol=2e-3 if a.dtype == np.float16 else 2e-5)
 
 
-@pytest.mark.parametrize("name", ["bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_left_shift",
-                                  "bitwise_right_shift"])
+@pytest.mark.parametrize(
+    "name", ["bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_left_shift", "bitwise_right_shift"]
+)
 def test_bits(name: str) -> None:
     check(name, I, J)
     check(name, F, G)
@@ -79,11 +167,33 @@ def test_pow(e: float) -> None:
 
 
 MATH: list[tuple[Any, ...]] = [
-    ("pow", POS, G), ("pow", 2, G), ("pow", 2.5, F), ("pow", J, J), ("float_power", POS, 2), ("where", B, F, G),
-    ("where", B, F, 2), ("where", B, 1, 2.5), ("where", B), ("where", I, F, G), ("lerp", F, G, 0.3),
-    ("lerp", F, G, 0.7), ("lerp", F, G, U), ("clamp", F, -0.5, 0.5), ("clamp", I, -2, 2.5), ("clamp", F, U, POS),
-    ("clamp", F), ("logaddexp", F, G), ("logaddexp2", F, G), ("isclose", F, G), ("allclose", F, F), ("equal", F, G),
-    ("heaviside", F, V), ("logit", (U + 1) / 2), ("result_type", F, 2), ("result_type", I, 2.5), ("rsub", F, G),
+    ("pow", POS, G),
+    ("pow", 2, G),
+    ("pow", 2.5, F),
+    ("pow", J, J),
+    ("float_power", POS, 2),
+    ("where", B, F, G),
+    ("where", B, F, 2),
+    ("where", B, 1, 2.5),
+    ("where", B),
+    ("where", I, F, G),
+    ("lerp", F, G, 0.3),
+    ("lerp", F, G, 0.7),
+    ("lerp", F, G, U),
+    ("clamp", F, -0.5, 0.5),
+    ("clamp", I, -2, 2.5),
+    ("clamp", F, U, POS),
+    ("clamp", F),
+    ("logaddexp", F, G),
+    ("logaddexp2", F, G),
+    ("isclose", F, G),
+    ("allclose", F, F),
+    ("equal", F, G),
+    ("heaviside", F, V),
+    ("logit", (U + 1) / 2),
+    ("result_type", F, 2),
+    ("result_type", I, 2.5),
+    ("rsub", F, G),
 ]
 
 
@@ -104,7 +214,24 @@ def test_math_keywords() -> None:
     check("logit", (U + 1) / 2, eps=0.1)
 
 
-REDUCE = "sum prod mean var std amax amin max min argmax argmin any all median nansum nanmean".split()
+REDUCE = [
+    "sum",
+    "prod",
+    "mean",
+    "var",
+    "std",
+    "amax",
+    "amin",
+    "max",
+    "min",
+    "argmax",
+    "argmin",
+    "any",
+    "all",
+    "median",
+    "nansum",
+    "nanmean",
+]
 
 
 @pytest.mark.parametrize("name", REDUCE)
@@ -118,17 +245,36 @@ def test_reduce(name: str) -> None:
     check(name, F, 5)
 
 
-@pytest.mark.parametrize("name", "sum mean var std amax amin logsumexp nansum any all".split())
+@pytest.mark.parametrize(
+    "name", ["sum", "mean", "var", "std", "amax", "amin", "logsumexp", "nansum", "any", "all"]
+)
 def test_reduce_several(name: str) -> None:
     check(name, F, (0, 1))
     check(name, F, (0, 0))
 
 
 REDUCTIONS: list[tuple[Any, ...]] = [
-    ("sum", B), ("norm", F), ("norm", I), ("norm", F, 1), ("norm", F, float("inf")), ("norm", F, 3, 1),
-    ("std", F, False), ("std_mean", F), ("var_mean", F, 1), ("diff", F), ("aminmax", F), ("dist", F, G), ("mean", I),
-    ("max", EMPTY), ("amax", EMPTY, 0), ("sum", EMPTY), ("count_nonzero", I), ("count_nonzero", F, 1),
-    ("max", F, G), ("min", F, G), ("logsumexp", F, 1, True),
+    ("sum", B),
+    ("norm", F),
+    ("norm", I),
+    ("norm", F, 1),
+    ("norm", F, float("inf")),
+    ("norm", F, 3, 1),
+    ("std", F, False),
+    ("std_mean", F),
+    ("var_mean", F, 1),
+    ("diff", F),
+    ("aminmax", F),
+    ("dist", F, G),
+    ("mean", I),
+    ("max", EMPTY),
+    ("amax", EMPTY, 0),
+    ("sum", EMPTY),
+    ("count_nonzero", I),
+    ("count_nonzero", F, 1),
+    ("max", F, G),
+    ("min", F, G),
+    ("logsumexp", F, 1, True),
 ]
 
 
@@ -137,7 +283,12 @@ def test_reductions(case: tuple[Any, ...]) -> None:
     check(*case)
 
 
-@pytest.mark.parametrize("name", "cumsum cumprod cummax cummin logcumsumexp".split())
+@pytest.mark.parametrize(
+    "name",
+    names("""
+    cumsum cumprod cummax cummin logcumsumexp
+"""),
+)
 def test_running(name: str) -> None:
     check(name, F, 1)
     check(name, F, 0)
@@ -146,15 +297,56 @@ def test_running(name: str) -> None:
 
 
 SHAPE: list[tuple[Any, ...]] = [
-    ("reshape", (4, 6)), ("reshape", (5, 5)), ("reshape", (-1, 8)), ("reshape", (-1, -1)), ("flatten",),
-    ("flatten", 1), ("squeeze",), ("unsqueeze", 1), ("unsqueeze", 5), ("permute", (2, 0, 1)), ("permute", (0, 1)),
-    ("transpose", 0, 2), ("transpose", 0, 3), ("movedim", 0, 2), ("movedim", (0, 1), (1, 2)), ("narrow", 1, 1, 2),
-    ("narrow", 1, 2, 2), ("select", 1, 1), ("select", 1, 7), ("unbind", 1), ("split", 2, 1), ("split", [1, 2], 1),
-    ("split", [1, 1], 1), ("chunk", 2, 2), ("chunk", 3, 2), ("tensor_split", 3, 2), ("tensor_split", (1, 3), 2),
-    ("flip", (0, 2)), ("roll", 1), ("roll", (1, 2), (0, 2)), ("rot90",), ("tile", (2, 1)), ("repeat_interleave", 2),
-    ("repeat_interleave", 2, 1), ("tril",), ("triu", 1), ("diagonal",), ("diagonal", 1, 0, 2), ("diagonal", -1, 1, 2),
-    ("diag_embed",), ("diag_embed", 1), ("broadcast_to", (2, 2, 3, 4)), ("unflatten", 2, (2, 2)), ("swapaxes", 0, 1),
-    ("fliplr",), ("flipud",), ("ravel",), ("atleast_3d",), ("clone",), ("t",),
+    ("reshape", (4, 6)),
+    ("reshape", (5, 5)),
+    ("reshape", (-1, 8)),
+    ("reshape", (-1, -1)),
+    ("flatten",),
+    ("flatten", 1),
+    ("squeeze",),
+    ("unsqueeze", 1),
+    ("unsqueeze", 5),
+    ("permute", (2, 0, 1)),
+    ("permute", (0, 1)),
+    ("transpose", 0, 2),
+    ("transpose", 0, 3),
+    ("movedim", 0, 2),
+    ("movedim", (0, 1), (1, 2)),
+    ("narrow", 1, 1, 2),
+    ("narrow", 1, 2, 2),
+    ("select", 1, 1),
+    ("select", 1, 7),
+    ("unbind", 1),
+    ("split", 2, 1),
+    ("split", [1, 2], 1),
+    ("split", [1, 1], 1),
+    ("chunk", 2, 2),
+    ("chunk", 3, 2),
+    ("tensor_split", 3, 2),
+    ("tensor_split", (1, 3), 2),
+    ("flip", (0, 2)),
+    ("roll", 1),
+    ("roll", (1, 2), (0, 2)),
+    ("rot90",),
+    ("tile", (2, 1)),
+    ("repeat_interleave", 2),
+    ("repeat_interleave", 2, 1),
+    ("tril",),
+    ("triu", 1),
+    ("diagonal",),
+    ("diagonal", 1, 0, 2),
+    ("diagonal", -1, 1, 2),
+    ("diag_embed",),
+    ("diag_embed", 1),
+    ("broadcast_to", (2, 2, 3, 4)),
+    ("unflatten", 2, (2, 2)),
+    ("swapaxes", 0, 1),
+    ("fliplr",),
+    ("flipud",),
+    ("ravel",),
+    ("atleast_3d",),
+    ("clone",),
+    ("t",),
 ]
 
 
@@ -164,8 +356,15 @@ def test_shape(case: tuple[Any, ...]) -> None:
 
 
 SHAPE_METHODS: list[tuple[Any, ...]] = [
-    (".repeat", 2, 1, 3), (".repeat", 2, 2, 1, 1), (".expand", 2, 3, 4), (".expand", 5, 2, 3, 4), (".expand", 3, 3, 4),
-    (".view", 6, 4), (".view", 7, 4), (".unfold", 2, 2, 1), (".unfold", 1, 2, 1),
+    (".repeat", 2, 1, 3),
+    (".repeat", 2, 2, 1, 1),
+    (".expand", 2, 3, 4),
+    (".expand", 5, 2, 3, 4),
+    (".expand", 3, 3, 4),
+    (".view", 6, 4),
+    (".view", 7, 4),
+    (".unfold", 2, 2, 1),
+    (".unfold", 1, 2, 1),
 ]
 
 
@@ -179,11 +378,30 @@ def test_view_of_transposed() -> None:
 
 
 JOINS: list[tuple[Any, ...]] = [
-    ("cat", [F, G]), ("cat", [F, G], 1), ("cat", [F, I]), ("cat", [F, T3]), ("cat", [F, V.reshape(1, 4)], 0),
-    ("cat", [F, V.reshape(4, 1)], 0), ("cat", []), ("stack", [F, G]), ("stack", [F, G], -1), ("stack", [F, V]),
-    ("hstack", [F, G]), ("vstack", [V, V]), ("dstack", [F, G]), ("column_stack", [V, V]), ("diag", V), ("diag", F),
-    ("diag", V, 1), ("cartesian_prod", V, V[:2]), ("block_diag", F, V), ("tril_indices", 3, 4),
-    ("triu_indices", 3, 4, 1), ("kron", F, G), ("trace", F), ("broadcast_tensors", F, V),
+    ("cat", [F, G]),
+    ("cat", [F, G], 1),
+    ("cat", [F, I]),
+    ("cat", [F, T3]),
+    ("cat", [F, V.reshape(1, 4)], 0),
+    ("cat", [F, V.reshape(4, 1)], 0),
+    ("cat", []),
+    ("stack", [F, G]),
+    ("stack", [F, G], -1),
+    ("stack", [F, V]),
+    ("hstack", [F, G]),
+    ("vstack", [V, V]),
+    ("dstack", [F, G]),
+    ("column_stack", [V, V]),
+    ("diag", V),
+    ("diag", F),
+    ("diag", V, 1),
+    ("cartesian_prod", V, V[:2]),
+    ("block_diag", F, V),
+    ("tril_indices", 3, 4),
+    ("triu_indices", 3, 4, 1),
+    ("kron", F, G),
+    ("trace", F),
+    ("broadcast_tensors", F, V),
 ]
 
 
@@ -201,8 +419,21 @@ A2 = _rs.randn(4, 5).astype("f")
 B3 = _rs.randn(2, 3, 4).astype("f")
 C3 = _rs.randn(2, 4, 5).astype("f")
 SQUARE = _rs.randn(3, 3).astype("f")
-MATMUL = [(F, A2), (V, A2), (F, V), (V, V), (B3, A2), (B3, C3), (B3, V), (V, C3), (F, F), (F, I.T.copy()), (Z, F),
-          (B3, B3), (_rs.randn(3, 1, 3, 4).astype("f"), C3)]
+MATMUL = [
+    (F, A2),
+    (V, A2),
+    (F, V),
+    (V, V),
+    (B3, A2),
+    (B3, C3),
+    (B3, V),
+    (V, C3),
+    (F, F),
+    (F, I.T.copy()),
+    (Z, F),
+    (B3, B3),
+    (_rs.randn(3, 1, 3, 4).astype("f"), C3),
+]
 
 
 def test_matmul() -> None:
@@ -211,9 +442,21 @@ def test_matmul() -> None:
 
 
 LINALG: list[tuple[Any, ...]] = [
-    ("mm", F, A2), ("mm", F, F), ("mm", V, F), ("bmm", B3, C3), ("bmm", B3, B3), ("mv", F, V), ("mv", F, V[:2]),
-    ("dot", V, V), ("dot", V, V[:2]), ("outer", V, V), ("baddbmm", _rs.randn(2, 3, 5).astype("f"), B3, C3),
-    ("tensordot", F, A2, 1), ("matrix_power", SQUARE, 3), ("cdist", F, G), ("inner", F, G),
+    ("mm", F, A2),
+    ("mm", F, F),
+    ("mm", V, F),
+    ("bmm", B3, C3),
+    ("bmm", B3, B3),
+    ("mv", F, V),
+    ("mv", F, V[:2]),
+    ("dot", V, V),
+    ("dot", V, V[:2]),
+    ("outer", V, V),
+    ("baddbmm", _rs.randn(2, 3, 5).astype("f"), B3, C3),
+    ("tensordot", F, A2, 1),
+    ("matrix_power", SQUARE, 3),
+    ("cdist", F, G),
+    ("inner", F, G),
 ]
 
 
@@ -229,9 +472,17 @@ def test_linalg_keywords() -> None:
 
 
 EINSUM: list[tuple[Any, ...]] = [
-    ("ij,jk->ik", F, A2), ("bij,bjk", B3, C3), ("ii->i", SQUARE), ("...ij->...ji", B3), ("ij->", F), ("i,j->ij", V, V),
-    ("bhqd,bhkd->bhqk", _rs.randn(2, 2, 3, 4).astype("f"), _rs.randn(2, 2, 5, 4).astype("f")), ("ij,ij,j->i", F, G, V),
-    ("ij,kl->", F, A2), ("ij,jk->iq", F, A2), ("ij,jk", F),
+    ("ij,jk->ik", F, A2),
+    ("bij,bjk", B3, C3),
+    ("ii->i", SQUARE),
+    ("...ij->...ji", B3),
+    ("ij->", F),
+    ("i,j->ij", V, V),
+    ("bhqd,bhkd->bhqk", _rs.randn(2, 2, 3, 4).astype("f"), _rs.randn(2, 2, 5, 4).astype("f")),
+    ("ij,ij,j->i", F, G, V),
+    ("ij,kl->", F, A2),
+    ("ij,jk->iq", F, A2),
+    ("ij,jk", F),
 ]
 
 
@@ -243,13 +494,27 @@ def test_einsum(case: tuple[Any, ...]) -> None:
 GI = _rs.randint(0, 3, (3, 4))
 GJ = _rs.randint(0, 4, (3, 2))
 INDEX: list[tuple[Any, ...]] = [
-    ("gather", F, 0, GI), ("gather", F, 1, GJ), ("gather", F, 1, GI + 5), ("scatter", F, 0, GI, G),
-    ("scatter", F, 1, GJ, 2.5), ("index_select", F, 1, np.array([0, 3, 3])), ("index_add", F, 0, np.array([0, 0, 2]), G),
-    ("index_copy", F, 0, np.array([2, 0]), G[:2].copy()), ("index_fill", F, 1, np.array([0, 2]), 9.0),
-    ("masked_fill", F, B, 5.0), ("masked_select", F, B), ("take_along_dim", F, GJ, 1), ("take", F, GI), ("nonzero", I),
-    ("argwhere", B), ("scatter_reduce", F, 0, GI, G, "amax"), ("scatter_reduce", F, 0, GI, G, "prod"),
-    ("scatter_reduce", F, 0, GI, G, "mean"), ("slice_scatter", F, G[:, :2].copy(), 1, 1, 3),
-    ("select_scatter", F, V, 0, 1), ("scatter_add", F, 0, GI, G),
+    ("gather", F, 0, GI),
+    ("gather", F, 1, GJ),
+    ("gather", F, 1, GI + 5),
+    ("scatter", F, 0, GI, G),
+    ("scatter", F, 1, GJ, 2.5),
+    ("index_select", F, 1, np.array([0, 3, 3])),
+    ("index_add", F, 0, np.array([0, 0, 2]), G),
+    ("index_copy", F, 0, np.array([2, 0]), G[:2].copy()),
+    ("index_fill", F, 1, np.array([0, 2]), 9.0),
+    ("masked_fill", F, B, 5.0),
+    ("masked_select", F, B),
+    ("take_along_dim", F, GJ, 1),
+    ("take", F, GI),
+    ("nonzero", I),
+    ("argwhere", B),
+    ("scatter_reduce", F, 0, GI, G, "amax"),
+    ("scatter_reduce", F, 0, GI, G, "prod"),
+    ("scatter_reduce", F, 0, GI, G, "mean"),
+    ("slice_scatter", F, G[:, :2].copy(), 1, 1, 3),
+    ("select_scatter", F, V, 0, 1),
+    ("scatter_add", F, 0, GI, G),
 ]
 
 
@@ -266,10 +531,24 @@ def test_index_keywords() -> None:
 
 
 SORT: list[tuple[Any, ...]] = [
-    ("sort", F), ("sort", F, 0, True), ("argsort", F, 1), ("topk", F, 2), ("topk", F, 2, 0, False), ("topk", F, 9),
-    ("kthvalue", F, 2, 1), ("median", F, 1), ("median", I), ("unique", I), ("unique_consecutive", I.reshape(-1)),
-    ("searchsorted", np.sort(V), F), ("bucketize", F, np.sort(V)), ("bincount", J.reshape(-1)), ("histc", F, 4, -1, 1),
-    ("isin", I, J), ("nanmedian", F), ("msort", F),
+    ("sort", F),
+    ("sort", F, 0, True),
+    ("argsort", F, 1),
+    ("topk", F, 2),
+    ("topk", F, 2, 0, False),
+    ("topk", F, 9),
+    ("kthvalue", F, 2, 1),
+    ("median", F, 1),
+    ("median", I),
+    ("unique", I),
+    ("unique_consecutive", I.reshape(-1)),
+    ("searchsorted", np.sort(V), F),
+    ("bucketize", F, np.sort(V)),
+    ("bincount", J.reshape(-1)),
+    ("histc", F, 4, -1, 1),
+    ("isin", I, J),
+    ("nanmedian", F),
+    ("msort", F),
 ]
 
 
@@ -279,14 +558,44 @@ def test_sort(case: tuple[Any, ...]) -> None:
 
 
 CREATION: list[tuple[Any, ...]] = [
-    ("arange", 5), ("arange", 1, 5), ("arange", 1, 5, 2), ("arange", 0.0, 1.0, 0.3), ("arange", 5, 1, -1),
-    ("arange", 5, 1), ("arange", 1, 2, 0), ("linspace", 0, 1, 5), ("linspace", 0, 1, 1), ("linspace", 3, -2, 7),
-    ("linspace", 0, 1, 0), ("logspace", 0, 2, 5), ("eye", 3), ("eye", 2, 4), ("full", (2, 3), 7), ("full", (2,), 1.5),
-    ("full", (2,), True), ("zeros", 2, 3), ("ones", (2, 3)), ("zeros", 2, -1), ("zeros_like", F), ("ones_like", I),
-    ("full_like", F, 3), ("tensor", [[1, 2], [3, 4.5]]), ("tensor", [True, False]), ("tensor", [[1, 2], [3]]),
-    ("tensor", [1, "a"]), ("tensor", 3), ("tensor", []), ("tensor", [1, 2.0, True]), ("tensor", [1 + 2j]),
-    ("scalar_tensor", 3), ("tensor", "a"), ("softmax", F, 1), ("log_softmax", F, 0), ("softmax", I, 1),
-    ("complex", F, G), ("polar", POS, G),
+    ("arange", 5),
+    ("arange", 1, 5),
+    ("arange", 1, 5, 2),
+    ("arange", 0.0, 1.0, 0.3),
+    ("arange", 5, 1, -1),
+    ("arange", 5, 1),
+    ("arange", 1, 2, 0),
+    ("linspace", 0, 1, 5),
+    ("linspace", 0, 1, 1),
+    ("linspace", 3, -2, 7),
+    ("linspace", 0, 1, 0),
+    ("logspace", 0, 2, 5),
+    ("eye", 3),
+    ("eye", 2, 4),
+    ("full", (2, 3), 7),
+    ("full", (2,), 1.5),
+    ("full", (2,), True),
+    ("zeros", 2, 3),
+    ("ones", (2, 3)),
+    ("zeros", 2, -1),
+    ("zeros_like", F),
+    ("ones_like", I),
+    ("full_like", F, 3),
+    ("tensor", [[1, 2], [3, 4.5]]),
+    ("tensor", [True, False]),
+    ("tensor", [[1, 2], [3]]),
+    ("tensor", [1, "a"]),
+    ("tensor", 3),
+    ("tensor", []),
+    ("tensor", [1, 2.0, True]),
+    ("tensor", [1 + 2j]),
+    ("scalar_tensor", 3),
+    ("tensor", "a"),
+    ("softmax", F, 1),
+    ("log_softmax", F, 0),
+    ("softmax", I, 1),
+    ("complex", F, G),
+    ("polar", POS, G),
 ]
 
 
@@ -295,7 +604,20 @@ def test_creation(case: tuple[Any, ...]) -> None:
     check(*case)
 
 
-DTYPES = "uint8 int8 int16 int32 int64 float16 bfloat16 float32 float64 complex64 complex128 bool".split()
+DTYPES = [
+    "uint8",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "float16",
+    "bfloat16",
+    "float32",
+    "float64",
+    "complex64",
+    "complex128",
+    "bool",
+]
 
 
 def test_promote_types() -> None:
@@ -311,5 +633,9 @@ def test_result_dtypes_by_rank() -> None:
             if a == "float16" and b.startswith("complex"):
                 continue  # PyTorch has a complex32 for these
             for other in (lambda lib, d: lib.ones((), dtype=d), lambda lib, d: 2, lambda lib, d: 2.5):
-                check("dtype", fn=lambda lib, a=a, b=b, other=other: (
-                    lib.ones(2, dtype=getattr(lib, a)) * other(lib, getattr(lib, b))).dtype)
+                check(
+                    "dtype",
+                    fn=lambda lib, a=a, b=b, other=other: (
+                        (lib.ones(2, dtype=getattr(lib, a)) * other(lib, getattr(lib, b))).dtype
+                    ),
+                )
