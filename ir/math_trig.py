@@ -1,8 +1,8 @@
 """Trigonometric functions and their inverses, for f32 and f64, over the base vocabulary.
 
 Arguments up to 2^17 (f32) or 2^30 (f64) are reduced by three products with parts of pi/2 (Cody and Waite;
-with fma the first is exact). Larger ones take the exact product with the bits of 1/(2 pi) that matter (Payne and
-Hanek, 1983).
+with fma the first is exact). Larger ones take the exact product with the bits of 1/(2 pi) that matter
+(Payne and Hanek, 1983).
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ BIAS = {f32: 127, f64: 1023}
 class Num:
     """A handle with its builder. A Python number beside one becomes a constant of its dtype.
 
-    Comparisons are methods named as in the builder (``lt``, ``eq`` ...); they give bool Nums for :func:`pick`.
+    Comparisons are methods named as in the builder (``lt``, ``eq`` ...); they give bool Nums, for ``pick``.
     """
 
     __slots__ = ("b", "h")

@@ -1,7 +1,7 @@
-"""One row per primitive: sample inputs with what independent numpy code makes of them, and points for gradients.
+"""One row per primitive: sample inputs with what independent code makes of them, and points for gradients.
 
-:mod:`tests.test_primitives` makes the matrix of checks from these rows. This module has the elementwise primitives
-and what all rows share; the others are in :mod:`opinfo_structural`.
+test_primitives.py makes the matrix of checks from these rows. This module has the elementwise primitives and
+what all rows share; the others are in opinfo_structural.py and opinfo_indexed.py.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from references import each, erfinv, reference
 from weft.ir.graph import Graph
 from weft.ir.types import (
     BITS,
@@ -120,7 +121,7 @@ def pool(dtype: DType) -> np.ndarray:
 
 
 def layouts(dtype: DType, values: np.ndarray) -> Iterator[np.ndarray]:
-    """The values; for f32 and i64 also 0-d, empty, transposed, strided, reversed and broadcast arrays of them."""
+    """The values; for f32 and i64 also 0-d, empty, transposed, strided, reversed and broadcast arrays."""
     yield values
     if dtype not in (f32, i64):
         return
@@ -138,8 +139,7 @@ def pairs(dtype: DType) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     x, y = np.meshgrid(values, values)
     yield x.ravel(), y.ravel()
     if dtype in (f32, i64):
-        for a, b in zip(layouts(dtype, values), layouts(dtype, values[::-1]), strict=True):
-            yield a, b
+        yield from zip(layouts(dtype, values), layouts(dtype, values[::-1]), strict=True)
 
 
 # --- expectations --------------------------------------------------------------------------------
@@ -176,12 +176,6 @@ def in_f64(fn: Callable[..., Any]) -> Callable[..., np.ndarray]:
     return apply
 
 
-def each(fn: Callable[..., float]) -> Callable[..., np.ndarray]:
-    """A function of Python floats over arrays."""
-    ufunc = np.frompyfunc(fn, 1, 1)
-    return lambda x: np.asarray(ufunc(x.astype(np.float64))).astype(np.float64)
-
-
 def as_complex(fn: Callable[..., Any]) -> Callable[..., np.ndarray]:
     def apply(*xs: np.ndarray) -> np.ndarray:
         with np.errstate(all="ignore"):
@@ -209,7 +203,7 @@ def unary(
     atol: float = 0,
     order: int = 2,
 ) -> None:
-    """A row for an elementwise primitive of one operand; gradients are taken between the two bounds ``at``."""
+    """A row for an elementwise primitive of one operand; ``at`` bounds the points for gradients."""
 
     def expectation(dtype: DType) -> Callable[..., np.ndarray]:
         if dtype.is_complex:
@@ -272,17 +266,8 @@ unary("sqrt", np.sqrt, complexes=np.sqrt, at=(0.2, 4), error=(0, 0), dtypes=FC)
 unary("rsqrt", lambda x: 1 / np.sqrt(x), complexes=lambda x: 1 / np.sqrt(x), at=(0.2, 4), **LIB)
 
 
-def _lgamma(x: float) -> float:
-    if math.isinf(x) or (x <= 0 and x == math.floor(x)):
-        return INF
-    try:
-        return math.lgamma(x)
-    except OverflowError:
-        return INF
-
-
 def _polygamma(n: int) -> Callable[..., np.ndarray]:
-    """digamma (n = 0) and its derivatives for any real x, by the recurrence up to 60 and Stirling's series."""
+    """digamma (n = 0) and its derivative, for real x: the recurrence up to 60 and Stirling's series."""
 
     def fn(x: np.ndarray) -> np.ndarray:
         x = x.astype(np.longdouble)
@@ -311,22 +296,9 @@ def _polygamma(n: int) -> Callable[..., np.ndarray]:
     return fn
 
 
-def _erfinv(x: np.ndarray) -> np.ndarray:
-    """Newton's method on the standard library's erf and erfc."""
-    x = x.astype(np.float64)
-    a = np.abs(x)
-    y = np.minimum(np.sqrt(-np.log(np.maximum(1 - a, 1e-300))), 5.9)
-    for _ in range(60):
-        error = np.where(a < 0.5, each(math.erf)(y) - a, (1 - a) - each(math.erfc)(y))
-        u = error * math.sqrt(math.pi) / 2 * np.exp(y * y)
-        y = y - u / (1 + y * u)
-    y = np.where(a < 1e-8, a * (math.sqrt(math.pi) / 2), y)
-    return np.copysign(np.where(a == 1, INF, np.where(a > 1, NAN, y)), x)
-
-
 unary("erf", each(math.erf), at=(-2, 2), error=(2, 4))
-unary("erfinv", _erfinv, at=(-0.8, 0.8), error=(4, 4))
-unary("lgamma", each(_lgamma), at=(0.5, 4), error=(8, 8), atol=4e-15)
+unary("erfinv", lambda x: erfinv(x.astype(np.float64)), at=(-0.8, 0.8), error=(4, 4))
+unary("lgamma", reference("lgamma"), at=(0.5, 4), error=(8, 8), atol=4e-15)
 unary("digamma", _polygamma(0), at=(0.5, 4), error=(64, 8), atol=1e-13)
 unary("polygamma", _polygamma(1), at=(0.5, 4), error=(64, 64), attrs={"n": 1}, atol=1e-13)
 
@@ -468,9 +440,17 @@ def _extreme_points() -> Iterator[Point]:
 
 
 ORDERED = (*REALS, bool_)
-binary("maximum", _maximum, ints=on_ints(max), bools=lambda x, y: x | y, dtypes=ORDERED, points=_extreme_points)
-binary("minimum", _minimum, ints=on_ints(min), bools=lambda x, y: x & y, dtypes=ORDERED, points=_extreme_points)
-binary("copysign", lambda x, y: np.where(np.signbit(y), -np.abs(x), np.abs(x)), points=two((0.5, 2), (-2, -0.5)))
+binary(
+    "maximum", _maximum, ints=on_ints(max), bools=lambda x, y: x | y, dtypes=ORDERED, points=_extreme_points
+)
+binary(
+    "minimum", _minimum, ints=on_ints(min), bools=lambda x, y: x & y, dtypes=ORDERED, points=_extreme_points
+)
+binary(
+    "copysign",
+    lambda x, y: np.where(np.signbit(y), -np.abs(x), np.abs(x)),
+    points=two((0.5, 2), (-2, -0.5)),
+)
 binary("bit_and", ints=on_ints(lambda x, y: x & y), bools=lambda x, y: x * y, dtypes=BITS)
 binary("bit_or", ints=on_ints(lambda x, y: x | y), bools=lambda x, y: x + y, dtypes=BITS)
 binary("bit_xor", ints=on_ints(lambda x, y: x ^ y), bools=lambda x, y: x != y, dtypes=BITS)
@@ -547,7 +527,9 @@ def converted(x: np.ndarray, dtype: DType) -> np.ndarray:
         x, src = x.real, f32
     if dtype.is_integer:
         if src.is_inexact:
-            return wrap(np.array([_to_int(float(v), dtype) for v in x.ravel()], object), dtype).reshape(x.shape)
+            return wrap(np.array([_to_int(float(v), dtype) for v in x.ravel()], object), dtype).reshape(
+                x.shape
+            )
         return wrap(np.array([int(v) for v in x.ravel()], object), dtype).reshape(x.shape)
     with np.errstate(over="ignore", invalid="ignore"):
         return (x.astype(np.float32) if dtype in (f16, bf16) else x).astype(dtype.np)

@@ -12,12 +12,13 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import opinfo_structural  # noqa: E402, F401  (fills the table)
-from opinfo import ROWS, Case, Point  # noqa: E402
-from weft.ir import prims  # noqa: E402, F401
-from weft.ir.graph import Graph, GraphBuilder, Value  # noqa: E402
-from weft.ir.interp import run  # noqa: E402
-from weft.ir.prims.base import (  # noqa: E402
+import opinfo_indexed  # noqa: F401  (fills the table)
+import opinfo_structural  # noqa: F401
+from opinfo import ROWS, Case, Point
+from weft.ir import prims  # noqa: F401
+from weft.ir.graph import Graph, GraphBuilder, Value
+from weft.ir.interp import run
+from weft.ir.prims.base import (
     PRIMITIVES,
     GraphInterpreter,
     Kind,
@@ -25,11 +26,11 @@ from weft.ir.prims.base import (  # noqa: E402
     interpreting,
     type_of,
 )
-from weft.ir.text import parse_graph, print_graph  # noqa: E402
-from weft.ir.types import TensorType, dtype_of_numpy  # noqa: E402
-from weft.ir.verify import verify  # noqa: E402
-from weft.passes.autodiff import gradient_graph  # noqa: E402
-from weft.runtime import compile_graph  # noqa: E402
+from weft.ir.text import parse_graph, print_graph
+from weft.ir.types import TensorType, dtype_of_numpy
+from weft.ir.verify import verify
+from weft.passes.autodiff import gradient_graph
+from weft.runtime import compile_graph
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::numpy.exceptions.ComplexWarning")
 NAMES = sorted(ROWS)
@@ -69,13 +70,17 @@ def differing(got: np.ndarray, want: np.ndarray, ulp: float, atol: float) -> np.
 
 def assert_close(got: Any, want: Any, case: Any, ulp: float = 0, atol: float = 0) -> None:
     got, want = np.asarray(got), np.asarray(want)
-    assert (got.dtype, got.shape) == (want.dtype, want.shape), f"{case}: {got.dtype}{got.shape}, {want.dtype}{want.shape}"
+    assert (got.dtype, got.shape) == (want.dtype, want.shape), (
+        f"{case}: {got.dtype}{got.shape}, {want.dtype}{want.shape}"
+    )
     bad = differing(got, want, ulp, atol)
     if bad.size:
         i = bad[0]
         inputs = [a.reshape(-1)[i] for a in getattr(case, "arrays", ()) if a.size == got.size]
-        raise AssertionError(f"{case}: {bad.size} of {got.size} differ, first at {i}: got {got.reshape(-1)[i]!r},"
-                             f" want {want.reshape(-1)[i]!r}, from {inputs}")  # fmt: skip
+        raise AssertionError(
+            f"{case}: {bad.size} of {got.size} differ, first at {i}: got {got.reshape(-1)[i]!r},"
+            f" want {want.reshape(-1)[i]!r}, from {inputs}"
+        )
 
 
 def tupled(out: Any) -> tuple[Any, ...]:
@@ -130,7 +135,9 @@ def test_every_primitive_is_complete(name: str) -> None:
         assert callable(prim.scalar) or prim.tags.get("host"), "neither a scalar rule nor a host tag"
     if prim.kind is Kind.RANDOM:
         assert callable(prim.scalar)
-    assert callable(prim.vjp) != prim.nondifferentiable, "a gradient rule, or nondifferentiable, and not both"
+    assert callable(prim.vjp) != prim.nondifferentiable, (
+        "a gradient rule, or nondifferentiable, and not both"
+    )
     assert any(True for _ in ROWS[name].cases()), "no cases"
     if prim.vjp is not None and name not in ("while_loop", "kernel"):  # whose rules say why there is none
         assert name in DIFFERENTIABLE, "a gradient rule without points to check it at"
@@ -232,13 +239,21 @@ def random_like(t: TensorType, r: np.random.Generator) -> np.ndarray:
     return np.asarray(out).astype(t.dtype.np)
 
 
-def inner(graph: Graph, arrays: Sequence[np.ndarray], outputs: Sequence[int], cts: Sequence[np.ndarray]) -> float:
+def inner(
+    graph: Graph, arrays: Sequence[np.ndarray], outputs: Sequence[int], cts: Sequence[np.ndarray]
+) -> float:
     out = run(graph, arrays)
     return sum(float(np.sum((np.conj(ct) * out[o]).real)) for o, ct in zip(outputs, cts, strict=True))
 
 
-def central(graph: Graph, arrays: list[np.ndarray], i: int, outputs: Sequence[int], cts: Sequence[np.ndarray],
-            step: float = 1e-6) -> np.ndarray:  # fmt: skip
+def central(
+    graph: Graph,
+    arrays: list[np.ndarray],
+    i: int,
+    outputs: Sequence[int],
+    cts: Sequence[np.ndarray],
+    step: float = 1e-6,
+) -> np.ndarray:
     """Central differences of the inner product by operand ``i``: d/dre + i d/dim for a complex one."""
     grad = np.zeros(arrays[i].shape, arrays[i].dtype)
     for j in np.ndindex(arrays[i].shape):
@@ -260,7 +275,9 @@ def check_gradient(graph: Graph, arrays: list[np.ndarray], order: int, tolerance
     found = run(gradient, [*arrays, *cts])
     for i, got in zip(wrt, found, strict=True):
         want = central(graph, arrays, i, outputs, cts)
-        np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance, err_msg=f"operand {i}, order {order}")
+        np.testing.assert_allclose(
+            got, want, rtol=tolerance, atol=tolerance, err_msg=f"operand {i}, order {order}"
+        )
     if order > 1:
         check_gradient(gradient, [*arrays, *cts], order - 1, 10 * tolerance, seed + 1)
 
@@ -289,7 +306,9 @@ def test_compiled_gradient_against_eager(name: str) -> None:
     """The rules run at once on arrays, interpreted in a graph, and compiled."""
     graph, arguments = gradients(name)
     interpreted = run(graph, arguments)
-    for got, want in zip(compile_graph(graph, name=f"gradient_{name}").call(arguments), interpreted, strict=True):
+    for got, want in zip(
+        compile_graph(graph, name=f"gradient_{name}").call(arguments), interpreted, strict=True
+    ):
         assert got.dtype == want.dtype
         np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-12)
 
@@ -329,9 +348,13 @@ def rule_graph(prim: Primitive, case: Case | Point) -> tuple[Graph, dict[Value, 
     assert prim.vjp is not None
     with interpreting(GraphInterpreter(b)):
         grads = prim.vjp(ct, out, *operands, **attrs)
-    names = {v: str(i) for i, v in enumerate(operands)} | {v: "o" for v in outs} | {v: "ct" for v in cts}
+    names = (
+        {v: str(i) for i, v in enumerate(operands)} | dict.fromkeys(outs, "o") | dict.fromkeys(cts, "ct")
+    )
     for g, operand in zip(grads, operands, strict=True):
-        assert g is None or g.type == operand.type, f"{case}: cotangent {g.type} of an operand {operand.type}"
+        assert g is None or g.type == operand.type, (
+            f"{case}: cotangent {g.type} of an operand {operand.type}"
+        )
     return b.finish([g for g in grads if g is not None]), names
 
 
