@@ -56,6 +56,7 @@ class BodyEmitter:
         self.streamed: set[str] = set()
         self.constant = {n for n, x in buffers.items() if x.role == "in"}  # loads of these may be hoisted
         self.status = ""
+        self.affines: dict[str, Index] = {}
 
     # -- i64 arithmetic on indices
 
@@ -123,6 +124,7 @@ class BodyEmitter:
         self.env[s.name] = [self.b.const(s.value, s.dtype)]
 
     def affine(self, s: Affine) -> None:
+        self.affines[s.name] = s.index
         self.env[s.name] = self.index_regs(s.index)
 
     def index_regs(self, index: Index) -> Regs:
@@ -251,8 +253,41 @@ class BodyEmitter:
         if prim.scalar is None:
             raise Unsupported(f"{s.prim} has no scalar rule")
         args = [self.env[a] for a in s.args]
+        if "words" in prim.tags and self._whole_blocks(s.args[2]):
+            self.env[s.name] = self._random_blocks(prim.tags["words"], *args)
+            return
         n = max((len(a) for a in args), default=1)
         self.env[s.name] = [prim.scalar(self.b, *(self.pick(a, k) for a in args), **s.attrs) for k in range(n)]
+
+    def _whole_blocks(self, position: str) -> bool:
+        """True where the instances together are consecutive numbers from a multiple of four on."""
+        f, index = self.frame, self.affines.get(position)
+        if index is None or not f.lanes or f.lanes % 4 or index.coefficient(f.var or "") != 1:
+            return False
+        return index.const % 4 == 0 and all(c % 4 == 0 for n, c in index.terms if n != f.var)
+
+    def _random_blocks(self, words: Any, seed: Regs, offset: Regs, position: Regs) -> Regs:
+        """Random words of all instances: each block of four is computed once, then the words are interleaved."""
+        w, n = self.frame.lanes, self.frame.instances
+        b, blocks = self.b, w * n // 4
+        first = position[0]
+        start = Reg(self.fn.op(f"extractelement {reg_type(T.i64, w)} {first.text}, i64 0"), T.u64, 0, self.fn.depth)
+        block = b.binary("add", offset[0], b.binary("shr", start, b.const(2, T.u64)))
+        steps = Reg("<" + ", ".join(f"i64 {i}" for i in range(blocks)) + ">", T.u64, blocks, 0)
+        c = [b.convert(x, T.u32) for x in words(b, seed[0], b.binary("add", block, steps))]
+        t, both = f"<{blocks} x i32>", f"<{2 * blocks} x i32>"
+        order = ", ".join(f"i32 {i}" for i in range(2 * blocks))
+        halves = [
+            self.fn.op(f"shufflevector {t} {c[k].text}, {t} {c[k + 1].text}, <{2 * blocks} x i32> <{order}>")
+            for k in (0, 2)
+        ]
+        out = []
+        for k in range(n):
+            pick = ", ".join(
+                f"i32 {(j % 4) * blocks + k * w // 4 + j // 4}" for j in range(w))
+            name = self.fn.op(f"shufflevector {both} {halves[0]}, {both} {halves[1]}, <{w} x i32> <{pick}>")
+            out.append(Reg(name, T.u32, w, self.fn.depth))
+        return out
 
     def check(self, s: Check) -> None:
         regs = self.env[s.source]

@@ -181,10 +181,10 @@ class Grouping:
 
     def refusal(self, a: Node, b: Node) -> str | None:
         """Why producer group ``a`` and consumer group ``b`` cannot be one kernel."""
-        if b.form != "loop":
-            return f"{b.form} kernels take no producers"
         if any(c is not a and c.before & a.bits for c in self._inputs(b)):
             return "another kernel lies between them"
+        if b.form != "loop":
+            return self._side_refusal(a, b)
         if a.form == "loop":
             return self._loop_refusal(a, b)
         if a.form in ("contract", "conv"):
@@ -260,6 +260,24 @@ class Grouping:
                     return reason
         return None
 
+    def _side_refusal(self, a: Node, b: Node) -> str | None:
+        """Why the maps of ``a``, which feed the epilogue of ``b``, may not be computed there."""
+        if a.form != "loop" or b.form not in ("contract", "conv"):
+            return f"{b.form} kernels take no producers"
+        if any(op.prim.kind is not Kind.MAP or op.result.type.shape != b.main.result.type.shape for op in a.ops):
+            return "only maps of the shape of the result join a contraction"
+        if set(self.outputs(a.ops)) & set(self.outputs([*a.ops, *b.ops])):
+            return "the maps are wanted elsewhere too"
+        if any(n is a for n in self.sources(b.main.operands)):
+            return "the contraction itself reads it"
+        union = sorted([*a.ops, *b.ops], key=self.number.__getitem__)
+        for op in self.with_transparent(union, a, b):
+            if op not in b.ops and op not in self._prologue(b):
+                reason = contraction.side_refusal(b.main, op)
+                if reason is not None:
+                    return reason
+        return None
+
     def _prologue(self, a: Node) -> set[Op]:
         return set(self.closure(a.main.operands, a))
 
@@ -267,7 +285,9 @@ class Grouping:
         return any(n is a for n in self.sources(op.operands))
 
     def merge(self, a: Node, b: Node) -> Node:
-        """Make one group of two."""
+        """Make one group of two; a contraction keeps its form."""
+        if a.form == "loop" and b.form != "loop":
+            a.form, a.main = b.form, b.main
         a.ops = sorted([*a.ops, *b.ops], key=self.number.__getitem__)
         a.bits |= b.bits
         a.before = (a.before | b.before) & ~a.bits
@@ -348,6 +368,8 @@ def repeated_work(plan: NestPlan, producer: dict[Value, Op]) -> str | None:
     costs: dict[Value, float] = {}
     for op in plan.ops:
         if op.prim.kind is Kind.MAP:
+            if op.result.type.size == 1:
+                continue  # computed once
             made = [x for x in op.operands if producer.get(x) in mine]
             costs[op.result] = cost_of(op) + sum(costs.get(x, 0.0) for x in made)
         elif op.prim.kind is Kind.MOVE:

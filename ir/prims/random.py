@@ -68,12 +68,9 @@ def _round(b: Any, c: list[Any], k0: Any, k1: Any) -> list[Any]:
     return [n0, b.binary("and", p1, mask), n2, b.binary("and", p0, mask)]
 
 
-def _scalar(b: Any, seed: Any, offset: Any, index: Any, **attrs: Any) -> Any:
-    """The u32 at linear ``index``; ``seed`` and ``offset`` are u64. Words live in u64: no casts."""
-    if b.dtype(index) is not u64:
-        index = b.convert(index, u64)
+def philox_words(b: Any, seed: Any, block: Any) -> list[Any]:
+    """The four words of a block, in u64 handles: what :func:`philox` computes, as scalar rules."""
     mask, half = b.const(_MASK, u64), b.const(32, u64)
-    block = b.binary("add", offset, b.binary("shr", index, b.const(2, u64)))
     zero = b.const(0, u64)
     c = [b.binary("and", block, mask), b.binary("shr", block, half), zero, zero]
     k0, k1 = b.binary("and", seed, mask), b.binary("shr", seed, half)
@@ -81,6 +78,15 @@ def _scalar(b: Any, seed: Any, offset: Any, index: Any, **attrs: Any) -> Any:
         c = _round(b, c, k0, k1)
         k0 = b.binary("and", b.binary("add", k0, b.const(_WEYL[0], u64)), mask)
         k1 = b.binary("and", b.binary("add", k1, b.const(_WEYL[1], u64)), mask)
+    return c
+
+
+def _scalar(b: Any, seed: Any, offset: Any, index: Any, **attrs: Any) -> Any:
+    """The u32 at linear ``index``; ``seed`` and ``offset`` are u64. Words live in u64, so products need no casts."""
+    if b.dtype(index) is not u64:
+        index = b.convert(index, u64)
+    c = philox_words(b, seed, b.binary("add", offset, b.binary("shr", index, b.const(2, u64))))
+    zero = b.const(0, u64)
     odd = b.compare("ne", b.binary("and", index, b.const(1, u64)), zero)
     high = b.compare("ne", b.binary("and", index, b.const(2, u64)), zero)
     word = b.select(high, b.select(odd, c[3], c[2]), b.select(odd, c[1], c[0]))
@@ -96,4 +102,5 @@ random_bits_p = Primitive(
     nondifferentiable=True,
     needs="",
     dtypes=(i64,),
+    words=philox_words,
 )
