@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import struct
+import sys
 import threading
 from collections.abc import Mapping
 from functools import cache
@@ -30,6 +31,8 @@ _kept: list[Any] = []
 def _llvm() -> Any:
     import llvmlite.binding as llvm
 
+    if "numba" not in sys.modules:  # the option holds for the whole process
+        llvm.set_option("", "--disable-lsr")  # a quarter of the compile time, and our loops are no faster for it
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     return llvm
