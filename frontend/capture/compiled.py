@@ -17,9 +17,11 @@ from typing import Any
 from weft.capture.backward import BackwardPlan
 from weft.capture.entry import Guards, Miss
 from weft.capture.errors import CaptureError
-from weft.capture.plan import Plan, Planner, Unfit
+from weft.capture.outputs import tensor_paths
+from weft.capture.plan import Plan, Planner
 from weft.capture.regions import run_lazily
 from weft.capture.segments import SEGMENTS
+from weft.capture.sources import Unfit
 from weft.capture.state import paused, recorder
 from weft.capture.trace import settle, trace
 
@@ -38,7 +40,7 @@ def compile_graph(graph: Any, *, donate: Any = None, name: str | None = None) ->
 class Entry:
     """One compiled version: ``call(args, kwargs)`` gives the result, or a Miss if a guard fails."""
 
-    __slots__ = ("backward", "call", "executable", "guard_texts", "guards", "plan")
+    __slots__ = ("backward", "call", "check", "executable", "guard_texts", "guards", "plan")
 
     def __init__(self, plan: Plan, name: str) -> None:
         self.plan, self.guards, self.guard_texts = plan, plan.guards, plan.guard_texts
@@ -50,6 +52,7 @@ class Entry:
         namespace["refresh"] = _refresher(plan.guards, namespace)
         exec(builtins.compile(plan.source, f"<weft call of {name}>", "exec"), namespace)
         self.call: Callable[[Any, Any], Any] = namespace["call"]
+        self.check: Callable[..., Miss | None] = namespace["full"]
 
 
 def _refresher(guards: Guards, namespace: dict[str, Any]) -> Callable[[], Miss | None]:
@@ -329,14 +332,13 @@ _ORDER = ("dtype of", "shape of", "requires_grad of", "contiguous", "leaf")
 
 def _nearest(misses: list[tuple[Entry, Miss]], args: Any, kwargs: Any) -> str:
     """The reason of the version that came nearest: whose failing guard stands last."""
-    reasons = [(m.index, m.reason(args, kwargs)) for _, m in misses]
+    checked = [(entry.check(args, kwargs, dry=True) or miss) for entry, miss in misses]
+    reasons = [(m.index, m.reason(args, kwargs)) for m in checked]
     return max(reasons, key=lambda r: (r[0], next((i for i, w in enumerate(_ORDER) if w in r[1]), -1)))[1]
 
 
 def _inner_tensors(out: Any, grads: list[Any]) -> set[int]:
     """The ids of the tensors that may outlive the trace: outputs, gradients, and the bases of both."""
-    from weft.capture.plan import tensor_paths
-
     found: set[int] = set()
     todo = [*(t for _, t in tensor_paths(out)), *grads]
     while todo:

@@ -147,11 +147,11 @@ class Environment:
     def __init__(self, is_tensor: Callable[[Any], bool]) -> None:
         self.places: list[Place] = []
         self.tensors: dict[int, tuple[Any, str]] = {}
-        self.codes: set[types.CodeType] = set()
+        self.codes: dict[int, types.CodeType] = {}
         self.opaque: list[str] = []
         self.names: set[str] = set()
         self.everything = False
-        self.impure: dict[types.CodeType, str] = {}
+        self.impure: dict[int, str] = {}
         self.keep: list[Any] = []
         self._is_tensor = is_tensor
         self._lazily: set[int] = set()
@@ -231,9 +231,9 @@ class Environment:
         self._code(fn.__code__, fn.__globals__)
 
     def _code(self, code: types.CodeType, scope: dict[str, Any]) -> None:
-        if code in self.codes:
+        if id(code) in self.codes:
             return
-        self.codes.add(code)
+        self.codes[id(code)] = code
         names = set(code.co_names) | set(code.co_freevars) | set(code.co_varnames)
         self.names |= names
         self.everything = self.everything or bool(names & _EVERYTHING)
@@ -257,7 +257,7 @@ class Environment:
                 value.__name__.startswith("numpy.random") or (value.__name__ == "numpy" and "random" in names)
             )
         ) or getattr(type(getattr(value, "__self__", None)), "__module__", "").startswith("numpy.random"):
-            self.impure[code] = "uses numpy.random"
+            self.impure[id(code)] = "uses numpy.random"
 
     def method(self, m: types.MethodType, path: str, when: str) -> None:
         self._todo.append((m.__self__, path, when))
@@ -339,7 +339,7 @@ class Environment:
             return
         module = hasattr(type(obj), "register_parameter")
         self._todo.append((type(obj), type(obj).__name__, CALL))
-        for key, value in list(vars(obj).items()):
+        for key, value in list(getattr(obj, "__dict__", {}).items()):
             if key == "_weft_compiled":
                 continue
             internal = module and key.startswith("_")

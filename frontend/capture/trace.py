@@ -164,9 +164,9 @@ def _problem(made: Trace, watch: Watch, changed: str | None) -> str | None:
     if watch.impure is not None:
         reason, loc = watch.impure
         return f"it {reason}" + (f", at {quote(loc)}" if loc else "")
-    for code in watch.executed:
-        if code in env.impure:
-            return f"it {env.impure[code]}, in {code.co_qualname} ({code.co_filename}:{code.co_firstlineno})"
+    for key in watch.executed & set(env.impure):
+        code = env.codes[key]
+        return f"it {env.impure[key]}, in {code.co_qualname} ({code.co_filename}:{code.co_firstlineno})"
     if changed is not None:
         return changed
     opaque = [*env.opaque, *made.signature.opaque]

@@ -2,42 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 import linecache
 import os
 import sys
 import sysconfig
+from importlib.util import find_spec
 from types import CodeType, FrameType
 
 import numpy as np
-import weft
 
 _PACKAGES = ("weft", "weft.ir", "weft.passes", "weft.codegen", "weft.runtime")
 _FOREIGN = ("numpy", "llvmlite", "ml_dtypes", "scipy", "_pytest", "pytest", "pluggy")
 
 
-def _folders() -> tuple[str, ...]:
-    """The folders of weft's own packages, as they stand in ``co_filename``."""
-    found: list[str] = []
-    for name in _PACKAGES:
-        module = sys.modules.get(name)
-        found += [os.path.join(p, "") for p in getattr(module, "__path__", [])]
-    return tuple(found)
+@functools.cache
+def own_folders() -> tuple[str, ...]:
+    """The folders of weft's own packages, as they stand in ``co_filename``. Imports none of them."""
+    specs = [find_spec(name) for name in _PACKAGES]
+    return tuple(os.path.join(p, "") for s in specs if s for p in s.submodule_search_locations or ())
 
 
-_own: tuple[str, ...] = ()
-_kinds: dict[CodeType, str] = {}
+_kinds: dict[str, str] = {}
 _STDLIB = os.path.join(sysconfig.get_paths()["stdlib"], "")
 _SITE = tuple(os.path.join(sysconfig.get_paths()[k], "") for k in ("purelib", "platlib"))
 _NUMPY = os.path.join(os.path.dirname(np.__file__), "")
-
-
-def own_folders() -> tuple[str, ...]:
-    """Where weft's own code lives; looked up late, when all of its packages are imported."""
-    global _own
-    if len(_own) < len(_PACKAGES):
-        _own = _folders()
-        _kinds.clear()
-    return _own
 
 
 def kind_of_file(name: str) -> str:
@@ -55,10 +44,11 @@ def kind_of_file(name: str) -> str:
 
 
 def kind_of(code: CodeType) -> str:
-    """The kind of a code object, remembered."""
-    found = _kinds.get(code)
+    """The kind of a code object, remembered by its file."""
+    name = code.co_filename
+    found = _kinds.get(name)
     if found is None:
-        found = _kinds[code] = kind_of_file(code.co_filename)
+        found = _kinds[name] = kind_of_file(name)
     return found
 
 
@@ -83,6 +73,3 @@ def quote(loc: str | None) -> str:
     name, _, line = loc.rpartition(":")
     text = linecache.getline(name, int(line)).strip()
     return f"{loc}: {text}" if text else loc
-
-
-_ = weft  # imported for its package path

@@ -121,9 +121,9 @@ def impurity(fn: Any) -> str | None:
 class Watch:
     """``impure`` is the first (reason, location) seen that a graph cannot hold; None if there was none."""
 
-    def __init__(self, foreseen: set[CodeType]) -> None:
+    def __init__(self, foreseen: dict[int, CodeType]) -> None:
         self.impure: tuple[str, str] | None = None
-        self.executed: set[CodeType] = set()
+        self.executed: set[int] = set()
         self._foreseen = foreseen
 
     @contextmanager
@@ -145,8 +145,8 @@ class Watch:
                 self._c_call(frame, arg)
         elif event == "call":
             code = frame.f_code
-            if code in self._foreseen:
-                self.executed.add(code)
+            if id(code) in self._foreseen:
+                self.executed.add(id(code))
             elif kind_of(code) == "user" and self.impure is None:
                 self._unforeseen(frame, code)
 

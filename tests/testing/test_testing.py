@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 import weft
 from weft.testing import assert_close, assert_equivalent
 
@@ -45,7 +44,7 @@ def test_nan_tolerances_and_messages() -> None:
     with pytest.raises(AssertionError):
         assert_close(nan, nan.clone())
     assert_close(weft.tensor(1.0), weft.tensor(1.5), rtol=0.5, atol=0.0)
-    with pytest.raises(ValueError, match="both|Both"):
+    with pytest.raises(ValueError, match="Both"):
         assert_close(1.0, 1.0, rtol=0.1)
     with pytest.raises(AssertionError, match="mine"):
         assert_close(1.0, 2.0, msg="mine")
@@ -108,7 +107,9 @@ def test_wrong_kernels_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
         def runner(self, *arrays: Any) -> list[np.ndarray]:
             return [o + 1 for o in super().runner(*arrays)]
 
-    monkeypatch.setattr(runtime, "compile_graph", lambda graph, donate=None, **k: Wrong(graph, dict(donate or {})))
+    monkeypatch.setattr(
+        runtime, "compile_graph", lambda graph, donate=None, **k: Wrong(graph, dict(donate or {}))
+    )
     with pytest.raises(AssertionError, match="compiled, call 1: output"):
         assert_equivalent(lambda x: x * 2, weft.ones(3))
 
