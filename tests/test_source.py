@@ -28,9 +28,10 @@ def test_docstring_examples_run(name: str) -> None:
     assert result.failed == 0
 
 
-def test_readme_examples_run() -> None:
+@pytest.mark.parametrize("name", ["README.md", "docs/architecture.md"])
+def test_the_examples_of_a_document_run(name: str) -> None:
     result = doctest.testfile(
-        str(ROOT / "README.md"),
+        str(ROOT / name),
         module_relative=False,
         optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE,
     )
