@@ -23,7 +23,7 @@ from weft.codegen.microkernel import (
     rows_for,
     widest,
 )
-from weft.codegen.operands import Matrix, Packing, element_of, matrix, pack, unit_rows
+from weft.codegen.operands import Matrix, Packer, Packing, element_of, matrix, unit_rows
 from weft.codegen.phases import Partial, Writer, aligned, emit_combine
 from weft.codegen.places import Coord, Region
 from weft.codegen.target import Target
@@ -32,7 +32,7 @@ from weft.ir.graph import Graph, Op
 from weft.ir.prims.base import Kind
 
 _GFLOPS = 60.0  # assumed of one core, for the cost of a unit
-_CHUNK_BYTES = 2048  # of k per block: a panel of B then takes a fraction of the second-level cache
+_CHUNK_BYTES = 4096  # of k per block: a panel of B then takes a fraction of the second-level cache
 _UNIT_FLOPS = 1 << 20  # units are not cut below this
 _UNITS = 24  # units wanted, so that threads of unequal speed end together
 _PACK_ROWS = 256  # rows of a packed matrix per unit
@@ -242,12 +242,15 @@ class _Contract(Writer):
         dst = fn.at(
             self.scratch_of(fn), fn.add(self.a_at, fn.mul(batch, self.m * self.a_ld * self.acc.itemsize))
         )
-        pack(
+        origin = None
+        if down and self.a.in_registers:
+            origin = (self.a.base(fn, pointers, batch), (self.a.k_stride or 0) * self.acc.itemsize)
+        packer = Packer(
             fn, lambda mask: Region(fn, self.graph, self.lanes, pointers, mask),
             lambda r, row, col: element_of(r, self.a, pointers, batch, row, col),
-            Packing(self.m, self.k, self.a_ld, down, run), self.acc, dst, self.lanes,
-            first, fn.min(fn.add(first, height), self.m),
+            Packing(self.m, self.k, self.a_ld, down, run), self.acc, dst, self.lanes, origin,
         )  # fmt: skip
+        packer.rows(first, fn.min(fn.add(first, height), self.m))
         self.keep(fn)
         return fn.symbol, self.a_batch * blocks
 
@@ -269,11 +272,16 @@ class _Contract(Writer):
         def source(r: Region, row: Coord, col: Coord) -> str:
             return element_of(r, self.b, pointers, batch, r.plus(col, Coord(col0)), row)
 
-        pack(
+        origin = None
+        if down and self.b.in_registers:
+            step = (self.b.row_stride or 0) * self.acc.itemsize
+            origin = (fn.at(self.b.base(fn, pointers, batch), fn.mul(col0, step)), step)
+        packer = Packer(
             fn, lambda mask: Region(fn, self.graph, self.lanes, pointers, mask), source,
             Packing(self.k, g.partial or width, width, down, run if down else width, bool(g.partial)),
-            self.acc, dst, self.lanes, first, fn.min(fn.add(first, height), self.k),
+            self.acc, dst, self.lanes, origin,
         )  # fmt: skip
+        packer.rows(first, fn.min(fn.add(first, height), self.k))
         self.keep(fn)
         return fn.symbol, self.b_batch * g.panels * blocks
 

@@ -18,7 +18,7 @@ from weft.codegen.kernel import KernelCode, Phase, Unsupported
 from weft.codegen.lanes import load_lanes, store_lanes, tail_mask
 from weft.codegen.llvm import mem_type, reg_type
 from weft.codegen.microkernel import Tile, accumulator, outer_kernel, rows_for, widened, widest
-from weft.codegen.operands import Matrix, Packing, element_of, matrix, pack, row_major
+from weft.codegen.operands import Matrix, Packer, Packing, element_of, matrix, row_major
 from weft.codegen.phases import Partial, Writer, aligned, emit_combine
 from weft.codegen.places import Coord, Place, Region
 from weft.codegen.target import Target
@@ -302,12 +302,12 @@ class _Conv(Writer):
         pointers = kernel_pointers(fn, self.op)
         dst = fn.at(self.scratch_of(fn), self.w_at)
         rows, height = self.g.outputs, 8
-        pack(
+        packer = Packer(
             fn, lambda mask: Region(fn, self.graph, self.lanes, pointers, mask),
             lambda r, row, col: element_of(r, self.w, pointers, 0, row, col),
             Packing(rows, self.k, self.w_ld, False, self.w.run(2)), self.acc, dst, self.lanes,
-            fn.mul("%u", height), fn.min(fn.mul(fn.add("%u", 1), height), rows),
         )  # fmt: skip
+        packer.rows(fn.mul("%u", height), fn.min(fn.mul(fn.add("%u", 1), height), rows))
         self.keep(fn)
         return fn.symbol, -(-rows // height)
 
@@ -443,8 +443,10 @@ class _Unit:
         c, fn = self.c, self.fn
         lanes, size, elem = c.lanes, c.acc.itemsize, mem_type(c.acc)
         stride = c.g.stride[2]
-        start, pos, length = (fn.load("i64", fn.at(p, s, "i64"), 8) for p in (self.src, self.pos, self.len))
+        start, pos = (fn.load("i64", fn.at(p, s, "i64"), 8) for p in (self.src, self.pos))
         src, dst = fn.at(src, start, elem), fn.at(dst, pos, elem)
+        short = c.source.slack and c.g.out[2] <= lanes  # one vector does, however much of it counts
+        length: Ix = lanes if short else fn.load("i64", fn.at(self.len, s, "i64"), 8)
         # what is stored past the end of a segment is overwritten by the next, or by the next k
         with fn.range(0, length, lanes, runs=True) as v:
             mask = None if c.source.slack else tail_mask(fn, fn.sub(length, v.i), lanes)

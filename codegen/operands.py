@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from weft.codegen.blocks import Code, Ix
-from weft.codegen.lanes import store_lanes, tail_mask
+from weft.codegen.lanes import load_lanes, store_lanes, tail_mask
 from weft.codegen.llvm import mem_type, reg_type
 from weft.codegen.microkernel import accumulator, widened
 from weft.codegen.places import Coord, Place, Region
@@ -319,37 +319,72 @@ def element_of(
     return widened(fn, region.wide(got), m.dtype, region.lanes)
 
 
-Source = Callable[[Region, Coord, Coord], str]
+@dataclass
+class Packer:
+    """Writes a packing at ``dst``. ``region(mask)`` gives an evaluator of the elements.
 
-
-def pack(
-    fn: Code,
-    make: Callable[[str | None], Region],
-    source: Source,
-    p: Packing,
-    acc: DType,
-    dst: str,
-    lanes: int,
-    first: Ix,
-    last: Ix,
-) -> None:
-    """Write rows ``first`` to ``last`` of a packing; whole runs of rows if lanes run down.
-
-    ``make(mask)`` gives an evaluator and ``source(region, row, col)`` the vector of elements from there on.
+    ``source(region, row, col)`` gives the vector of elements from there on, in the accumulator dtype ``acc``.
+    ``origin`` is, where elements lie in memory as they are packed and lanes run down, the address of (0, 0)
+    and the bytes between columns: whole blocks are then left to a function that all kernels share.
     """
-    if p.lanes_down:
-        _pack_transposing(fn, make, source, p, acc, dst, lanes, first, last)
-        return
-    with fn.range(first, last) as r:
-        row = fn.at(dst, fn.mul(r.i, p.ld * acc.itemsize))
+
+    fn: Code
+    region: Callable[[str | None], Region]
+    source: Callable[[Region, Coord, Coord], str]
+    packing: Packing
+    acc: DType
+    dst: str
+    lanes: int
+    origin: tuple[str, int] | None = None
+
+    def rows(self, first: Ix, last: Ix) -> None:
+        """Write rows ``first`` to ``last``; if lanes run down, they begin at a run and end with one."""
+        if self.packing.lanes_down:
+            _vectors(self.fn, first, last, self.packing.rows, self.packing.run, self.lanes, self._across)
+            return
+        with self.fn.range(first, last) as r:
+            self._row(r.i)
+
+    def _at(self, row: Ix, col: Ix) -> str:
+        index = self.fn.add(self.fn.mul(row, self.packing.ld), col)
+        return self.fn.at(self.dst, self.fn.mul(index, self.acc.itemsize))
+
+    def _row(self, r: Ix) -> None:
+        fn, p, lanes = self.fn, self.packing, self.lanes
 
         def write(c: Ix, count: int) -> None:
             mask = None if count == lanes else tail_mask(fn, count, lanes)
-            x = source(make(mask), Coord(r.i), Coord(c, 1, block=p.run))
-            at = fn.at(row, fn.mul(c, acc.itemsize))
-            store_lanes(fn, x, at, acc, lanes, None if p.fill else mask)
+            x = self.source(self.region(mask), Coord(r), Coord(c, 1, block=p.run))
+            store_lanes(fn, x, self._at(r, c), self.acc, lanes, None if p.fill else mask)
 
         _vectors(fn, 0, p.cols, p.cols, p.run, lanes, write)
+
+    def _across(self, r: Ix, height: int) -> None:
+        """Transpose the blocks of ``height`` rows from ``r`` on."""
+        whole = self.packing.cols // self.lanes * self.lanes
+        if whole:
+            with self.fn.range(0, whole, self.lanes) as c:
+                self._block(r, c.i, height, self.lanes)
+        if whole < self.packing.cols:
+            self._block(r, whole, height, self.packing.cols - whole)
+
+    def _block(self, r: Ix, c: Ix, height: int, width: int) -> None:
+        fn, p, lanes = self.fn, self.packing, self.lanes
+        if self.origin is not None:
+            base, step = self.origin
+            src = fn.at(base, fn.add(fn.mul(r, self.acc.itemsize), fn.mul(c, step)))
+            name = transpose_function(fn, self.acc, lanes)
+            stored = lanes if p.fill else width
+            to, ld = self._at(r, c), p.ld * self.acc.itemsize
+            fn.do(f"call void @{name}(ptr {src}, i64 {step}, ptr {to}, i64 {ld}, i64 {height}, i64 {width}, "
+                  f"i64 {stored})")  # fmt: skip
+            return
+        region = self.region(None if height == lanes else tail_mask(fn, height, lanes))
+        rows = [self.source(region, Coord(r, 1, block=p.run), Coord(fn.add(c, j))) for j in range(width)]
+        turned = transpose(fn, rows + ["zeroinitializer"] * (lanes - width), self.acc, lanes)
+        mask = None if width == lanes or p.fill else tail_mask(fn, width, lanes)
+        for i in range(height):
+            store_lanes(fn, turned[i], self._at(fn.add(r, i), c), self.acc, lanes, mask)
 
 
 def unit_rows(run: int, total: int, want: int = 256) -> int:
@@ -381,37 +416,27 @@ def _vectors(
             emit(whole, rest)
 
 
-def _pack_transposing(
-    fn: Code,
-    make: Callable[[str | None], Region],
-    source: Source,
-    p: Packing,
-    acc: DType,
-    dst: str,
-    lanes: int,
-    first: Ix,
-    last: Ix,
-) -> None:
-    def block(r: Ix, c: Ix, height: int, width: int) -> None:
-        mask = None if height == lanes else tail_mask(fn, height, lanes)
-        region = make(mask)
-        rows = [source(region, Coord(r, 1, block=p.run), Coord(fn.add(c, j))) for j in range(width)]
-        rows += ["zeroinitializer"] * (lanes - width)
-        turned = transpose(fn, rows, acc, lanes)
-        across = None if width == lanes or p.fill else tail_mask(fn, width, lanes)
-        for i in range(height):
-            index = fn.add(fn.mul(fn.add(r, i), p.ld), c)
-            store_lanes(fn, turned[i], fn.at(dst, fn.mul(index, acc.itemsize)), acc, lanes, across)
+def transpose_function(fn: Code, dtype: DType, lanes: int) -> str:
+    """Declare in ``fn`` and name the function that transposes a block in memory.
 
-    def across(r: Ix, height: int) -> None:
-        whole = p.cols // lanes * lanes
-        if whole:
-            with fn.range(0, whole, lanes) as c:
-                block(r, c.i, height, lanes)
-        if whole < p.cols:
-            block(r, whole, height, p.cols - whole)
-
-    _vectors(fn, first, last, p.rows, p.run, lanes, across)
+    Its arguments: source, bytes between its columns, target, bytes between its rows, rows and columns to read
+    (each 1 to ``lanes``), columns to store. One function for whole and partial blocks: compiling it is what
+    costs.
+    """
+    k = Code(f"weft_transpose_{dtype.name}_{lanes}",
+             "ptr noalias %src, i64 %step, ptr noalias %dst, i64 %ld, i64 %rows, i64 %cols, i64 %stored",
+             linkage="internal")  # fmt: skip
+    reading, storing = tail_mask(k, "%rows", lanes), tail_mask(k, "%stored", lanes)
+    last_row, last_col = k.sub("%rows", 1), k.sub("%cols", 1)
+    # beyond the edge the last column is read again, and what lies below is stored first, to be overwritten
+    columns = [k.at("%src", k.mul(k.min(j, last_col), "%step")) for j in range(lanes)]
+    turned = transpose(k, [load_lanes(k, c, dtype, lanes, reading) for c in columns], dtype, lanes)
+    for i in reversed(range(lanes)):
+        at = k.at("%dst", k.mul(k.min(i, last_row), "%ld"))
+        store_lanes(k, turned[i], at, dtype, lanes, storing)
+    fn.declares |= k.declares
+    fn.declare(k.finish())
+    return k.symbol
 
 
 def transpose(fn: Code, rows: list[str], dtype: DType, lanes: int) -> list[str]:

@@ -19,7 +19,7 @@ from weft.codegen.blocks import Code, Ix, iota
 from weft.codegen.emit import Reg, VectorBuilder
 from weft.codegen.kernel import Unsupported
 from weft.codegen.lanes import gather_lanes, load_lanes
-from weft.codegen.llvm import mem_type
+from weft.codegen.llvm import mem_type, reg_type
 from weft.ir.graph import Graph, Op, Value
 from weft.ir.prims.base import Kind
 from weft.ir.types import DType, bool_, i64, u64
@@ -194,9 +194,19 @@ class Region:
             return self.builder.reg(text, dtype)
         if linear.vec is None and linear.step == 1:
             text = load_lanes(fn, fn.at(base, linear.base, elem), dtype, self.lanes, self.mask)
+        elif linear.vec is None and linear.step == -1:
+            first = fn.at(base, fn.sub(linear.base, self.lanes - 1), elem)
+            mask = None if self.mask is None else self.reversed(self.mask, "i1")
+            text = self.reversed(load_lanes(fn, first, dtype, self.lanes, mask), reg_type(dtype))
         else:
             text = gather_lanes(fn, base, self.vector(linear), dtype, self.lanes, self.mask)
         return self.builder.reg(text, dtype, self.lanes)
+
+    def reversed(self, x: str, ty: str) -> str:
+        """A vector with its lanes in opposite order."""
+        v = f"<{self.lanes} x {ty}>"
+        pick = ", ".join(f"i32 {i}" for i in reversed(range(self.lanes)))
+        return self.fn.op(f"shufflevector {v} {x}, {v} poison, <{self.lanes} x i32> <{pick}>")
 
     def wide(self, x: Reg) -> str:
         """The text of ``x`` as a full vector."""
