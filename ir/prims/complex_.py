@@ -19,9 +19,9 @@ def _complex_infer(re: TensorType, im: TensorType) -> TensorType:
 
 
 def _complex_eval(re: np.ndarray, im: np.ndarray) -> np.ndarray:
-    out = np.empty(re.shape, np.complex64 if re.dtype == np.float32 else np.complex128)
-    out.real, out.imag = re, im
-    return out
+    # not re + 1j * im, which makes NaN of infinities
+    both = np.stack([re, im], axis=-1)
+    return both.view(np.complex64 if re.dtype == np.float32 else np.complex128)[..., 0]
 
 
 def _part_infer(name: str) -> Any:
@@ -47,7 +47,7 @@ real_p = Primitive(
     "real",
     Kind.MAP,
     infer=_part_infer("real"),
-    eval=lambda x: x.real.copy(),
+    eval=lambda x: np.real(x).copy(),
     vjp=lambda ct, out, x: (complex_p.bind(ct, full_like(ct, 0)),),
     needs="",
     dtypes=COMPLEXES,
@@ -57,7 +57,7 @@ imag_p = Primitive(
     "imag",
     Kind.MAP,
     infer=_part_infer("imag"),
-    eval=lambda x: x.imag.copy(),
+    eval=lambda x: np.imag(x).copy(),
     vjp=lambda ct, out, x: (complex_p.bind(full_like(ct, 0), ct),),
     needs="",
     dtypes=COMPLEXES,

@@ -34,7 +34,7 @@ def convert_array(x: np.ndarray, *, dtype: DType) -> np.ndarray:
     if dtype is bool_:
         return x != 0
     if src.kind == "c" and not dtype.is_complex:
-        return convert_array(x.real, dtype=dtype)
+        return convert_array(np.real(x), dtype=dtype)
     if dtype.is_integer and src.kind not in "iub":
         return _float_to_int(x, dtype)
     if dtype in (f16, bf16) or src == bf16.np:  # through f32, as torch

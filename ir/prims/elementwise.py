@@ -42,7 +42,7 @@ def _abs_scalar(b: Any, x: Any) -> Any:
 
 def _abs_eval(x: np.ndarray) -> np.ndarray:
     if np.iscomplexobj(x):
-        return np.hypot(x.real, x.imag)
+        return np.hypot(np.real(x), np.imag(x))
     return np.abs(x)
 
 
