@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import opinfo_indexed  # noqa: F401  (fills the table)
 import opinfo_structural  # noqa: F401
 from opinfo import ROWS, Case, Point
+from weft.codegen.target import named_target
 from weft.ir import prims  # noqa: F401
 from weft.ir.graph import Graph, GraphBuilder, Value
 from weft.ir.interp import run
@@ -30,7 +32,7 @@ from weft.ir.text import parse_graph, print_graph
 from weft.ir.types import TensorType, dtype_of_numpy
 from weft.ir.verify import verify
 from weft.passes.autodiff import gradient_graph
-from weft.runtime import compile_graph
+from weft.runtime import compile_graph, compile_only
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::numpy.exceptions.ComplexWarning")
 NAMES = sorted(ROWS)
@@ -221,6 +223,29 @@ def test_compiled_code_is_native(name: str) -> None:
         executable = compile_graph(batch(prim, cases), name=f"native_{name}")
         hosts = [str(getattr(h, "why", h)) for h in executable.artifact.hosts]
         assert hosts == []
+
+
+def by_signature(cases: Iterable[Case]) -> list[Case]:
+    """One case per combination of dtypes and attributes."""
+    found: dict[tuple[Any, ...], Case] = {}
+    for case in cases:
+        if case.arrays and case.arrays[0].size > 8:
+            found.setdefault((*(a.dtype for a in case.arrays), str(case.attrs)), case)
+    return list(found.values())
+
+
+@pytest.mark.parametrize("target", ["haswell", "skylake-avx512"])
+@pytest.mark.parametrize("name", [n for n in NAMES if PRIMITIVES[n].kind in (Kind.MAP, Kind.RANDOM)])
+def test_code_calls_no_library(name: str, target: str) -> None:
+    """On AVX2 and AVX-512 no instruction was replaced by a call of libm or of LLVM's helpers."""
+    prim = PRIMITIVES[name]
+    cases = by_signature(c for c in ROWS[name].cases() if hostless(prim, c))
+    if prim.kind is Kind.MAP and not prim.tags.get("host"):
+        assert cases
+    asm = compile_only(batch(prim, cases), named_target(target)).asm()
+    defined = set(re.findall(r"^([\w.$]+):", asm, re.M)) | {"weft_parallel_for", "weft_host"}
+    called = {c.removesuffix("@PLT") for c in re.findall(r"\bcallq?\s+([\w.$@]+)", asm)}
+    assert called <= defined
 
 
 # --- gradients -----------------------------------------------------------------------------------
