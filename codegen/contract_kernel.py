@@ -8,22 +8,20 @@ packed first, in a phase of their own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 
 from weft.codegen.blocks import Code, Ix
-from weft.codegen.epilogue import EPILOGUE, Output, emit_epilogue, emit_partial_store, kernel_pointers
+from weft.codegen.contract_unit import ContractUnit, Grid
+from weft.codegen.epilogue import EPILOGUE, Output, emit_epilogue, kernel_pointers
 from weft.codegen.kernel import KernelCode, Phase, Unsupported
 from weft.codegen.microkernel import (
     Tile,
     accumulator,
-    inner_kernel,
-    inner_shape,
-    outer_kernel,
     rows_for,
     widest,
 )
-from weft.codegen.operands import Matrix, Packer, Packing, element_of, matrix, unit_rows
+from weft.codegen.operands import Matrix, matrix
+from weft.codegen.packing import Packer, Packing, element_of, unit_rows
 from weft.codegen.phases import Partial, Writer, aligned, emit_combine
 from weft.codegen.places import Coord, Region
 from weft.codegen.target import Target
@@ -51,42 +49,10 @@ def contraction_of(graph: Graph) -> Op:
 
 def emit(op: Op, target: Target, prefix: str) -> KernelCode:
     """The code of a kernel of form ``contract``."""
-    return _Contract(op, target, prefix).emit()
+    return Contract(op, target, prefix).emit()
 
 
-@dataclass(frozen=True)
-class Grid:
-    """Tiles that cover some columns of the result. Panels are one tile wide; the last tile of a panel
-    overlaps.
-
-    ``start`` is the first column; ``per_unit`` the panels and tiles of one unit of work; ``inner`` chooses
-    the kernel of inner products. ``partial`` is the number of columns where there are fewer than lanes, else
-    0.
-    """
-
-    tile: Tile
-    start: int
-    panels: int
-    tiles: int
-    rows: int
-    per_unit: tuple[int, int]
-    inner: bool
-    partial: int
-
-    @property
-    def blocks(self) -> tuple[int, int]:
-        """Blocks of panels and of tiles."""
-        return -(-self.panels // self.per_unit[0]), -(-self.tiles // self.per_unit[1])
-
-    def row(self, fn: Code, t: Ix) -> Ix:
-        """First row of tile number ``t``."""
-        return fn.min(fn.mul(t, self.tile.rows), self.rows - self.tile.rows)
-
-    def col(self, fn: Code, p: Ix) -> Ix:
-        return fn.add(self.start, fn.mul(p, self.tile.cols))
-
-
-class _Contract(Writer):
+class Contract(Writer):
     def __init__(self, op: Op, target: Target, prefix: str) -> None:
         super().__init__(op, target, prefix)
         self.dot = contraction_of(self.graph)
@@ -303,7 +269,7 @@ class _Contract(Writer):
         rest = fn.div(rest, n_blocks)
         split = fn.mod(rest, self.splits)
         batch = fn.div(rest, self.splits) if self.batch > 1 else 0
-        _Unit(self, fn, number, g, batch, split).emit(nb, mb)
+        ContractUnit(self, fn, number, g, batch, split).emit(nb, mb)
         self.keep(fn)
         return fn.symbol, self.batch * self.splits * n_blocks * m_blocks
 
@@ -330,114 +296,3 @@ class _Contract(Writer):
             )
         lines.append(f"  k: {self.chunks} blocks of {self.chunk}, {self.splits} parts")
         return "\n".join(lines)
-
-
-class _Unit:
-    """The code of one unit of work: some panels by some tiles, over the blocks of k."""
-
-    def __init__(self, c: _Contract, fn: Code, number: int, g: Grid, batch: Ix, split: Ix) -> None:
-        self.c, self.fn, self.number, self.g, self.batch, self.split = c, fn, number, g, batch, split
-        self.pointers = kernel_pointers(fn, c.op)
-        self.scratch = c.scratch_of(fn)
-        self.blocked = c.chunks > c.splits
-        slots = prod(g.per_unit) if self.blocked else 1
-        self.tiles = fn.alloca(slots * aligned(g.tile.bytes))
-        self.a_base = self._a_base()
-        self.b_in_place = "" if c.pack_b else c.b.base(fn, self.pointers, batch)
-
-    def _a_base(self) -> str:
-        c, fn = self.c, self.fn
-        if not c.pack_a:
-            return c.a.base(fn, self.pointers, self.batch)
-        batch = self.batch if c.a_batch > 1 else 0
-        return fn.at(self.scratch, fn.add(c.a_at, fn.mul(batch, c.m * c.a_ld * c.acc.itemsize)))
-
-    def emit(self, nb: Ix, mb: Ix) -> None:
-        fn, g, c = self.fn, self.g, self.c
-        broad, tall = g.per_unit
-        p0, t0 = fn.mul(nb, broad), fn.mul(mb, tall)
-        p1, t1 = fn.min(fn.add(p0, broad), g.panels), fn.min(fn.add(t0, tall), g.tiles)
-        k0 = fn.div(fn.mul(self.split, c.chunks), c.splits)
-        k1 = fn.div(fn.mul(fn.add(self.split, 1), c.chunks), c.splits)
-        if self.blocked:
-            nbytes = prod(g.per_unit) * aligned(g.tile.bytes)
-            fn.declare("declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)")
-            fn.do(f"call void @llvm.memset.p0.i64(ptr align 64 {self.tiles}, i8 0, i64 {nbytes}, i1 false)")
-        with fn.range(k0, k1, runs=True) as chunk:
-            start = fn.mul(chunk.i, c.chunk)
-            count = fn.min(c.chunk, fn.sub(c.k, start))
-            with fn.range(p0, p1, runs=True) as p:
-                b = self._b_panel(p.i, start)
-                with fn.range(t0, t1, runs=True) as t:
-                    slot = fn.add(fn.mul(fn.sub(p.i, p0), tall), fn.sub(t.i, t0)) if self.blocked else 0
-                    tile = fn.at(self.tiles, fn.mul(slot, aligned(g.tile.bytes)))
-                    row = g.row(fn, t.i)
-                    self._multiply(row, b, start, count, tile)
-                    if not self.blocked:
-                        self._finish(tile, row, g.col(fn, p.i))
-        if self.blocked:
-            with fn.range(p0, p1, runs=True) as p, fn.range(t0, t1, runs=True) as t:
-                slot = fn.add(fn.mul(fn.sub(p.i, p0), tall), fn.sub(t.i, t0))
-                tile = fn.at(self.tiles, fn.mul(slot, aligned(g.tile.bytes)))
-                self._finish(tile, g.row(fn, t.i), g.col(fn, p.i))
-
-    def _b_panel(self, panel: Ix, start: Ix) -> str:
-        """The address of a panel of B at k ``start``; for inner products, of its first row."""
-        c, fn, size = self.c, self.fn, self.c.b.dtype.itemsize
-        if c.pack_b:
-            batch = self.batch if c.b_batch > 1 else 0
-            base = c._packed_b(fn, self.scratch, self.number, batch, panel)
-            return fn.at(base, fn.mul(start, self.g.tile.row_bytes))
-        b = c.b
-        assert b.row_stride is not None and b.k_stride is not None
-        index = fn.add(fn.mul(self.g.col(fn, panel), b.row_stride), fn.mul(start, b.k_stride))
-        return fn.at(self.b_in_place, fn.mul(index, size))
-
-    def _multiply(self, row: Ix, b: str, start: Ix, count: Ix, tile: str) -> None:
-        c, fn, g = self.c, self.fn, self.g
-        row_stride, k_stride = (c.a_ld, 1) if c.pack_a else (c.a.row_stride or 0, c.a.k_stride or 0)
-        size = c.acc.itemsize if c.pack_a else c.a.dtype.itemsize
-        index = fn.add(fn.mul(row, row_stride), fn.mul(start, k_stride))
-        a = fn.at(self.a_base, fn.mul(index, size))
-        if g.inner:
-            self._inner(a, row_stride * size, b, count, tile)
-            return
-        step = "k" if k_stride == 1 else "m" if row_stride == 1 else "any"
-        b_step = g.tile.row_bytes if c.pack_b else (c.b.k_stride or 0) * size
-        masked = bool(g.partial) and not c.pack_b
-        name = outer_kernel(fn, g.tile, step=step, accumulate=self.blocked, masked=masked)
-        fn.do(
-            f"call void @{name}(ptr {a}, i64 {row_stride * size}, i64 {k_stride * size}, ptr {b}, "
-            f"i64 {b_step}, i64 {count}, ptr {tile}, i64 {g.partial})"
-        )
-
-    def _inner(self, a: str, a_step: int, b: str, count: Ix, tile: str) -> None:
-        """Fill the tile from smaller ones of the inner-product kernel, which overlap at the edges."""
-        c, fn, g = self.c, self.fn, self.g
-        cols = g.partial or g.tile.cols
-        high, broad = inner_shape(c.target, g.tile.rows)
-        broad = min(broad, cols)
-        b_step = (c.b.row_stride or 0) * c.b.dtype.itemsize
-        name = inner_kernel(fn, high, broad, c.b.dtype, g.tile.lanes)
-        with fn.range(0, -(-g.tile.rows // high)) as i, fn.range(0, -(-cols // broad)) as j:
-            r = fn.min(fn.mul(i.i, high), g.tile.rows - high)
-            s = fn.min(fn.mul(j.i, broad), cols - broad)
-            at = fn.add(fn.mul(r, g.tile.row_bytes), fn.mul(s, c.acc.itemsize))
-            fn.do(
-                f"call void @{name}(ptr {fn.at(a, fn.mul(r, a_step))}, i64 {a_step}, "
-                f"ptr {fn.at(b, fn.mul(s, b_step))}, i64 {b_step}, i64 {count}, ptr {fn.at(tile, at)}, "
-                f"i64 {g.tile.row_bytes})"
-            )
-
-    def _finish(self, tile: str, row: Ix, col: Ix) -> None:
-        c, fn, g = self.c, self.fn, self.g
-        cols = g.partial or g.tile.cols
-        if c.splits == 1:
-            fn.do(
-                f"call void @{c.epilogue.symbol}(ptr %bufs, ptr {tile}, i64 {g.tile.row_bytes}, "
-                f"i64 {self.batch}, i64 {row}, i64 {g.tile.rows}, i64 {col}, i64 {cols})"
-            )
-            return
-        index = fn.add(fn.mul(fn.add(fn.mul(self.batch, c.m), row), c.n), col)
-        at = fn.add(c.partial_at, fn.add(fn.mul(self.split, c.partial_bytes), fn.mul(index, c.acc.itemsize)))
-        emit_partial_store(fn, tile, g.tile, fn.at(self.scratch, at), c.n, g.partial or g.tile.cols)
