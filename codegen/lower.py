@@ -58,6 +58,7 @@ class Lowering:
         self.level: dict[str, int] = {}  # name -> number of the scope that defines it
         self.dtypes: dict[str, DType] = {}
         self.ranges: dict[str, int] = {}  # loop variable -> extent
+        self.divided: dict[str, set[int]] = {}  # loop variable -> constants by which it was divided
         self.tiles: dict[Value, tuple[str, IndexTuple]] = {}
         self.replaced: dict[Value, Any] = {}  # value -> callable(index tuple) -> name
 
@@ -396,6 +397,8 @@ def low_divmod(low: Lowering, index: Index, k: int) -> tuple[Index, Index]:
     known = all(n in low.ranges and c > 0 for n, c in rest.terms)
     if known and rest.const + sum(c * (low.ranges[n] - 1) for n, c in rest.terms) < k:
         return high, rest
+    if len(rest.terms) == 1 and not rest.const and abs(rest.terms[0][1]) == 1:
+        low.divided.setdefault(rest.terms[0][0], set()).add(k)
     i, by = low.affine(index), low.number(k, T.i64)
     args = tuple(low.convert(a, T.u32) for a in (i, by)) if _small(low, index) else (i, by)
     dtype = T.u32 if _small(low, index) else T.i64

@@ -80,29 +80,58 @@ class Scheduler:
     # -- one nest
 
     def _nest(self, group: Group) -> None:
-        _NestBuilder(self, group).run()
+        builder = _NestBuilder(self, group, {})
+        nest = builder.run()
+        splits = builder.wanted_splits()
+        if splits:  # again, with loops fine enough for the reshapes inside
+            builder = _NestBuilder(self, group, splits)
+            nest = builder.run()
+        builder.finish(nest)
 
 
 class _NestBuilder:
     """The nest of one group."""
 
-    def __init__(self, scheduler: Scheduler, group: Group) -> None:
+    def __init__(self, scheduler: Scheduler, group: Group, splits: dict[int, set[int]]) -> None:
         self.s, self.plan, self.outputs = scheduler, group.plan, group.outputs
         self.low = Lowering(scheduler.producers, scheduler.named, scheduler.counter)
-        plan = group.plan
-        self.var = {c: self.low.fresh("p") for c in plan.p} | {c: self.low.fresh("q") for c in plan.q}
+        self.splits = splits
+        self.parts = {c: self._split(c, "p") for c in self.plan.p} | {c: self._split(c, "q") for c in self.plan.q}
+        self.position = {c: _position(parts) for c, parts in self.parts.items()}
         self.partials: dict[Value, tuple[str, int]] = {}
+        self.scratch: list[Buffer] = []
+
+    def _split(self, c: int, stem: str) -> list[tuple[str, int]]:
+        """The loops of a class, outermost first: several where a reshape needs it in pieces."""
+        parts, left = [], self.plan.extent[c]
+        for k in sorted(self.splits.get(c, ())):
+            inner = prod(e for _, e in parts)
+            if k % inner == 0 and k // inner > 1 and left % (k // inner) == 0:
+                parts.insert(0, (self.low.fresh(stem), k // inner))
+                left //= k // inner
+        return [(self.low.fresh(stem), left), *parts]
 
     def index(self, v: Value) -> IndexTuple:
         return self.index_of(self.plan.classes[v])
 
     def index_of(self, classes: Sequence[int]) -> IndexTuple:
-        return tuple(ZERO if c < 0 else Index.var(self.var[c]) for c in classes)
+        return tuple(ZERO if c < 0 else self.position[c] for c in classes)
 
     def axes(self, classes: Sequence[int]) -> list[tuple[str, int]]:
-        return [(self.var[c], self.plan.extent[c]) for c in classes]
+        return [part for c in classes for part in self.parts[c]]
 
-    def run(self) -> None:
+    def wanted_splits(self) -> dict[int, set[int]]:
+        """The divisions of loop variables that the lowering had to compute, by class."""
+        out: dict[int, set[int]] = {}
+        for c, parts in self.parts.items():
+            for name, extent in parts:
+                found = {k for k in self.low.divided.get(name, ()) if extent % k == 0 and k < extent}
+                if found and len(parts) == 1:
+                    out[c] = found
+        return out
+
+    def run(self) -> Nest:
+        """Build the nest."""
         plan = self.plan
         nest = Nest(self.axes(plan.p), plan.kind if plan.p else "rows", 1)
         scope = self.low.open(nest.axes)
@@ -117,7 +146,12 @@ class _NestBuilder:
             split_last(nest, self.low)
         block_transposed(nest, self.low)
         self._chunk(nest)
+        return nest
+
+    def finish(self, nest: Nest) -> None:
+        """Make the nest part of the kernel, with what follows from its partial results."""
         self.s.first.append(nest)
+        self.s.buffers += self.scratch
         self._combine(nest)
 
     def _chunk(self, nest: Nest) -> None:
@@ -217,8 +251,8 @@ class _NestBuilder:
         for op in self.plan.final:
             dtype = fold_dtype(FOLD_OF[op.prim.name], op.operands[0].type.dtype)
             size = op.result.type.size
-            name = f"s{len(self.s.buffers)}"
-            self.s.buffers.append(Buffer(name, dtype, 0, "scratch"))
+            name = self.low.fresh("s")
+            self.scratch.append(Buffer(name, dtype, 0, "scratch"))
             self.partials[op.result] = (name, size)
             nest.partials.append(Partial(name, size, FOLD_OF[op.prim.name], dtype))
         if nest.partials:
@@ -267,6 +301,14 @@ class _NestBuilder:
         coalesce(last, low)
         self._chunk(last)
         self.s.second.append(last)
+
+
+def _position(parts: Sequence[tuple[str, int]]) -> Index:
+    """The position along a class from the variables of its loops."""
+    out = ZERO
+    for name, extent in parts:
+        out = out * extent + Index.var(name)
+    return out
 
 
 def _combiner(low: Lowering, op: Op, buffer: str, size: int, units: int,

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from weft.ir.graph import Graph, Op
 from weft.ir.prims.base import Kind
+from weft.passes.dce import dce
 from weft.passes.fuse_build import build
 from weft.passes.fuse_groups import Grouping
+from weft.passes.fuse_reshape import sink_reshapes
 from weft.passes.fuse_side import side_by_side
 
 refusals: list[tuple[str, str, str]] = []
@@ -37,7 +39,7 @@ def fuse(graph: Graph) -> Graph:
 
 def _fuse(graph: Graph) -> Graph:
     graph = _fuse_regions(graph)
-    grouping = Grouping(graph)
+    grouping = Grouping(dce(sink_reshapes(graph)))
     grouping.run()
     side_by_side(grouping)
     refusals.extend(grouping.refusals)

@@ -214,7 +214,7 @@ class Grouping:
         union = sorted([*a.ops, *b.ops], key=self.number.__getitem__)
         ops = self.with_transparent(union, a, b)
         for op in ops:
-            if op.prim.name == "reshape" and not affine_reshape(op):
+            if op.prim.name == "reshape" and not loops_for_reshape(op):
                 return "the reshape between them would need a division for each element"
         try:
             plan = analyse(ops, self.outputs(union))
@@ -264,8 +264,10 @@ class Grouping:
         """Why the maps of ``a``, which feed the epilogue of ``b``, may not be computed there."""
         if a.form != "loop" or b.form not in ("contract", "conv"):
             return f"{b.form} kernels take no producers"
-        if any(op.prim.kind is not Kind.MAP or op.result.type.shape != b.main.result.type.shape for op in a.ops):
-            return "only maps of the shape of the result join a contraction"
+        shape = b.main.result.type.shape
+        if any(op.prim.kind is not Kind.MAP or (op.result.type.shape != shape and cost_of(op) > CHEAP)
+               for op in a.ops):
+            return "only cheap maps and those of the shape of the result join a contraction"
         if set(self.outputs(a.ops)) & set(self.outputs([*a.ops, *b.ops])):
             return "the maps are wanted elsewhere too"
         if any(n is a for n in self.sources(b.main.operands)):
@@ -346,18 +348,21 @@ def form_of(op: Op) -> str:
     return SINGLE_FORMS.get(kind, PLAIN)
 
 
-def affine_reshape(op: Op) -> bool:
-    """True where an operand index is a sum of multiples of result indices: dims are only split."""
+def loops_for_reshape(op: Op) -> bool:
+    """True where loops over the finer of both shapes give all indices: each dim is split or merged, not both."""
     shape = [d for d in op.operands[0].type.shape if d != 1]
     out = [d for d in op.result.type.shape if d != 1]
-    j = 0
-    for d in shape:
-        n = 1
-        while n < d and j < len(out):
-            n *= out[j]
-            j += 1
-        if n != d:
+    i = j = 0
+    while i < len(shape) or j < len(out):
+        n, m, a, b = shape[i], out[j], 1, 1
+        while n != m:
+            if n < m:
+                n, a = n * shape[i + a], a + 1
+            else:
+                m, b = m * out[j + b], b + 1
+        if a > 1 and b > 1:
             return False
+        i, j = i + a, j + b
     return True
 
 
