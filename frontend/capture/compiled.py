@@ -102,8 +102,8 @@ class Compiled:
         functools.update_wrapper(self, fn, updated=())
         _ALL.add(self)
 
-    @staticmethod
-    def _weft_follow(self: Any) -> Any:
+    def _weft_follow(self) -> Any:
+        """What a walk over the environment looks at in place of this object."""
         return self.fn
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -415,7 +415,8 @@ def compile(
     if hasattr(fn, "named_parameters") and not inspect.isfunction(fn):
         from weft.capture.module import OptimizedModule
 
-        return OptimizedModule(fn, fullgraph, dynamic, settings)
+        module: Any = fn
+        return OptimizedModule(module, fullgraph, dynamic, settings)
     return Compiled(fn, fullgraph, dynamic, settings)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from weft.capture.environment import CALL, MISSING, Environment, Place, same
+from weft.capture.environment import CALL, MISSING, TRACE, Environment, Place, same
 from weft.capture.signature import Code
 from weft.capture.state import EPOCH
 from weft.tensor import Tensor
@@ -85,7 +85,7 @@ class Guards:
     def __init__(self, code: Code, env: Environment, skip: set[tuple[int, Any]]) -> None:
         self.code, self.env = code, env
         self.namespace: dict[str, Any] = {}
-        self.places = _split_places(env.places, skip)
+        self.places = [p for p in _split_places(env.places, skip) if p.when != TRACE]
         self.names: list[str | None] = []
         self.hidden: dict[int, Hidden] = {}
         self.checks: list[str] = []
@@ -191,6 +191,7 @@ _TESTS: dict[str, Callable[[Place, str, str, Code], str]] = {
     ),
     "keys": lambda p, h, v, c: f"list({h}) != {v}",
     "set": lambda p, h, v, c: f"{h} != {v}",
+    "size": lambda p, h, v, c: f"len({h}) != {len(p.holder)}",
     "array": lambda p, h, v, c: f"{h}.tobytes() != {v}",
 }
 

@@ -65,15 +65,18 @@ _FIXED = (
     types.GenericAlias,
     types.UnionType,
     types.CodeType,
-    type(namedtuple("Any", "x").x),
+    type(vars(namedtuple("Any", "x"))["x"]),
     TracedScalar,
 )
 _EVERYTHING = frozenset(
     {"__dict__", "vars", "getattr", "setattr", "delattr", "attrgetter", "asdict", "replace"}
 )
+_PROBES = frozenset(
+    {"hasattr", "getattr", "AttributeError"}
+)  # code that tells a missing attribute from one that is
 # attributes of a weft module or optimizer that only weft's own code touches, and says so by the mutation
 # epoch
-EPOCH, CALL = "epoch", "call"
+EPOCH, CALL, TRACE = "epoch", "call", "trace"
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -81,7 +84,8 @@ class Place:
     """One thing that was read: ``holder[key]`` of a dictionary, the content of a cell, or a whole container.
 
     ``kind``: "item" (dictionary entry, MISSING when absent), "cell", "list" (list, deque), "dict", "set",
-    "array". ``when``: checked at each call, or only when the mutation epoch has moved.
+    "array" (a small one), "attr" (a slot), "size" (of a ``__dict__``). ``when``: checked at each call,
+    only when the mutation epoch has moved, or only after the trace.
     """
 
     kind: str
@@ -106,6 +110,10 @@ def _read_cell(p: Place) -> Any:
         return MISSING
 
 
+def _read_size(p: Place) -> Any:
+    return len(p.holder)
+
+
 _READERS: dict[str, Callable[[Place], Any]] = {
     "item": lambda p: p.holder.get(p.key, MISSING),
     "cell": _read_cell,
@@ -113,6 +121,7 @@ _READERS: dict[str, Callable[[Place], Any]] = {
     "dict": lambda p: list(p.holder.items()),
     "set": lambda p: set(p.holder),
     "array": lambda p: p.holder.copy(),
+    "size": _read_size,
     "keys": lambda p: list(p.holder),
     "attr": lambda p: getattr(p.holder, p.key, MISSING),
 }
@@ -158,6 +167,7 @@ class Environment:
         self._seen: set[int] = set()
         self._todo: deque[tuple[Any, str, str]] = deque()
         self._instances: list[tuple[Any, str, str]] = []
+        self._open: list[tuple[Any, str]] = []  # objects that may get more attributes
         self._done: set[tuple[int, str]] = set()
 
     # -- the walk -------------------------------------------------------------------------------------------
@@ -174,7 +184,13 @@ class Environment:
             for obj, path, when in list(self._instances):
                 self._attributes(obj, path, when)
             if not self._todo and names == len(self.names):
-                return self
+                break
+        when = CALL if self.names & _PROBES else TRACE
+        for obj, path in self._open:
+            size = len(obj.__dict__)
+            self.places.append(Place("size", obj.__dict__, None, size, f"the attributes of {path}", when))
+        self._open.clear()
+        return self
 
     def _drain(self) -> None:
         while self._todo:
@@ -245,6 +261,8 @@ class Environment:
             if name in scope:
                 self._place("item", scope, name, scope[name], f"global `{name}`", CALL)
                 self._note_random(code, scope[name], names)
+            else:  # a builtin, or a global that the code makes
+                self._place("item", scope, name, MISSING, f"global `{name}`", TRACE)
         for const in code.co_consts:
             if isinstance(const, types.CodeType):
                 self._code(const, scope)
@@ -326,6 +344,8 @@ class Environment:
             return
         if hasattr(obj, "__dict__") or _slots(cls):
             self._instances.append((obj, path, when))
+        if hasattr(obj, "__dict__"):
+            self._open.append((obj, path))
 
     def _weft_object(self, obj: Any, path: str) -> None:
         """Every attribute of a module, an optimizer or a subclass: weft's own code may read any of them.
@@ -350,6 +370,8 @@ class Environment:
                 self._lazily_made(value, f"{path}.{key}")
             else:
                 self._todo.append((value, f"{path}.{key}", EPOCH if internal else CALL))
+        if hasattr(obj, "__dict__"):
+            self._open.append((obj, path))
         for name in _slots(type(obj)):
             if name != "__weakref__" and not (name.startswith("__") and name.endswith("__")):
                 self._place("attr", obj, name, getattr(obj, name, MISSING), f"{path}.{name}", CALL)

@@ -37,8 +37,7 @@ class OptimizedModule(Module):
         compiled.name = type(module).__name__
         object.__setattr__(self, "_compiled", compiled)
 
-    @staticmethod
-    def _weft_follow(self: Any) -> Any:
+    def _weft_follow(self) -> Any:
         return self._modules["_orig_mod"]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -32,12 +33,12 @@ class OutputWriter(SourceFinder):
             return self.number(o._weft_expr)
         if id(o) in self.sig.containers and not isinstance(o, tuple):
             return self.sig.containers[id(o)]
-        kind = type(o)
+        kind: Any = type(o)
         if kind in (list, tuple, set) or (isinstance(o, tuple) and hasattr(o, "_fields")):
             return self._sequence_out(o)
-        if kind is dict:
+        if isinstance(o, dict) and kind in (dict, OrderedDict):
             pairs = ", ".join(f"{self.code.const(k, 'k')}: {self._output(v)}" for k, v in o.items())
-            return "{" + pairs + "}"
+            return "{" + pairs + "}" if kind is dict else f"{self.code.const(kind, 'T')}({{{pairs}}})"
         if isinstance(o, CONSTANTS) or o == ():
             return self.code.const(o, "o") if o is not None else "None"
         if any(x is o for x in (*self.sig.keep, *self.env.keep)):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import types
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ class Planner(CallWriter):
         if inexact is not None:
             types_ = [t for _, t in inexact]
             backward = BackwardPlan(
-                split, types_, lambda g: self.compile_graph(g, name=f"{self.name}_backward"), self.name
+                split, types_, partial(self.compile_graph, name=f"{self.name}_backward"), self.name
             )
         source, namespace = self._source(writes, donate, expression, backward, split)
         return Plan(

@@ -8,6 +8,7 @@ segment, gives every live captured tensor its array and starts the next segment.
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from weft.ir import prims as P
 from weft.ir.graph import Graph, GraphBuilder, Value
 from weft.ir.prims.base import Interpreter, Primitive
 from weft.ir.types import CPU, TensorType, f64, i64
+from weft.passes.autodiff import backprop
 from weft.tensor import Tensor
 
 Run = Callable[[Graph, list[Any]], Sequence[np.ndarray]]
@@ -113,15 +115,16 @@ class Segment:
 
 
 class Recorder(Interpreter):
-    """Captures operations. ``run(graph, arrays)`` executes a segment; ``fullgraph`` makes a break an error.
+    """Captures operations. ``run(graph, arrays)`` executes a segment; ``fullgraph`` makes a break an error;
+    with ``tracing`` even the value of an input counts as one, since a graph would not follow it.
 
     ``breaks`` lists (user's line, reason); ``states`` the autograd state that concrete tensors had before.
     """
 
     recording = True
 
-    def __init__(self, run: Run, fullgraph: bool = False, name: str = "main") -> None:
-        self.run, self.fullgraph, self.name = run, fullgraph, name
+    def __init__(self, run: Run, fullgraph: bool = False, name: str = "main", tracing: bool = False) -> None:
+        self.run, self.fullgraph, self.name, self.tracing = run, fullgraph, name, tracing
         self.log = ScalarLog()
         self.leaves: list[tuple[Any, Any]] = []  # where traced numbers come from; and what to call them
         self.labels: list[str] = []
@@ -201,10 +204,10 @@ class Recorder(Interpreter):
 
     def concretize(self, t: Tensor, why: str) -> np.ndarray:
         """The tensor's array: ends the segment. RuntimeError under ``fullgraph``, naming the user's line."""
-        if self.fullgraph or type(t._data) is Value or id(t) in self.segment.written or not self.breaks:
+        if self.tracing or type(t._data) is Value or id(t) in self.segment.written:
             self.flush(why)
-        self.meet(t)
-        return t._data
+        data: Any = t._data
+        return data
 
     def scalar(self, x: TracedScalar) -> Value:
         """A traced Python number as a 0-d input (f64 or i64)."""
@@ -270,6 +273,8 @@ class Recorder(Interpreter):
                 ]
             )
         )
+        if in_backward():  # the walk holds cotangents that no tensor shows
+            wanted = list(dict.fromkeys([*wanted, *(r for op in seg.builder.ops for r in op.results)]))
         arrays = self._execute(seg, wanted)
         for key, t in seg.written.items():
             np.copyto(t._data, arrays[seg.current[key]])
@@ -335,6 +340,16 @@ class Recorder(Interpreter):
         return [
             s for n in nodes for s in (*n.operands, *n.results) if type(s) is Saved and type(s.data) is Value
         ]
+
+
+def in_backward() -> bool:
+    """Whether a hook of a backward walk is running."""
+    f = sys._getframe(1)
+    while f is not None:
+        if f.f_code is backprop.__code__:
+            return True
+        f = f.f_back
+    return False
 
 
 def plain_attr(a: Any) -> Any:

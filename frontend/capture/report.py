@@ -184,8 +184,8 @@ def machine_limits() -> dict[str, float]:
     if not _limits:
         a = np.ones((768, 768), np.float32)
         np.matmul(a, a)
-        t = min(_time(lambda: np.matmul(a, a)) for _ in range(5))
+        t = min(_time(lambda: np.matmul(a, a)) for _ in range(12))
         big, to = np.ones(1 << 24, np.uint8), np.ones(1 << 24, np.uint8)
-        copy = min(_time(lambda: np.copyto(to, big)) for _ in range(5))
+        copy = min(_time(lambda: np.copyto(to, big)) for _ in range(12))
         _limits.update(flops=2 * 768**3 / t, bytes=2 * big.nbytes / copy)
     return _limits

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from weft.capture.entry import Guards, Hidden, Miss
@@ -157,7 +157,7 @@ SYMBOLS = {
 }
 
 
-def spell(expr: tuple[Any, ...], labels: Sequence[str]) -> str:
+def spell(expr: tuple[Any, ...], labels: list[str]) -> str:
     """A traced number's expression in words."""
     head = expr[0]
     if head == "leaf":

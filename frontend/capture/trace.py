@@ -76,7 +76,7 @@ def trace(
 
     What ``fn`` raises comes through, after the writes it made before.
     """
-    rec = Recorder(run, fullgraph, name)
+    rec = Recorder(run, fullgraph, name, tracing=True)
     code = Code()
 
     def number(x: float, var: str, label: str) -> TracedScalar:

@@ -66,6 +66,7 @@ def test_closure_value_changed() -> None:
 
 
 GLOBAL = 3.0
+MADE_BY_A_CALL = 5
 GLOBAL_TENSOR = weft.tensor([1.0, 2.0, 3.0])
 
 
@@ -317,6 +318,44 @@ def test_attribute_set_on_self() -> None:
         return [*out, c.calls, c.last]
 
     check(scenario)
+
+
+def test_new_attributes_and_new_globals() -> None:
+    class Holder:
+        pass
+
+    def scenario(decorate: Any) -> Any:
+        global MADE_BY_A_CALL
+        h, k = Holder(), Holder()
+        del MADE_BY_A_CALL
+
+        @decorate
+        def f(x: weft.Tensor) -> weft.Tensor:
+            global MADE_BY_A_CALL
+            h.flag = True  # type: ignore[attr-defined]
+            MADE_BY_A_CALL = 5
+            return x * (2 if hasattr(k, "double") else 1)
+
+        out = [f(x3()), h.flag, MADE_BY_A_CALL]  # type: ignore[attr-defined]
+        for i in range(4):
+            del h.flag, MADE_BY_A_CALL
+            if i == 2:
+                k.double = True  # type: ignore[attr-defined]
+            out += [f(x3()), h.flag, MADE_BY_A_CALL]
+        return out
+
+    check(scenario)
+
+
+def test_an_attribute_that_appears() -> None:
+    class Holder:
+        pass
+
+    k = Holder()
+    f = weft.compile(lambda x: x * getattr(k, "scale", 1.0), fullgraph=True)
+    assert_close(f(x3()), x3())
+    k.scale = 4.0  # type: ignore[attr-defined]
+    assert_close(f(x3()), x3() * 4)
 
 
 def test_tensor_stored_in_a_list_outside() -> None:
@@ -1106,6 +1145,24 @@ def test_hook_inside_and_outside() -> None:
         x.register_hook(lambda g: g * 10)
         f(x).backward()
         return x.grad
+
+    check(scenario)
+
+
+def test_hooks_inside_that_ask_for_values() -> None:
+    def scenario(decorate: Any) -> Any:
+        seen = []
+
+        @decorate
+        def f(x: weft.Tensor) -> weft.Tensor:
+            h = x * 2
+            h.register_hook(lambda g: seen.append(g.sum().item()))
+            y = (h * h).sum()
+            y.backward()
+            return y.detach()
+
+        xs = [(x3() * k).requires_grad_(True) for k in range(1, 5)]
+        return [f(x) for x in xs], [x.grad for x in xs], seen
 
     check(scenario)
 
