@@ -60,10 +60,8 @@ class _Formatter:
             return
         wide = flat.astype(np.float64)
         shown = np.abs(wide[np.isfinite(wide) & (wide != 0)])
-        if shown.size == 0:
-            self.width = max([1, *(len(self.plain(v)) for v in wide.tolist())])
-            return
-        self._choose(wide, shown)
+        if shown.size:
+            self._choose(wide, shown)
 
     def _choose(self, wide: np.ndarray, shown: np.ndarray) -> None:
         low, high = float(shown.min()), float(shown.max())
@@ -81,8 +79,6 @@ class _Formatter:
         else:
             texts = [f"{v:.{p}f}" for v in nonzero]
         self.width = max(self.width, *(len(t) for t in texts))
-        specials = wide[~np.isfinite(wide)].tolist()
-        self.width = max([self.width, *(len(self.plain(v)) for v in specials)])
 
     def plain(self, v: Any) -> str:
         if not self.floating:
