@@ -37,13 +37,13 @@ class Code(Function):
         self, begin: Ix, end: Ix, step: Ix = 1, carried: Sequence[tuple[str, str]] = (), runs: bool = False
     ) -> Iterator[Turn]:
         """for i in range(begin, end, step), carrying (type, initial value) pairs. One turn makes no loop."""
-        known = isinstance(begin, int) and isinstance(end, int)
-        if known and isinstance(step, int) and begin < end <= begin + step:
-            turn = Turn(begin, [v for _, v in carried])
-            yield turn
-            turn.out = list(turn.next)
-            return
-        runs = runs or (known and int(begin) < int(end))
+        if isinstance(begin, int) and isinstance(end, int):
+            if isinstance(step, int) and begin < end <= begin + step:
+                turn = Turn(begin, [v for _, v in carried])
+                yield turn
+                turn.out = list(turn.next)
+                return
+            runs = runs or begin < end
         with self.loop(str(begin), str(end), str(step), list(carried), runs) as scope:
             turn = Turn(scope.var, [p.name for p in scope.phis])
             yield turn

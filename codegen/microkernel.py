@@ -92,8 +92,8 @@ def outer_kernel(fn: Code, tile: Tile, *, step: str, accumulate: bool = False, m
     aks = size if step == "k" else "%aks"
     mask = tail_mask(k, "%n", lanes) if masked else None
     slots = [(r, v, r * tile.vectors + v) for r in range(tile.rows) for v in range(tile.vectors)]
-    # With few rows each keeps a register of its own and all share the index: no additions in the loop. The empty
-    # assembly hides how the addresses are related, which LLVM would turn back into a chain of additions.
+    # With few rows each keeps a register of its own and all share the index: no additions in the loop. The
+    # empty assembly hides how the addresses are related: LLVM would turn it back into a chain of additions.
     bases: list[str] = []
     if step == "k" and tile.rows <= _OWN_POINTERS:
         rows = [k.at("%a", k.mul(r, "%ars")) for r in range(tile.rows)]
