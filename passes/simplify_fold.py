@@ -63,6 +63,8 @@ def _small_array(r: Rewriter, v: Value) -> np.ndarray | None:
     op = r.producer(v)
     if op is None or op.prim.kind is not Kind.SOURCE or op.results[0].type.size > MAX_FOLDED:
         return None
+    if op.prim.name == "iota":
+        return None  # a loop computes it from its index, and rules know it
     return op.prim.evaluate((), op.attrs)[0]
 
 
@@ -140,7 +142,9 @@ def map_before_broadcast(r: Rewriter, op: Op) -> Rewritten:
 
 @FOLDING.on("*")
 def map_before_reshape(r: Rewriter, op: Op) -> Rewritten:
-    """A map of operands that are reshaped alike is computed in the old shape: reshapes move down and meet."""
+    """A map of operands that gain or lose axes of length 1 alike is computed before: such reshapes move down
+    and meet. A reshape that merges axes stays: next to a parameter it is free, inside a loop it is not.
+    """
     if op.prim.kind is not Kind.MAP or len(op.results) != 1:
         return None
     makers = [r.producer(v) for v in op.operands]
@@ -150,6 +154,8 @@ def map_before_reshape(r: Rewriter, op: Op) -> Rewritten:
     if len(shapes) != 1:
         return None
     (shape,) = shapes
+    if [d for d in shape if d != 1] != [d for d in op.result.type.shape if d != 1]:
+        return None
     operands = [_small_operand(r, v, shape) for v in op.operands]
     return r.emit("reshape", r.emit(op.prim, *operands, **op.attrs), shape=op.result.type.shape)
 

@@ -70,6 +70,18 @@ def permute_of_broadcast(r: Rewriter, op: Op) -> Rewritten:
 
 
 @SHAPE.on("permute")
+def permute_without_units(r: Rewriter, op: Op) -> Rewritten:
+    """Axes of length 1 go into reshapes around a permutation of the others."""
+    x, perm = op.operands[0], op.attrs["perm"]
+    long = long_axes(x.type.shape)
+    if len(long) == x.type.ndim:
+        return None
+    order = tuple(long.index(p) for p in perm if x.type.shape[p] != 1)
+    moved = r.emit("permute", r.reshape(x, squeezed(x.type.shape)), perm=order)
+    return r.reshape(moved, op.result.type.shape)
+
+
+@SHAPE.on("permute")
 def permute_of_product(r: Rewriter, op: Op) -> Rewritten:
     """A transposed contraction is the contraction of the operands the other way round."""
     dot = r.producer(op.operands[0], "dot_general")
@@ -104,6 +116,63 @@ def slice_of_slice(r: Rewriter, op: Op) -> Rewritten:
     step = tuple(a * b for a, b in _each(steps, op.attrs["step"]))
     stop = tuple(a + extent(n, s) for a, s, n in _each(start, step, sizes))
     return r.emit("slice", inner.operands[0], start=start, stop=stop, step=step)
+
+
+@SHAPE.on("slice")
+def slice_of_permute(r: Rewriter, op: Op) -> Rewritten:
+    inner = r.producer(op.operands[0], "permute")
+    if inner is None:
+        return None
+    perm = inner.attrs["perm"]
+    back = [perm.index(i) for i in range(len(perm))]
+    start, stop, step = (tuple(op.attrs[k][i] for i in back) for k in ("start", "stop", "step"))
+    kept = r.emit("slice", inner.operands[0], start=start, stop=stop, step=step)
+    return r.emit("permute", kept, perm=perm)
+
+
+@SHAPE.on("slice")
+def slice_of_reshape(r: Rewriter, op: Op) -> Rewritten:
+    """Where each axis of the operand stays one, or is split and cut along the first part only."""
+    inner = r.producer(op.operands[0], "reshape")
+    if inner is None or op.result.type.size == 0:
+        return None
+    x, new = inner.operands[0], inner.result.type.shape
+    groups = _splits(x.type.shape, new)
+    if groups is None:
+        return None
+    start, stop, step = [], [], []
+    for d, group in zip(x.type.shape, groups, strict=True):
+        cut = [i for i in group if op.result.type.shape[i] != new[i]]
+        if not cut:
+            start, stop, step = [*start, 0], [*stop, d], [*step, 1]
+            continue
+        i, rest = cut[0], prod(new[j] for j in group if j > cut[0])
+        before = prod(new[j] for j in group if j < cut[0])
+        if len(cut) > 1 or before != 1 or (rest != 1 and op.attrs["step"][i] != 1):
+            return None
+        start, stop = [*start, op.attrs["start"][i] * rest], [*stop, op.attrs["stop"][i] * rest]
+        step.append(op.attrs["step"][i])
+    kept = r.emit("slice", x, start=tuple(start), stop=tuple(stop), step=tuple(step))
+    return r.reshape(kept, op.result.type.shape)
+
+
+def _splits(old: Sequence[int], new: Sequence[int]) -> list[list[int]] | None:
+    """For each axis of ``old`` the axes of ``new`` that it was split into; None where axes were merged."""
+    groups: list[list[int]] = []
+    i = 0
+    for d in old:
+        group: list[int] = []
+        size = 1
+        while i < len(new) and size < d:
+            group.append(i)
+            size *= new[i]
+            i += 1
+        if size != d:
+            return None
+        groups.append(group)
+    if any(new[j] != 1 for j in range(i, len(new))):
+        return None
+    return groups
 
 
 def _each(*sequences: Sequence[int]):
@@ -194,8 +263,9 @@ def _same_region(read: Op, written: Op) -> bool:
     shape = written.operands[1].type.shape
     if read.result.type.shape != shape or read.attrs["start"] != written.attrs["start"]:
         return False
-    return all(a == b or n <= 1 for a, b, n in zip(read.attrs["step"], written.attrs["step"], shape,
-    strict=True))
+    return all(
+        a == b or n <= 1 for a, b, n in zip(read.attrs["step"], written.attrs["step"], shape, strict=True)
+    )
 
 
 @SHAPE.on("update_slice")
@@ -265,3 +335,39 @@ def gather_of_one_row(r: Rewriter, op: Op) -> Rewritten:
     stop = tuple(i + 1 if a in axes else d for a, d in enumerate(shape))
     row = r.emit("slice", x, start=start, stop=stop, step=(1,) * x.type.ndim)
     return r.reshape(row, op.result.type.shape)
+
+
+def counts_rows(r: Rewriter, index: Value) -> bool:
+    """Whether an index [n, 1] is 0, 1 ... n - 1."""
+    made = r.producer(index)
+    if made is not None and made.prim.name == "reshape":
+        made = r.producer(made.operands[0])
+    shape = index.type.shape
+    if made is None or made.prim.name != "iota" or len(shape) != 2 or shape[1] != 1:
+        return False
+    counted = made.result.type.shape
+    return counted[made.attrs["axis"]] == shape[0]
+
+
+@SHAPE.on("gather")
+def gather_in_order(r: Rewriter, op: Op) -> Rewritten:
+    """The first n rows are a slice."""
+    (x, index), axes = op.operands, op.attrs["axes"]
+    if axes != (0,) or not counts_rows(r, index) or index.type.shape[0] > x.type.shape[0]:
+        return None
+    stop = (index.type.shape[0], *x.type.shape[1:])
+    return r.emit("slice", x, start=(0,) * x.type.ndim, stop=stop, step=(1,) * x.type.ndim)
+
+
+@SHAPE.on("scatter")
+def scatter_in_order(r: Rewriter, op: Op) -> Rewritten:
+    """Writing or adding to the first n rows is a static write."""
+    (x, index, update), axes, mode = op.operands, op.attrs["axes"], op.attrs["mode"]
+    if axes != (0,) or mode not in ("set", "add") or not counts_rows(r, index):
+        return None
+    if index.type.shape[0] > x.type.shape[0]:
+        return None
+    start, step = (0,) * x.type.ndim, (1,) * x.type.ndim
+    if mode == "add":
+        update = r.emit("add", r.emit("slice", x, start=start, stop=update.type.shape, step=step), update)
+    return r.emit("update_slice", x, update, start=start, step=step)

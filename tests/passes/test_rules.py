@@ -235,6 +235,38 @@ ROWS: list[tuple[Callable[[Graph], Graph], str, str, list[str] | None]] = [
         "%y = reshape(%x) {shape=(3,1)}\n%z = log(%y)\n%w = reshape(%z) {shape=(3)}",
         ["log"],
     ),
+    (
+        simplify,
+        "%x: f32[3,4]",
+        "%y = permute(%x) {perm=(1,0)}\n%z = slice(%y) {start=(1,0), stop=(3,3), step=(1,1)}",
+        ["slice", "permute"],
+    ),
+    (
+        simplify,
+        "%x: f32[2,12]",
+        "%y = reshape(%x) {shape=(2,3,4)}\n%z = slice(%y) {start=(0,1,0), stop=(2,2,4), step=(1,1,1)}",
+        ["slice", "reshape"],
+    ),
+    (
+        simplify,
+        "%x: f32[2,12]",
+        "%y = reshape(%x) {shape=(2,3,4)}\n%z = slice(%y) {start=(0,0,1), stop=(2,3,2), step=(1,1,1)}",
+        None,
+    ),
+    (simplify, "%x: f32[3,1,4]", "%y = permute(%x) {perm=(2,1,0)}", ["reshape", "permute", "reshape"]),
+    (
+        simplify,
+        "%x: f32[5,4]",
+        "%i = iota() {axis=0, dtype=i64, shape=(3)}\n%j = reshape(%i) {shape=(3,1)}\n"
+        "%y = gather(%x, %j) {axes=(0)}",
+        ["slice"],
+    ),
+    (
+        simplify,
+        "%x: f32[5,4], %u: f32[3,4]",
+        '%i = iota() {axis=0, dtype=i64, shape=(3,1)}\n%y = scatter(%x, %i, %u) {axes=(0), mode="add"}',
+        ["slice", "add", "update_slice"],
+    ),
     # reductions
     (simplify, "%x: f32[3,4,2]", "%y = sum(%x) {axes=(1)}\n%z = sum(%y) {axes=(0)}", ["sum"]),
     (simplify, "%x: bf16[3,4,2]", "%y = sum(%x) {axes=(1)}\n%z = sum(%y) {axes=(0)}", None),
