@@ -16,8 +16,8 @@ from typing import NamedTuple
 from weft.codegen.kernel import Phase
 from weft.codegen.target import Target
 
-INLINE_NS = 15_000.0  # work below this is not worth waking another thread
-CHUNK_NS = 8_000.0  # least work in one chunk of a parallel region
+INLINE_NS = 25_000.0  # work below this is not worth waking another thread (estimates are for cold caches)
+CHUNK_NS = 10_000.0  # least work in one chunk of a parallel region
 
 
 class Loc(NamedTuple):

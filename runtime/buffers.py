@@ -10,7 +10,8 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import threading
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,10 @@ from weft.runtime import stats
 ALIGN = 64
 SMALL = 4096  # below this numpy's own allocator is faster, and alignment does not matter
 _HUGE = 2 << 20
-_GRANULES = 8  # size classes per power of two: at most 12.5% of a block is wasted
+_LARGE = 1 << 20  # blocks whose return is worth a look at the limit
 
 
+@lru_cache(4096)
 def size_class(nbytes: int) -> int:
     """The size of the block that serves a request of ``nbytes``."""
     step = max(ALIGN, 1 << max(0, (nbytes - 1).bit_length() - 4)) if nbytes > ALIGN else ALIGN
@@ -30,14 +32,15 @@ def size_class(nbytes: int) -> int:
 
 
 class Block:
-    """Memory of one size class, aligned; ``owner`` keeps it mapped."""
+    """Aligned memory of one size class. ``owner`` keeps it mapped, ``lease(address)`` makes an object that
+    stands on it, ``free`` is the list it goes back to."""
 
-    __slots__ = ("address", "lease_type", "owner", "pool", "size")
+    __slots__ = ("address", "free", "lease", "owner", "size")
 
-    def __init__(self, size: int, pool: Pool) -> None:
-        self.size, self.pool = size, pool
+    def __init__(self, size: int, free: list[Block]) -> None:
+        self.size, self.free = size, free
         self.owner, self.address = _map(size)
-        self.lease_type = _lease_type(size)
+        self.lease = _lease_type(size).from_address
 
 
 def _map(size: int) -> tuple[Any, int]:
@@ -52,63 +55,63 @@ def _map(size: int) -> tuple[Any, int]:
     return region, -(-start // _HUGE) * _HUGE
 
 
-_lease_types: dict[int, Any] = {}
-
-
+@lru_cache(None)
 def _lease_type(size: int) -> Any:
-    """A ctypes array type whose instances stand on a block and return it to its pool when they die."""
-    found = _lease_types.get(size)
-    if found is None:
-        def release(self: Any) -> None:
-            block = self.__dict__.get("block")
-            if block is not None:
-                block.pool.give_back(block)
+    """A ctypes array type whose instances stand on a block and return it to its list when they die."""
+    return type("Lease", (ctypes.c_char * size,), {"__del__": _release})
 
-        found = _lease_types[size] = type("Lease", (ctypes.c_char * size,), {"__del__": release})
-    return found
+
+def _release(lease: Any) -> None:
+    block = lease.block
+    block.free.append(block)
+    if block.size >= _LARGE:
+        POOL.trim(block)
 
 
 class Pool:
-    """Free lists of blocks by size. List append and pop are atomic under the GIL, so the fast path takes no
-    lock."""
+    """Free lists of blocks by size. Their append and pop are atomic under the GIL: no lock is needed."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.cached = 0
         self._free: dict[int, list[Block]] = {}
-        self._lock = threading.Lock()
+
+    def free_list(self, size: int) -> list[Block]:
+        """The unused blocks of a size class."""
+        return self._free.setdefault(size, [])
 
     def take(self, nbytes: int) -> Block:
         """A block of at least ``nbytes``; its contents are undefined."""
         size = size_class(nbytes)
-        free = self._free.get(size)
-        if free:
-            try:
-                block = free.pop()
-            except IndexError:
-                pass  # another thread took the last one
-            else:
-                self.cached -= size
-                return block
-        stats.count("blocks_allocated")
-        stats.count("bytes_allocated", size)
-        return Block(size, self)
+        free = self.free_list(size)
+        try:
+            return free.pop()
+        except IndexError:
+            stats.count("blocks_allocated")
+            stats.count("bytes_allocated", size)
+            return Block(size, free)
 
     def give_back(self, block: Block) -> None:
-        """Make a block available again, or let it go when the cache is full."""
-        if self.cached + block.size > self.limit:
-            return
-        self.cached += block.size
-        free = self._free.get(block.size)
-        if free is None:
-            free = self._free.setdefault(block.size, [])
-        free.append(block)
+        """Make a block available again."""
+        block.free.append(block)
+        self.trim(block)
+
+    @property
+    def cached(self) -> int:
+        """Bytes in unused blocks."""
+        return sum(size * len(free) for size, free in list(self._free.items()))
+
+    def trim(self, keep: Block) -> None:
+        """Where the unused blocks are over the limit, let go of all but those of the size that is in use."""
+        if self.cached > self.limit:
+            for size, free in list(self._free.items()):
+                if size != keep.size:
+                    free.clear()
+            del keep.free[max(1, self.limit // keep.size) :]
 
     def empty_cache(self) -> None:
         """Return all unused blocks to the system."""
-        with self._lock:
-            self._free = {}
-            self.cached = 0
+        for free in list(self._free.values()):
+            free.clear()
 
 
 def _default_limit() -> int:
@@ -125,19 +128,27 @@ POOL = Pool(_default_limit())
 def lease(nbytes: int) -> tuple[Any, int]:
     """(object that holds the memory, its address); the memory is recycled when the object dies."""
     block = POOL.take(nbytes)
-    held = block.lease_type.from_address(block.address)
+    held = block.lease(block.address)
     held.block = block
     return held, block.address
 
 
-def empty_np(shape: tuple[int, ...], dtype: np.dtype[Any], nbytes: int) -> np.ndarray:
-    """An uninitialised C-contiguous array of ``nbytes`` bytes in all."""
+def maker(shape: tuple[int, ...], dtype: np.dtype[Any], nbytes: int) -> Callable[[], np.ndarray]:
+    """A function that makes uninitialised arrays of one shape: what does not change is done here."""
     if nbytes < SMALL:
-        return np.empty(shape, dtype)
-    block = POOL.take(nbytes)
-    held = block.lease_type.from_address(block.address)
-    held.block = block
-    return np.ndarray(shape, dtype, held)
+        return partial(np.empty, shape, dtype)
+    pop, array, take = POOL.free_list(size_class(nbytes)).pop, np.ndarray, POOL.take
+
+    def make() -> np.ndarray:
+        try:
+            block = pop()
+        except IndexError:
+            block = take(nbytes)
+        held = block.lease(block.address)
+        held.block = block
+        return array(shape, dtype, held)
+
+    return make
 
 
 def empty(shape: tuple[int, ...], dtype: DType) -> np.ndarray:
@@ -150,7 +161,10 @@ def empty(shape: tuple[int, ...], dtype: DType) -> np.ndarray:
     nbytes = dtype.itemsize
     for d in shape:
         nbytes *= d
-    return empty_np(shape, dtype.np, nbytes)
+    if nbytes < SMALL:
+        return np.empty(shape, dtype.np)
+    memory: Any = lease(nbytes)[0]
+    return np.ndarray(shape, dtype.np, memory)
 
 
 def empty_cache() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 from weft.codegen.entry import (
@@ -70,10 +69,7 @@ def lower(graph: Graph) -> Any:
     """Run the pipeline (imported here: it pulls in all passes)."""
     from weft.passes.pipeline import lower as run
 
-    try:
-        return run(graph, "cpu")
-    except ModuleNotFoundError:
-        return SimpleNamespace(stages=[("captured", graph)], graph=graph)
+    return run(graph, "cpu")
 
 
 def build(graph: Graph, target: Target, donate: Mapping[int, int]) -> Built:
@@ -155,8 +151,6 @@ class _Builder:
                 code = emit_kernel(op, self.target, f"k{len(self.codes)}_{name}")
             except Unsupported as e:
                 code = e
-            except ModuleNotFoundError as e:
-                code = Unsupported(str(e))
             else:
                 self.parts.append(code.llvm)
                 self.declares |= code.declares

@@ -86,7 +86,7 @@ def _grow(slots: Any, need: int) -> None:
     k = max(idle, key=lambda k: slots[3 * k + 1])
     old = _blocks.pop(k, None)
     if old is not None:
-        old.pool.give_back(old)
+        buffers.POOL.give_back(old)
     block = _blocks[k] = buffers.POOL.take(need)
     slots[3 * k + 1], slots[3 * k + 2] = block.size, block.address
 
@@ -98,7 +98,7 @@ def release_arenas() -> None:
         if native and not native[2][3 * k]:
             native[2][3 * k + 1] = 0
             block = _blocks.pop(k)
-            block.pool.give_back(block)
+            buffers.POOL.give_back(block)
 
 
 def native_runner(
@@ -141,7 +141,7 @@ def _out_spec(t: TensorType, donated: int | None) -> list[int]:
     if donated is None:
         donated = -1
         if t.nbytes >= buffers.SMALL:
-            make = partial(buffers.empty_np, t.shape, t.dtype.np, t.nbytes)
+            make = buffers.maker(t.shape, t.dtype.np, t.nbytes)
             _kept.append(make)
             donated, alloc = -2, id(make)
     return [donated, t.ndim, _dims(t), id(t.dtype.np), alloc]

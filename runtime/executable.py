@@ -98,8 +98,8 @@ class Executable:
         self.runner = self.native_runner(self._general) or self._general
 
     def native_runner(self, slow: Callable[..., Any]) -> Callable[..., Any] | None:
-        """A native call of this executable that turns to ``slow(*arrays)`` where the arrays are not as expected; None
-        where native calls cannot be used."""
+        """A native call that turns to ``slow(*arrays)`` where the arrays are not as expected;
+        None where native calls cannot be used."""
         a = self.artifact
         return callpath.native_runner(
             self.in_types, self.out_types, self.donate, self._address, a.arena_bytes, self._context,

@@ -64,11 +64,16 @@ def test_empty_cache_and_limit():
     assert buffers.POOL.cached > 0
     buffers.empty_cache()
     assert buffers.POOL.cached == 0
-    small = buffers.Pool(limit=100_000)
-    blocks = [small.take(60_000) for _ in range(3)]
-    for b in blocks:
-        small.give_back(b)
-    assert 0 < small.cached <= 100_000
+
+
+def test_over_the_limit_other_sizes_are_let_go():
+    pool = buffers.Pool(limit=300_000)
+    few, many = [pool.take(50_000)], [pool.take(120_000) for _ in range(4)]
+    for b in few + many:
+        pool.give_back(b)
+    assert 0 < pool.cached <= 300_000 and not pool.free_list(buffers.size_class(50_000))
+    pool.give_back(pool.take(1_000_000))
+    assert pool.cached <= buffers.size_class(1_000_000)
 
 
 def test_threads_never_share_a_block():
