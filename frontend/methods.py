@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 from weft import indexing
 from weft.autograd import hooks
 from weft.autograd.engine import backward as _backward
+from weft.ops import activation as A
 from weft.ops import convert as C
 from weft.ops import index as X
 from weft.ops import inplace as I
@@ -17,6 +17,7 @@ from weft.ops import math as M
 from weft.ops import reduce as R
 from weft.ops import shape as S
 from weft.ops import sort as O
+from weft.random import IN_PLACE
 from weft.tensor import Tensor
 
 
@@ -202,7 +203,7 @@ def attach() -> None:
     for module, names in INPLACE.items():
         for name in names:
             setattr(Tensor, name + "_", I.inplace(getattr(module, name)))
-    for name, fn in C.CASTS.items():
+    for name, fn in (*C.CASTS.items(), *IN_PLACE.items()):
         setattr(Tensor, name, fn)
     for name in ("copy_", "fill_", "zero_", "set_", "fill_diagonal_", "resize_"):
         setattr(Tensor, name, getattr(I, name))
@@ -229,13 +230,11 @@ def attach() -> None:
         "divide": M.div,
         "dim_order": lambda self: tuple(range(self.ndim)),
         "broadcast_to": S.broadcast_to_,
-        "softmax": functools.partial(_functional, "softmax"),
-        "log_softmax": functools.partial(_functional, "log_softmax"),
+        "softmax": A.softmax,
+        "log_softmax": A.log_softmax,
     }
     for name, fn in extra.items():
         setattr(Tensor, name, fn)
-    Tensor.softmax = lambda self, dim, dtype=None: _functional("softmax", self, dim, dtype)  # type: ignore
-    Tensor.log_softmax = lambda self, dim, dtype=None: _functional("log_softmax", self, dim, dtype)  # type: ignore
     properties = {
         "T": S.reversed_dims,
         "mT": S.matrix_transpose,
@@ -248,9 +247,3 @@ def attach() -> None:
     for name, fn in properties.items():
         setattr(Tensor, name, property(fn))
     _attach_operators()
-
-
-def _functional(name: str, x: Tensor, dim: int, dtype: Any = None) -> Tensor:
-    from weft.ops import activation
-
-    return getattr(activation, name)(x, dim, dtype=dtype)

@@ -161,7 +161,7 @@ def test_saved_value_modified() -> None:
     y = x.exp()
     y.add_(1)
     with pytest.raises(
-        RuntimeError, match="modified by an inplace operation.*is at version 1; expected version 0"
+        RuntimeError, match=r"modified by an inplace operation.*is at version 1; expected version 0"
     ):
         y.sum().backward()
 

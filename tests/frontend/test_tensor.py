@@ -55,7 +55,7 @@ def test_python_conversions() -> None:
     (lambda: torch.ones(1, requires_grad=True).numpy(), RuntimeError, "Can't call numpy"),
     (lambda: torch.ones(2) + "a", TypeError, "unsupported operand"),
     (lambda: torch.exp([1.0]), TypeError, "must be Tensor"),
-    (lambda: torch.ones(2) + torch.ones(3), RuntimeError, r"size of tensor a \(2\) must match the size of tensor b"),
+    (lambda: torch.ones(2) + torch.ones(3), RuntimeError, "must match the size of tensor b"),
     (lambda: torch.ones(2).bad, AttributeError, "bad"),
 ])  # fmt: skip
 def test_errors(call: Any, kind: type[Exception], text: str) -> None:
@@ -226,7 +226,7 @@ def test_array_protocol() -> None:
     assert torch.as_tensor(np.ones(2)).dtype is torch.float64
     with pytest.raises(ValueError, match="negative"):
         torch.from_numpy(np.arange(3)[::-1])
-    with pytest.raises(TypeError, match="expected np.ndarray"):
+    with pytest.raises(TypeError, match="expected np"):
         torch.from_numpy([1])
 
 
