@@ -65,10 +65,10 @@ class Scheduler:
 
     def _groups(self) -> list[Group]:
         """Connected parts, each with its plan. Where there is none, each result by itself: right, if not fast."""
-        parts = connected(self.region.ops)
-        groups = []
-        for ops in parts:
-            made = {r for op in ops for r in op.results}
+        parts = connected(self.region.ops, list(self.stores))
+        groups: list[Group] = []
+        for ops, own in parts:
+            made = {r for op in own for r in op.results}
             outputs = [v for v in self.stores if v in made]
             if outputs:
                 try:
@@ -336,11 +336,18 @@ def _combiner(low: Lowering, op: Op, buffer: str, size: int, units: int,
     return read
 
 
-def connected(ops: Sequence[Op]) -> list[list[Op]]:
-    """Connected components through values computed inside, each in program order.
+def connected(ops: Sequence[Op], outputs: Sequence[Value]) -> list[tuple[list[Op], set[Op]]]:
+    """Connected components through values computed inside: all operations in program order, and those it owns.
 
-    A SOURCE op without operands counts for each of its users alone, so that a shared constant joins nothing.
+    Light operations (constants, scalar arithmetic and index changes that start from operands) count for each of
+    their users alone, so that sharing one joins nothing.
     """
+    producers = {r: op for op in ops for r in op.results}
+    light: set[Op] = set()
+    for op in ops:
+        if _is_light(op) and all(x not in producers or producers[x] in light for x in op.operands):
+            light.add(op)
+    wanted = {producers[v] for v in outputs if v in producers}
     group: dict[Op, int] = {}
     parent: list[int] = []
 
@@ -350,23 +357,39 @@ def connected(ops: Sequence[Op]) -> list[list[Op]]:
             i = parent[i]
         return i
 
-    producers = {r: op for op in ops for r in op.results}
     for op in ops:
+        if op in light and op not in wanted:
+            continue
         group[op] = len(parent)
         parent.append(group[op])
         for x in op.operands:
             made = producers.get(x)
-            if made is not None and made.prim.kind is not Kind.SOURCE:
+            if made is not None and made not in light:
                 a, b = find(group[made]), find(group[op])
                 parent[max(a, b)] = min(a, b)
-    parts: dict[int, list[Op]] = {}
-    for op in ops:
-        parts.setdefault(find(group[op]), []).append(op)
-    for part in parts.values():
-        mine = set(part)
-        needed = {producers[x] for op in part for x in op.operands if x in producers} - mine
-        part[:0] = [op for op in ops if op in needed]
-    return list(parts.values())
+    parts: dict[int, set[Op]] = {}
+    for op in group:
+        parts.setdefault(find(group[op]), set()).add(op)
+    return [(_with_light(part, producers, ops), part) for part in parts.values()]
+
+
+def _is_light(op: Op) -> bool:
+    kind = op.prim.kind
+    if kind is Kind.MAP:
+        return op.result.type.size == 1
+    return kind is Kind.SOURCE or (kind is Kind.MOVE and len(op.operands) == 1)
+
+
+def _with_light(part: set[Op], producers: dict[Value, Op], ops: Sequence[Op]) -> list[Op]:
+    """A part and all that it reads, in program order."""
+    found = set(part)
+    stack = [x for op in part for x in op.operands]
+    while stack:
+        made = producers.get(stack.pop())
+        if made is not None and made not in found:
+            found.add(made)
+            stack += made.operands
+    return [op for op in ops if op in found]
 
 
 def merge_alike(groups: list[Group]) -> list[Group]:

@@ -17,7 +17,7 @@ from weft.ir.prims.base import Kind
 
 Classes = tuple[int, ...]
 SMALL = 16  # reductions over at most this many elements that nothing else walks are done in place
-BARRIER = 1 << 18  # elements of a row up to which too few rows for all threads are accepted
+BARRIER = 1 << 15  # elements of a row up to which too few rows for all threads are accepted
 ROWS = 4  # rows that are enough for any row length
 PARTIAL_BYTES = 256 << 10  # largest result that every unit accumulates for itself
 
@@ -294,6 +294,8 @@ def _place_finals(plan: NestPlan) -> None:
     for op in plan.final:
         folded = _folded(plan, op)
         if not folded & rows:
+            if not _kept(plan, op) <= rows:
+                raise Refused("the results of a reduction lie along rows of their own")
             plan.row.append(op)
             continue
         if op.prim.name.startswith("arg"):
@@ -329,9 +331,7 @@ def _axes_of_finals(plan: NestPlan, order: list[int]) -> None:
     positions = any(op.prim.name.startswith("arg") for op in plan.final)
     same = all(_kept(plan, op) == kept for op in plan.final)
     n, m = plan.size(kept), plan.size(set(order) - kept)
-    if all(ends) and same and (positions or n >= 64 or n * m <= 1 << 15):
-        _rows_and_rest(plan, order, kept)
-    elif not any(ends) and same and (positions or n >= 1 << 14 or m <= 32 or n * 4 > PARTIAL_BYTES):
+    if (all(ends) and same and (positions or n >= 64 or n * m <= 1 << 15)) or (not any(ends) and same and (positions or n >= 1 << 14 or m <= 32 or n * 4 > PARTIAL_BYTES)):
         _rows_and_rest(plan, order, kept)
     elif all(ends) and same and n * 4 <= PARTIAL_BYTES:
         plan.p, plan.q, plan.kind, plan.flat = order, [], "rows", True
