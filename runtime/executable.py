@@ -57,8 +57,12 @@ class _Pickler(pickle.Pickler):
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, MappingProxyType):
-            return MappingProxyType, (dict(obj),)
+            return _read_only, (dict(obj),)
         return NotImplemented
+
+
+def _read_only(attrs: dict[str, Any]) -> MappingProxyType[str, Any]:
+    return MappingProxyType(attrs)  # the type itself has no name that pickle finds
 
 
 class Executable:

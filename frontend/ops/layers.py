@@ -72,7 +72,10 @@ def embedding(
     if max_norm is not None:
         _renormalise(input, weight, max_norm, norm_type)
     idx = convert(input, T.i64)
-    out = apply(P.gather_p, weight, apply(P.reshape_p, idx, shape=(*shape_of(idx), 1)), axes=(0,))
+    try:
+        out = apply(P.gather_p, weight, apply(P.reshape_p, idx, shape=(*shape_of(idx), 1)), axes=(0,))
+    except IndexError:
+        raise IndexError("index out of range in self") from None
     if padding_idx is not None and weight.requires_grad:
         pad_row = padding_idx if padding_idx >= 0 else padding_idx + shape_of(weight)[0]
         out = where((idx == pad_row).unsqueeze(-1), out.detach(), out)
