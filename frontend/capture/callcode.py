@@ -12,7 +12,7 @@ from weft.capture.backward import BackwardPlan, Joint, Rerun, edges_of
 from weft.capture.entry import HELPERS, Miss, clashes, root_of
 from weft.capture.environment import same
 from weft.capture.outputs import OutputWriter, follow, tensor_paths
-from weft.capture.recorder import overlap
+from weft.capture.recorder import overlap, shares
 from weft.capture.signature import NATIVE
 from weft.capture.sources import Source, spell
 from weft.capture.state import EPOCH
@@ -27,7 +27,7 @@ CALL_HELPERS: dict[str, Any] = {
     "copyto": np.copyto,
     "ascontiguous": np.ascontiguousarray,
     "asarray": np.asarray,
-    "clash": np.may_share_memory,
+    "clash": shares,
     "clashes": clashes,
     "same": same,
     "mode": mode,

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from weft.capture.environment import CALL, MISSING, TRACE, Environment, Place, same
+from weft.capture.recorder import shares
 from weft.capture.signature import Code
 from weft.capture.state import EPOCH
 from weft.tensor import Tensor
@@ -76,7 +77,7 @@ def clashes(a: np.ndarray, roots: set[int], written: Sequence[np.ndarray]) -> bo
     root = root_of(a)
     if id(root) not in roots and (type(root) is np.ndarray or type(root).__name__ == "Lease"):
         return False
-    return any(np.may_share_memory(a, w) for w in written)
+    return any(shares(a, w) for w in written)
 
 
 class Guards:
@@ -143,7 +144,7 @@ class Guards:
             return None
         self._apart = [id(h.array) for h in arrays]
         for h in arrays:
-            if h.written and any(o is not h and np.may_share_memory(h.array, o.array) for o in arrays):
+            if h.written and any(o is not h and shares(h.array, o.array) for o in arrays):
                 return f"{h.path} now shares memory with another input"
         return None
 

@@ -1011,6 +1011,24 @@ def test_resized_and_replaced_data() -> None:
     check(scenario)
 
 
+def test_views_of_one_buffer_that_do_not_overlap() -> None:
+    def scenario(decorate: Any) -> Any:
+        flat = weft.zeros(8)
+        a, b, even, odd = flat[:2], flat[2:4], flat[4::2], flat[5::2]
+
+        @decorate
+        def f(x: weft.Tensor) -> weft.Tensor:
+            a.add_(x)
+            b.add_(a)
+            even.add_(b)
+            odd.sub_(even)
+            return a + odd
+
+        return [f(weft.ones(2)) for _ in range(3)], flat, getattr(f, "breaks", [])
+
+    check(scenario)
+
+
 # -- gradients across the boundary
 
 
