@@ -132,7 +132,9 @@ def test_linear_bias_gelu_is_one_kernel():
 
 
 def test_linear_bias_and_residual_is_one_kernel():
-    assert forms(lambda x, w, b, r: linear(x, w, b) + r, F(64, 128), F(256, 128), F(256), F(64, 256)) == ["contract"]
+    assert forms(lambda x, w, b, r: linear(x, w, b) + r, F(64, 128), F(256, 128), F(256), F(64, 256)) == [
+        "contract"
+    ]
 
 
 def test_an_adam_step_over_20_parameters_is_one_kernel():

@@ -86,6 +86,7 @@ def kernel(fn, *xs):
 
 def everything_inplace(graph: Graph) -> dict[int, set[tuple[int, int]]]:
     """All pairs of equal types of kernels: legal in the simulation, which reads before it writes."""
+
     def pairs(op: Op) -> set[tuple[int, int]]:
         both = [(k, j) for k in range(len(op.operands)) for j in range(len(op.results))]
         return {(k, j) for k, j in both if op.operands[k].type == op.results[j].type}
