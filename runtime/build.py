@@ -28,8 +28,7 @@ from weft.ir.prims.base import Kind
 from weft.passes.plan import Place, Plan, is_constant, is_free_view, plan_memory
 from weft.runtime.fingerprint import op_fingerprint
 from weft.runtime.hostcall import HostOp
-
-ENTRY = "weft_entry"
+from weft.runtime.jit import ENTRY
 
 
 @dataclass(frozen=True)

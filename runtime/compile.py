@@ -12,7 +12,6 @@ from weft.codegen.target import Target, host_target
 from weft.ir.errors import CompilerError
 from weft.ir.graph import Graph
 from weft.runtime import jit, stats
-from weft.runtime.build import build
 from weft.runtime.cache import DiskCache, disk_cache, key_of
 from weft.runtime.dump import dump, wanted
 from weft.runtime.executable import Artifact, Executable
@@ -67,6 +66,8 @@ def _compile(graph: Graph, key: str, donate: dict[int, int], target: Target | No
                 stats.count("cache_disk_hits")
                 return made
             store.discard(entry)
+    from weft.runtime.build import build  # with all passes: a warm start does without
+
     stats.count("compiles")
     built = build(graph, machine, donate)
     artifact = Artifact.of(built, jit.compile_object(built.llvm, machine), repr(machine))

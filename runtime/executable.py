@@ -9,14 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from weft.codegen.target import Target
 from weft.ir.graph import Graph
 from weft.ir.types import TensorType
 from weft.runtime import buffers, callpath, hostcall, jit, stats
-from weft.runtime.build import ENTRY, Built, KernelInfo, build
+from weft.runtime.jit import ENTRY
+
+if TYPE_CHECKING:
+    from weft.runtime.build import Built, KernelInfo
 
 RELEASE_GIL_NS = 30_000.0  # shorter calls keep the interpreter lock: giving it up costs more
 
@@ -113,6 +116,8 @@ class Executable:
     @cached_property
     def built(self) -> Built:
         """The passes' products."""
+        from weft.runtime.build import build  # with all passes: a warm start does without
+
         return self._built or build(self.graph, self.target, self.donate)
 
     @property

@@ -20,6 +20,8 @@ from weft.codegen.target import Target
 from weft.ir.errors import CompilerError
 from weft.runtime import stats
 
+ENTRY = "weft_entry"  # the symbol by which the module of every graph is entered
+ENTRY = "weft_entry"  # the symbol by which the module of every graph is entered
 # what an object may take from the process
 LIBC = frozenset({"memcpy", "memset", "memmove"})
 _lock = threading.RLock()
