@@ -60,7 +60,7 @@ LAYERS: dict[str, Case] = {
 def outcome(
     module: Any, call: Callable[..., weft.Tensor], x: weft.Tensor, within: bool
 ) -> dict[str, np.ndarray]:
-    """Output, gradients and buffers; the backward pass outside of ``call`` or (``within``) captured with it."""
+    """Output, gradients and buffers; backward after ``call`` or, ``within``, captured with it."""
     x = x.clone().requires_grad_(True)
 
     def step(x: weft.Tensor) -> weft.Tensor:
