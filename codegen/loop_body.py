@@ -271,8 +271,9 @@ class BodyEmitter:
         w, n = self.frame.lanes, self.frame.instances
         b, blocks = self.b, w * n // 4
         first = position[0]
-        start = Reg(self.fn.op(f"extractelement {reg_type(T.i64, w)} {first.text}, i64 0"), T.u64, 0, self.fn.depth)
-        block = b.binary("add", offset[0], b.binary("shr", start, b.const(2, T.u64)))
+        # signed: in a padded or joined place the position of the first lanes may be negative
+        start = Reg(self.fn.op(f"extractelement {reg_type(T.i64, w)} {first.text}, i64 0"), T.i64, 0, self.fn.depth)
+        block = b.binary("add", offset[0], b.convert(b.binary("shr", start, b.const(2, T.i64)), T.u64))
         steps = Reg("<" + ", ".join(f"i64 {i}" for i in range(blocks)) + ">", T.u64, blocks, 0)
         c = [b.convert(x, T.u32) for x in words(b, seed[0], b.binary("add", block, steps))]
         t, both = f"<{blocks} x i32>", f"<{2 * blocks} x i32>"
