@@ -33,6 +33,7 @@ _GFLOPS = 60.0  # assumed of one core, for the cost of a unit
 _CHUNK_BYTES = 4096  # of k per block: a panel of B then takes a fraction of the second-level cache
 _UNIT_FLOPS = 1 << 20  # units are not cut below this
 _UNITS = 24  # units wanted, so that threads of unequal speed end together
+_FEW_ROWS = 32
 _PACK_ROWS = 256  # rows of a packed matrix per unit
 
 
@@ -61,8 +62,6 @@ class Contract(Writer):
         self._operands()
         self.m, self.n, self.k = self.a.rows, self.b.rows, self.a.depth
         self.batch = self.a.batch
-        if self.k == 0:
-            raise Unsupported("nothing is contracted")
         self._modes()
         self._grids()
         self._layout()
@@ -75,7 +74,6 @@ class Contract(Writer):
         for v, c, s in zip(self.dot.operands, contract, batch, strict=True):
             free = tuple(i for i in range(v.type.ndim) if i not in c and i not in s)
             sides.append(matrix(v, self.graph, (tuple(s), free, tuple(c))))
-        # both orders of the contracted axes are right; take the one in which A's run as one
         self.a, self.b = sides
         rows, cols = self.a.sizes(1), self.b.sizes(1)
         self.swapped = self.b.rows == 1 and self.a.rows > 1
@@ -85,7 +83,9 @@ class Contract(Writer):
 
     def _modes(self) -> None:
         a, b = self.a, self.b
-        self.inner = a.pure and b.pure and a.k_stride == 1 and b.k_stride == 1 and self.m <= 12
+        # where both operands run along k, packing B pays only for many rows and columns
+        few = self.m <= _FEW_ROWS or (self.n <= self.lanes and self.m <= 8 * _FEW_ROWS)
+        self.inner = few and a.pure and b.pure and a.k_stride == 1 and b.k_stride == 1
         large = self.m >= 48 and self.k * self.n > 1 << 18
         self.pack_a = not self.inner and not (a.in_registers and not self._scattered(a))
         self.pack_b = not self.inner and (not (b.in_registers and b.row_stride == 1) or large)

@@ -16,7 +16,7 @@ from weft.codegen.contract_kernel import contraction_of
 from weft.codegen.contract_unit import Grid
 from weft.codegen.conv_unit import ConvUnit
 from weft.codegen.epilogue import EPILOGUE, Output, emit_epilogue, kernel_pointers
-from weft.codegen.kernel import KernelCode, Phase, Unsupported
+from weft.codegen.kernel import KernelCode, Phase
 from weft.codegen.lanes import store_lanes, tail_mask
 from weft.codegen.llvm import reg_type
 from weft.codegen.microkernel import Tile, accumulator, rows_for, widened, widest
@@ -107,8 +107,6 @@ class Conv(Writer):
         x, w = self.conv.operands
         self.w: Matrix = matrix(w, self.graph, ((), (0,), tuple(range(1, w.type.ndim))))
         self.x: Matrix = matrix(x, self.graph, ((0,), (1,), tuple(range(2, x.type.ndim))))
-        if self.w.depth == 0 or x.type.size == 0:
-            raise Unsupported("nothing is contracted")
         self._flatten()
         self._blocking()
         self._layout()

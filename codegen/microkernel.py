@@ -125,7 +125,7 @@ def inner_shape(target: Target, rows: int) -> tuple[int, int]:
     """Rows of A and of B that the inner-product kernel takes at once, for an A of ``rows`` rows."""
     if target.registers >= 32:
         return (rows, 8) if rows <= 3 else (min(rows, 6), 4)
-    return (rows, 8) if rows == 1 else (min(rows, 3), 4 if rows == 2 else 2)
+    return (rows, 8) if rows == 1 else (min(rows, 3), 4)
 
 
 def inner_kernel(fn: Code, rows: int, cols: int, operand: DType, lanes: int) -> str:
@@ -163,11 +163,40 @@ def inner_kernel(fn: Code, rows: int, cols: int, operand: DType, lanes: int) -> 
     with k.range(0, rest, lanes, [(t, v) for v in turn.out]) as tail:
         tail.next[:] = step(whole, tail.vars, tail_mask(k, rest, lanes))
     for r in range(rows):
-        for c in range(cols):
-            s = reduce_add(k, tail.out[r * cols + c], dtype, lanes)
-            p = k.at(k.at("%t", k.mul(r, "%trs")), c, reg_type(dtype))
-            k.store(reg_type(dtype), s, p, dtype.itemsize)
+        _store_sums(k, tail.out[r * cols : (r + 1) * cols], k.at("%t", k.mul(r, "%trs")), dtype, lanes)
     return _share(fn, k)
+
+
+def _store_sums(k: Code, vectors: list[str], at: str, dtype: DType, lanes: int) -> None:
+    """Store the sum of the lanes of each vector, one after the other.
+
+    A power of two of vectors is added up together: each step halves their number, by two shuffles and a sum.
+    """
+    n, t, elem = len(vectors), reg_type(dtype, lanes), reg_type(dtype)
+    if n & (n - 1) or n > lanes:
+        for c, v in enumerate(vectors):
+            k.store(elem, reduce_add(k, v, dtype, lanes), k.at(at, c, elem), dtype.itemsize)
+        return
+
+    def shuffled(x: str, y: str, pick: list[int]) -> str:
+        mask = ", ".join(f"i32 {i}" for i in pick)
+        return k.op(f"shufflevector {t} {x}, {t} {y}, <{len(pick)} x i32> <{mask}>")
+
+    def plus(x: str, y: str) -> str:
+        return k.op(f"{'fadd' if dtype.is_floating_point else 'add'} {t} {x}, {y}")
+
+    d = 1
+    while d < lanes:
+        low = [c if not c & d else lanes + c - d for c in range(lanes)]
+        high = [c + d if not c & d else lanes + c for c in range(lanes)]
+        if d < n:
+            pairs = zip(vectors[::2], vectors[1::2], strict=True)
+            vectors = [plus(shuffled(x, y, low), shuffled(x, y, high)) for x, y in pairs]
+        else:
+            vectors = [plus(vectors[0], shuffled(vectors[0], "poison", [c ^ d for c in range(lanes)]))]
+        d *= 2
+    first = shuffled(vectors[0], "poison", list(range(n)))
+    k.store(reg_type(dtype, n), first, at, dtype.itemsize)
 
 
 def widened(fn: Code, x: str, operand: DType, lanes: int) -> str:

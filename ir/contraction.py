@@ -34,6 +34,8 @@ def unsupported(contract: Op) -> str | None:
         return "complex contractions are not compiled"
     if contract.result.type.size == 0:
         return "the result is empty"
+    if any(v.type.size == 0 for v in contract.operands):
+        return "nothing is contracted"
     return None
 
 
