@@ -151,7 +151,8 @@ def view(x: Tensor, prim: Primitive, data: Any = None, **attrs: Any) -> Tensor:
         out = _eager_view(x, prim, data, attrs)
         if not _aliases(out._data, x._data):
             return out
-    root, steps = x, ((prim, attrs),)
+    root: Tensor = x
+    steps: tuple[Step, ...] = ((prim, attrs),)
     v = x._view
     if v is not None and (not interp.recording or type(x._data) is Value):
         root, steps = v.base, (*v.steps, *steps)
@@ -223,7 +224,7 @@ def _aliases(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def views(x: Tensor, steps: Sequence[Step], data: Any = None) -> Tensor:
-    """Several steps at once; ``data`` is the numpy view that they amount to."""
+    """Several steps at once; ``data`` is the numpy view that they amount to (eager)."""
     if data is None or interpreter().recording:
         for prim, attrs in steps:
             x = view(x, prim, **attrs)
@@ -232,8 +233,10 @@ def views(x: Tensor, steps: Sequence[Step], data: Any = None) -> Tensor:
     out._vc = x._vc
     v = x._view
     root, before = (x, ()) if v is None or not v.differentiable else (v.base, v.steps)
-    out._view = View(root, (*before, *steps), x._vc[0])
-    if mode.grad and edge_of(x) is not None:
+    made = out._view = View(root, (*before, *steps), x._vc[0])
+    if v is not None:
+        made.origin = v.origin
+    if mode.grad and (x._rg or v is not None) and edge_of(x) is not None:
         typed = x
         for prim, attrs in steps:
             typed = record_types(prim, [typed], attrs)
@@ -399,11 +402,19 @@ def _rebase(
     if base is None:
         t._edge, t._rg = edge, True
         return
+    _rebase_base(t, edge, base, base_edge)
+
+
+def _rebase_base(t: Tensor, edge: Any, base: Tensor, base_edge: Any) -> None:
+    """Rewrite the history of what ``t`` is a view of; in capture that may be a view of a tensor outside."""
     assert t._view is not None
     source = write_through(_types_apply, _typed(base, base_edge), _typed(t, edge), t._view.steps)
+    v = base._view
+    if v is not None:
+        v.edge_version = base._vc[0]
+        if v.differentiable:
+            _rebase_base(base, source._edge, v.base, edge_of(v.base))
     base._edge, base._rg = source._edge, True
-    if base._view is not None:
-        base._view.edge_version = base._vc[0]
 
 
 class _Overwrite:

@@ -35,6 +35,7 @@ class Joint:
     backward: Graph
     saved: list[Value]
     used: list[int]
+    feeds: list[frozenset[int]]  # for each gradient the cotangents it depends on
 
 
 def joint(
@@ -51,21 +52,36 @@ def joint(
     nodes = [n for n in reachable([e[0] for e, _ in outputs], mark) if not isinstance(n, AccumulateGrad)]
     if any(n.freed for n in nodes):
         return None
-    n_ops = len(seg.builder.ops)
+    builder = seg.builder
+    n_ops = len(builder.ops)
     cts = [Value(t, f"ct{i}") for i, (_, t) in enumerate(outputs)]
     seg.known.update(cts)
     walk = Walk(create_graph=False)
     roots = [(e, wrap_value(rec, ct)) for (e, _), ct in zip(outputs, cts, strict=True)]
-    found = _walk_back(walk, nodes, roots, set(wrt))
-    used = [i for i, e in enumerate(wrt) if e in found]
-    grads = [rec.value(found[wrt[i]]) for i in used]
-    builder = seg.builder
-    forward_ops, backward_ops = builder.ops[:n_ops], builder.ops[n_ops:]
+    try:
+        found = _walk_back(walk, nodes, roots, set(wrt))
+        used = [i for i, e in enumerate(wrt) if e in found]
+        grads = [rec.value(found[wrt[i]]) for i in used]
+    finally:  # the segment goes on without the gradients
+        forward_ops, backward_ops = builder.ops[:n_ops], builder.ops[n_ops:]
+        del builder.ops[n_ops:]
+        seg.known.difference_update(cts, *(op.results for op in backward_ops))
     n_params = len(builder.params)
     whole = Graph([*builder.params, *cts], [*forward_ops, *backward_ops], [*results, *grads], builder.name)
     forward, backward, n_saved = partition(whole, n_params, len(results))
     saved = list(forward.results[len(forward.results) - n_saved :])
-    return forward, Joint(backward, saved, used)
+    return forward, Joint(backward, saved, used, _feeds(whole, cts, grads))
+
+
+def _feeds(graph: Graph, cts: Sequence[Value], grads: Sequence[Value]) -> list[frozenset[int]]:
+    """The indices of the cotangents that each gradient depends on."""
+    reach: dict[Value, frozenset[int]] = {ct: frozenset([i]) for i, ct in enumerate(cts)}
+    none: frozenset[int] = frozenset()
+    for op in graph.ops:
+        found = none.union(*(reach.get(v, none) for v in op.operands))
+        if found:
+            reach.update(dict.fromkeys(op.results, found))
+    return [reach.get(g, none) for g in grads]
 
 
 def _walk_back(walk: Walk, nodes: Sequence[Node], roots: Sequence[Any], wanted: set[Any]) -> dict[Any, Any]:
@@ -117,8 +133,9 @@ class Backward:
         else:
             grads = self._run(cts)
         out_grads: list[Any] = [None] * len(operands)
-        for i, g in zip(self.plan.joint.used, grads, strict=True):
-            out_grads[i] = g
+        given = {i for i, c in enumerate(cts) if c is not None}
+        for i, g, feeds in zip(self.plan.joint.used, grads, self.plan.joint.feeds, strict=True):
+            out_grads[i] = g if feeds & given else None
         return tuple(out_grads)
 
     def _run(self, cts: Sequence[Any]) -> Sequence[Any]:

@@ -146,7 +146,10 @@ class Planner(CallWriter):
         wrt = [self.rec.states[id(t)].edge or (accumulator(t), 0) for t in self.differentiated]
         self.edge_targets = [self.outs[id(t)] for t in tracked] + [self.source(b.tensor).var for b in rebased]
         with interpreting(self.rec):
-            made = joint(self.rec, self.made.mark, outputs, wrt, self.results)
+            try:
+                made = joint(self.rec, self.made.mark, outputs, wrt, self.results)
+            except RuntimeError as error:  # raised eagerly, too, but only when something is differentiated
+                raise Unfit(f"its gradient is an error: {error}") from error
         for t in self.seg.sources:
             if isinstance(t, Tensor) and id(t) not in self.sources:
                 self.source(t)

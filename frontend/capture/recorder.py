@@ -297,13 +297,13 @@ class Recorder(Interpreter):
         """Give captured tensors and saved values their arrays; views become views of their base again."""
         self.done.update(arrays)
         for t in tensors:
-            if t._view is None:
+            if t._view is None and t._data in self.done:
                 t._data = self.done[t._data]
         for t in tensors:
             if t._view is not None:
                 self._settle_view(t)
         for s in saved:
-            s.data = self.done[s.data]
+            s.data = self.done.get(s.data, s.data)
 
     def _settle_view(self, t: Tensor) -> None:
         if type(t._data) is not Value:
@@ -313,7 +313,7 @@ class Recorder(Interpreter):
         base = view.base
         if type(base._data) is Value:
             if base._view is None:
-                base._data = self.done[base._data]
+                base._data = self.done.get(base._data, base._data)
             else:
                 self._settle_view(base)
         fresh = t._data in self.done
