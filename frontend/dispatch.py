@@ -57,14 +57,41 @@ quiet = _Quiet()
 _enter, _leave = quiet.enter, quiet.leave
 
 
-class Taping(Interpreter):
-    """Runs gradient rules on Tensors, so that they are recorded again (``create_graph``)."""
+class Wrapper(Interpreter):
+    """An interpreter in front of another, which is the one that runs operations."""
 
     def __init__(self, inner: Interpreter) -> None:
         self.inner = inner
+        self.recording = inner.recording
+
+
+class Taping(Wrapper):
+    """Runs gradient rules on Tensors, so that they are recorded again (``create_graph``)."""
 
     def bind(self, prim: Primitive, operands: Sequence[Any], attrs: Any, regions: Any) -> Any:
-        return _apply(self.inner, prim, [as_operand(x) for x in operands], attrs, regions)
+        return _apply(interpreter_below(self), prim, [as_operand(x) for x in operands], attrs, regions)
+
+
+class Direct(Wrapper):
+    """Runs gradient rules on arrays, where floating point errors are off for the whole walk already."""
+
+    def bind(self, prim: Primitive, operands: Sequence[Any], attrs: Any, regions: Any) -> Any:
+        if regions:
+            return self.inner.bind(prim, operands, attrs, regions)
+        out = prim.eval(*[x if type(x) is _ndarray else _asarray(x) for x in operands], **attrs)
+        if type(out) is _ndarray:
+            return out
+        if type(out) is not tuple:
+            return _asarray(out)
+        outs = tuple([_asarray(o) for o in out])
+        return outs[0] if len(outs) == 1 and prim.n_results == 1 else outs
+
+
+def interpreter_below(found: Any) -> Interpreter:
+    """The interpreter behind all wrappers."""
+    while isinstance(found, Wrapper):
+        found = found.inner
+    return found
 
 
 def as_operand(x: Any) -> Tensor:
@@ -75,7 +102,7 @@ def as_operand(x: Any) -> Tensor:
 def interpreter() -> Interpreter:
     """The interpreter under which operations run now (inside ``create_graph``, the one below the tape)."""
     found = _current.get()
-    return found.inner if type(found) is Taping else found
+    return found if found is _NUMPY else interpreter_below(found)
 
 
 def recording() -> bool:
@@ -129,7 +156,7 @@ def apply(prim: Primitive, *tensors: Tensor, regions: Any = (), **attrs: Any) ->
     if prim.defaults:
         attrs = {**prim.defaults, **attrs}
     if interp is not _NUMPY or regions:
-        return _apply(interp.inner if type(interp) is Taping else interp, prim, tensors, attrs, regions)
+        return _apply(interpreter_below(interp), prim, tensors, attrs, regions)
     token = _enter()
     try:
         out = prim.eval(*[t._data for t in tensors], **attrs)
@@ -144,7 +171,10 @@ def apply(prim: Primitive, *tensors: Tensor, regions: Any = (), **attrs: Any) ->
         t._data = out if type(out) is _ndarray else _asarray(out)
         t._vc = [0]
         if mode.grad:
-            _maybe_record(prim, tensors, None, (t,), attrs, ())
+            for x in tensors:
+                if x._rg or x._view is not None:
+                    _maybe_record(prim, tensors, None, (t,), attrs, ())
+                    break
         elif mode.inference:
             t._inference = True
         return t

@@ -19,7 +19,7 @@ from weft.ops import shape as S
 from weft.ops.common import broadcast_shapes, broadcast_to, convert, is_number, scalar_tensor, shape_of
 from weft.ops.math import where
 from weft.tensor import Tensor
-from weft.views import view, write_
+from weft.views import views, write_
 
 _ARRAYS = (list, np.ndarray, range)
 
@@ -133,13 +133,23 @@ def _pick(i: int, shape: tuple[int, ...], dim: int, start: list[int], stop: list
 
 
 def _make_view(x: Tensor, shape: Any, start: Any, stop: Any, step: Any, final: list[int]) -> Tensor:
-    full = (0,) * len(shape)
-    out = x
-    if tuple(start) != full or tuple(stop) != tuple(shape) or any(s != 1 for s in step):
-        out = view(x, P.slice_p, start=tuple(start), stop=tuple(stop), step=tuple(step))
-    if tuple(final) != shape_of(out) or out is x:
-        out = view(out, P.reshape_p, shape=tuple(final))
-    return out
+    """The view of a box with steps, in the final shape (extents of 1 taken out and put in)."""
+    steps: list[Any] = []
+    data = None
+    eager = not recording()
+    if eager:
+        data = x._data
+    if any(start) or any(s != 1 for s in step) or tuple(stop) != tuple(shape):
+        attrs = {"start": tuple(start), "stop": tuple(stop), "step": tuple(step)}
+        steps.append((P.slice_p, attrs))
+        shape = tuple(len(range(a, b, s)) for a, b, s in zip(start, stop, step, strict=True))
+        if eager:
+            data = data[tuple([slice(a, b, s) for a, b, s in zip(start, stop, step, strict=True)])]
+    if tuple(final) != tuple(shape) or not steps:
+        steps.append((P.reshape_p, {"shape": tuple(final)}))
+        if eager:
+            data = data.reshape(final)
+    return views(x, steps, data)
 
 
 def _mask(k: Tensor, shape: tuple[int, ...], dim: int, final: list[int], arrays: list[Tensor | None]) -> int:

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from weft.autograd.grad_mode import enable_grad, no_grad
+from weft.autograd.grad_mode import mode, no_grad
 from weft.autograd.tape import (
     AccumulateGrad,
+    ArrayType,
     Edge,
     Node,
     Saved,
@@ -22,9 +23,9 @@ from weft.autograd.tape import (
     type_stub,
     version_error,
 )
-from weft.dispatch import Taping, interpreter, payload, quiet, wrap, wrap_value
+from weft.dispatch import Direct, Taping, Wrapper, interpreter, payload, quiet, wrap, wrap_value
 from weft.ir.graph import Value
-from weft.ir.prims.base import Interpreter, interpreting, type_of
+from weft.ir.prims.base import _NUMPY, Interpreter, _current, interpreting, type_of
 from weft.passes.autodiff import OpRecord, backprop
 from weft.tensor import Tensor
 
@@ -47,12 +48,8 @@ class Spoiled:
     )
 
 
-class SpoilAware(Interpreter):
+class SpoilAware(Wrapper):
     """Passes spoiled operands through to the results; everything else as ``inner``."""
-
-    def __init__(self, inner: Interpreter) -> None:
-        self.inner = inner
-        self.recording = inner.recording
 
     def bind(self, prim: Any, operands: Sequence[Any], attrs: Any, regions: Any) -> Any:
         for x in operands:
@@ -69,6 +66,7 @@ class Walk:
     def __init__(self, create_graph: bool) -> None:
         self.create_graph = create_graph
         self.outer: Any = interpreter()
+        self.direct = not create_graph and self.outer is _NUMPY
         self.spoiled = False
 
     def flowing(self, t: Tensor) -> Any:
@@ -98,16 +96,33 @@ class Walk:
         return t
 
     def record(self, node: Node) -> OpRecord:
-        operands = [
-            self.unpack(s, e, node, i) for i, (s, e) in enumerate(zip(node.operands, node.edges, strict=True))
-        ]
-        n = len(node.edges)
-        results = [self.unpack(s, (node, i), node, n + i) for i, s in enumerate(node.results)]
+        if self.direct:
+            operands = [self._read(s, node, i) for i, s in enumerate(node.operands)]
+            results = [self._read(s, node, len(operands) + i) for i, s in enumerate(node.results)]
+        else:
+            pairs = zip(node.operands, node.edges, strict=True)
+            operands = [self.unpack(s, e, node, i) for i, (s, e) in enumerate(pairs)]
+            n = len(operands)
+            results = [self.unpack(s, (node, i), node, n + i) for i, s in enumerate(node.results)]
         keys = [(node, i) for i in range(len(results))]
         return OpRecord(node.prim, operands, results, node.attrs, node.regions, node.edges, keys)
 
+    def _read(self, s: Any, node: Node, index: int) -> Any:
+        """``unpack`` where arrays flow: the common case first."""
+        if type(s) is tuple:
+            return ArrayType(*s)
+        if type(s) is not Saved:
+            return s
+        if s.vc is None or s.vc[0] == s.version:
+            return s.data
+        return self.unpack(s, None, node, index)
+
     def interpreter(self) -> Interpreter:
-        base: Interpreter = Taping(self.outer) if self.create_graph else self.outer
+        base: Interpreter = self.outer
+        if self.direct:
+            base = Direct(base)
+        elif self.create_graph:
+            base = Taping(base)
         return SpoilAware(base) if self.spoiled else base
 
 
@@ -149,29 +164,36 @@ def run_backward(
 
 def _propagate(walk: Walk, nodes: Sequence[Node], roots: Any, needed: set[Edge]) -> dict[Edge, Any]:
     records = [walk.record(n) for n in nodes]
-    retained = {(n, i) for n in nodes if n.retained for i in n.retained}
-    hooked = {(n, i) for n in nodes if n.hooks for i in n.hooks}
-    cotangents: dict[Edge, Any] = {}
-    mode = enable_grad() if walk.create_graph else no_grad()
-    with mode, interpreting(walk.interpreter()):
-        token = quiet.enter()
-        try:
-            for edge, ct in roots:
-                ct = walk.flowing(ct)
-                old = cotangents.get(edge)
-                cotangents[edge] = ct if old is None else old + ct
+    watched = {(n, i) for n in nodes if n.retained for i in n.retained}
+    watched.update((n, i) for n in nodes if n.hooks for i in n.hooks)
 
-            def on_cotangent(edge: Edge, ct: Any) -> Any:
-                if type(ct) is Spoiled:
-                    if edge in needed or edge in retained or edge in hooked:
-                        raise ct.error
-                    return None
-                return _run_hooks(walk, edge, ct)
+    def on_cotangent(edge: Edge, ct: Any) -> Any:
+        if type(ct) is not Spoiled:
+            return _run_hooks(walk, edge, ct)
+        if edge in needed or edge in watched:
+            raise ct.error
+        return None
 
-            found = backprop(records, cotangents, needed | retained | hooked, on_cotangent)
-        finally:
-            quiet.leave(token)
-    return {e: g for e, g in found.items() if e in needed}
+    plain = not (walk.spoiled or watched or any(_has_hooks(n) for n, _ in needed))
+    before, interp_token = mode.grad, _current.set(walk.interpreter())
+    mode.grad = walk.create_graph
+    token = quiet.enter()
+    try:
+        cotangents: dict[Edge, Any] = {}
+        for edge, ct in roots:
+            ct = walk.flowing(ct)
+            old = cotangents.get(edge)
+            cotangents[edge] = ct if old is None else old + ct
+        found = backprop(records, cotangents, needed | watched, None if plain else on_cotangent)
+    finally:
+        quiet.leave(token)
+        mode.grad = before
+        _current.reset(interp_token)
+    return {e: g for e, g in found.items() if e in needed} if watched else found
+
+
+def _has_hooks(node: Node) -> bool:
+    return isinstance(node, AccumulateGrad) and bool(node.variable._hooks)
 
 
 def _run_hooks(walk: Walk, edge: Edge, ct: Any) -> Any:
@@ -215,6 +237,13 @@ def accumulate_grad(leaf: Tensor, g: Tensor, create_graph: bool) -> None:
         leaf._grad = g if create_graph else _own_grad(g)
     elif create_graph:
         leaf._grad = old + g
+    elif not old._rg and interpreter() is _NUMPY:
+        token = quiet.enter()
+        try:
+            np.add(old._data, g._data, out=old._data)
+        finally:
+            quiet.leave(token)
+        old._vc[0] += 1
     else:
         with no_grad():
             if old.requires_grad:
@@ -248,6 +277,8 @@ def _root_gradient(t: Tensor, gradient: Tensor | None) -> Tensor:
             raise RuntimeError(
                 f"grad can be implicitly created only for real scalar outputs but got {t.dtype}"
             )
+        if interpreter() is _NUMPY:
+            return wrap(np.ones(t._data.shape, t._data.dtype))
         return ones_like(t.detach())
     if not isinstance(gradient, Tensor):
         raise TypeError(f"gradients can be either Tensors or None, but got {type(gradient).__name__}")

@@ -112,7 +112,7 @@ class _FunctionPrimitive:
         taped = _taping(inner)
         outer = interpreter()
         grads = [self._incoming(ct, o, outer) for ct, o in zip(cts, outs, strict=True)]
-        with enable_grad() if taped else no_grad(), interpreting(_base(inner)):
+        with enable_grad() if taped else no_grad(), interpreting(outer):
             got = self.cls.backward(self.ctx, *grads)
         got = got if isinstance(got, tuple) else (got,)
         if len(got) < self.n_args or any(g is not None for g in got[self.n_args :]):
@@ -156,12 +156,6 @@ def _taping(interp: Any) -> bool:
             return True
         interp = getattr(interp, "inner", None)
     return False
-
-
-def _base(interp: Any) -> Any:
-    while getattr(interp, "inner", None) is not None:
-        interp = interp.inner
-    return interp
 
 
 def _reduce_to(g: Tensor, shape: Sequence[int], name: str, i: int) -> Tensor:

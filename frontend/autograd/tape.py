@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from weft.dtypes import dtype_of_array
 from weft.ir.graph import Value
 from weft.ir.prims.base import Primitive
-from weft.ir.types import CPU, TensorType
+from weft.ir.types import CPU, TensorType, dtype_of_numpy
 
 if TYPE_CHECKING:
     from weft.tensor import Tensor
@@ -43,6 +42,23 @@ class TypeStub:
     @property
     def dtype(self) -> Any:
         return self._ir_type.dtype.np
+
+
+class ArrayType:
+    """Stands for an array of which only shape and dtype were kept; its type is made when asked for."""
+
+    __slots__ = ("dtype", "shape")
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
+        self.shape, self.dtype = shape, dtype
+
+    @property
+    def _ir_type(self) -> TensorType:
+        return TensorType(self.shape, dtype_of_numpy(self.dtype), CPU)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
 
 
 class Saved:
@@ -121,8 +137,7 @@ class Node:
     def free(self) -> None:
         """Drop the saved values: the graph cannot be walked again."""
         self.freed = True
-        self.operands = tuple(_type_only(s) for s in self.operands)
-        self.results = tuple(_type_only(s) for s in self.results)
+        self.operands = self.results = ()
 
 
 class AccumulateGrad(Node):
@@ -168,11 +183,10 @@ def record(
     regions: Any,
 ) -> None:
     """Put an operation on the tape: its inexact results require grad and point to the new node."""
-    which, outputs = needs_of(prim)
+    which, outputs = _needs.get(prim) or needs_of(prim)
     edges, operands = [], []
-    for i, t in enumerate(tensors):
+    for i, (t, d) in enumerate(zip(tensors, payloads, strict=True)):
         edges.append((t._edge or (accumulator(t), 0)) if t._rg else None)
-        d = payloads[i]
         if which is None or i in which:
             operands.append(Saved(d, t._vc))
         else:
@@ -180,8 +194,12 @@ def record(
     results = [Saved(o._data, o._vc) if outputs else _meta(o._data) for o in outs]
     node = Node(prim, attrs, regions, edges, operands, results)
     for i, o in enumerate(outs):
-        if o.dtype.is_inexact:
+        d = o._data
+        if d.dtype.kind in _INEXACT_KINDS if type(d) is np.ndarray else o.dtype.is_inexact:
             o._edge, o._rg = (node, i), True
+
+
+_INEXACT_KINDS = "fcV"  # bfloat16 is of kind V
 
 
 def record_types(prim: Primitive, tensors: Sequence[Tensor], attrs: Any) -> Tensor:
@@ -207,15 +225,9 @@ def _meta(d: Any) -> Any:
     return d if type(d) is Value or type(d) is TypeStub else (d.shape, d.dtype)
 
 
-def _type_only(s: Any) -> Any:
-    return _meta(s.data) if type(s) is Saved else s
-
-
 def type_stub(meta: Any) -> Any:
     """Something with a type, for what was not saved."""
-    if type(meta) is tuple:
-        return TypeStub(TensorType(meta[0], dtype_of_array(np.empty(0, meta[1])), CPU))
-    return meta
+    return ArrayType(*meta) if type(meta) is tuple else meta
 
 
 def reachable(roots: Iterable[Node], stop_before: int = 0) -> list[Node]:

@@ -153,7 +153,37 @@ def binary(prim: Primitive, a: Any, b: Any, *, to_float: bool = False) -> Tensor
             and (not to_float or x.dtype.kind == "f")
         ):
             return apply(prim, a, b)
+    elif _current.get() is _NUMPY:
+        quick = _with_number(prim, a, b, to_float)
+        if quick is not None:
+            return quick
     return elementwise(prim, a, b, to_float=to_float)
+
+
+_PLAIN = {int: "fi", float: "f"}  # kinds of tensors that keep their dtype with such a number
+
+
+def _with_number(prim: Primitive, a: Any, b: Any, to_float: bool) -> Tensor | None:
+    """A tensor and a plain Python number that does not change its dtype, in eager mode; None for other cases."""
+    swapped = not isinstance(a, Tensor)
+    x, value = (b, a) if swapped else (a, b)
+    if not isinstance(x, Tensor):
+        return None
+    d = x._data
+    kinds = _PLAIN.get(type(value))
+    if kinds is None or type(d) is not _ndarray:
+        return None
+    kind = d.dtype.kind
+    if kind not in kinds or (to_float and kind != "f"):
+        return None
+    if mode.grad and x.requires_grad:
+        number = np.ndarray(d.shape, d.dtype, np.array(value, d.dtype), 0, (0,) * d.ndim)  # strides of zero
+    elif kind == "f":
+        number = np.array(value, d.dtype)
+    else:
+        return None  # integers may overflow
+    n = wrap(number)
+    return apply(prim, n, x) if swapped else apply(prim, x, n)
 
 
 def unary(prim: Primitive, x: Tensor, *, to_float: bool = False) -> Tensor:

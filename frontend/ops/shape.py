@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from weft.creation import shape_of_args
-from weft.dispatch import apply, interpreter
+from weft.dispatch import apply, interpreter, recording
 from weft.ir import prims as P
 from weft.ir import types as T
 from weft.ir.types import DType
@@ -306,8 +306,11 @@ def select(input: Tensor, dim: int, index: Any) -> Tensor:
     if not -s[d] <= i < s[d]:
         raise IndexError(f"select(): index {i} out of range for tensor of size {list(s)} at dimension {d}")
     i %= s[d]
-    part = slice_dim(input, d, i, i + 1)
-    return view(part, P.reshape_p, shape=s[:d] + s[d + 1 :])
+    zeros, ones, n = (0,) * d, (1,) * len(s), len(s) - d - 1
+    box = {"start": (*zeros, i, *(0,) * n), "stop": (*s[:d], i + 1, *s[d + 1 :]), "step": ones}
+    steps = [(P.slice_p, box), (P.reshape_p, {"shape": s[:d] + s[d + 1 :]})]
+    eager = not recording()
+    return views(input, steps, input._data[(*(slice(None),) * d, i, ...)] if eager else None)
 
 
 def unbind(input: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
