@@ -83,7 +83,8 @@ class _Scatter(Writer):
         out, status = fn.arg(len(self.op.operands)), self.status_of(fn)
         elem, size = mem_type(self.dtype), where.block_size
         extent = where.x.shape[where.axes[0]] if where.axes else 1
-        ranges = min(_RANGES, extent) if where.items * size > _SMALL else 1
+        # every unit reads all indices, which small blocks do not repay
+        ranges = min(_RANGES, extent, max(1, size // 8)) if where.items * size > _SMALL else 1
         low = fn.div(fn.mul("%u", extent), ranges)
         high = fn.div(fn.mul(fn.add("%u", 1), extent), ranges)
         with fn.range(0, where.items, runs=True) as item:
