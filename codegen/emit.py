@@ -1,7 +1,7 @@
 """The LLVM side of the scalar vocabulary: one builder for scalars and vectors of elements.
 
-Handles are :class:`Reg`. Operations are remembered per scope (so a repeated one costs nothing) and placed in the
-outermost scope in which their operands are known.
+Handles are :class:`Reg`. Operations are remembered per scope (so a repeated one costs nothing) and placed in
+the outermost scope in which their operands are known.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from weft.ir.types import DType
 
 
 class Reg:
-    """A value in registers: ``text`` (a name or a literal), dtype, lanes (0 for a scalar), depth of its scope.
+    """A value in registers: ``text`` (a name or a literal), dtype, lanes (0 for a scalar), depth of its
+    scope.
 
     ``value`` is the Python value of a constant, else None.
     """
@@ -34,7 +35,14 @@ class Reg:
 
 _COMPARE_FLOAT = {"eq": "oeq", "ne": "une", "lt": "olt", "le": "ole", "gt": "ogt", "ge": "oge"}
 _BITS = {"and", "or", "xor"}
-_ROUND = {"floor": "floor", "ceil": "ceil", "trunc": "trunc", "rint": "roundeven", "sqrt": "sqrt", "abs": "fabs"}
+_ROUND = {
+    "floor": "floor",
+    "ceil": "ceil",
+    "trunc": "trunc",
+    "rint": "roundeven",
+    "sqrt": "sqrt",
+    "abs": "fabs",
+}
 
 
 def literal(value: Any, dtype: DType) -> str:
@@ -42,8 +50,11 @@ def literal(value: Any, dtype: DType) -> str:
     if dtype.name == "bool":
         return "true" if value else "false"
     if dtype.is_integer:
-        return str(int(np.array(int(value)).astype(dtype.np, casting="unsafe")) if abs(int(value)) < 1 << 63
-                   else int(value) & ((1 << dtype.bits) - 1))
+        return str(
+            int(np.array(int(value)).astype(dtype.np, casting="unsafe"))
+            if abs(int(value)) < 1 << 63
+            else int(value) & ((1 << dtype.bits) - 1)
+        )
     with np.errstate(all="ignore"):
         x = float(np.asarray(value).astype(dtype.np).astype(np.float64))
     return "0x" + struct.pack(">d", x).hex().upper()
@@ -102,8 +113,12 @@ class VectorBuilder(ScalarMath):
         """A scalar spread over a vector, next to where the scalar was made."""
         t, v = reg_type(x.dtype), reg_type(x.dtype, lanes)
         one = self.emit(f"insertelement {v} poison, {t} {x.text}, i64 0", x.dtype, lanes, x.depth)
-        return self.emit(f"shufflevector {v} {one.text}, {v} poison, <{lanes} x i32> zeroinitializer",
-                         x.dtype, lanes, x.depth)
+        return self.emit(
+            f"shufflevector {v} {one.text}, {v} poison, <{lanes} x i32> zeroinitializer",
+            x.dtype,
+            lanes,
+            x.depth,
+        )
 
     def simple(self, instruction: str, result: DType, x: Reg, y: Reg) -> Reg:
         """A two-operand instruction over operands of one dtype."""
@@ -177,8 +192,9 @@ class VectorBuilder(ScalarMath):
         fits = self.compare("lt", self.bitcast(y, _unsigned(d)), self.const(bits, _unsigned(d)))
         if name == "ashr":
             return self.simple(name, d, x, self.select(fits, y, self.const(bits - 1, d)))
-        return self.select(fits, self.simple(name, d, x, self.select(fits, y, self.const(0, d))),
-                           self.const(0, d))
+        return self.select(
+            fits, self.simple(name, d, x, self.select(fits, y, self.const(0, d))), self.const(0, d)
+        )
 
     def _integer_division(self, op: str, x: Reg, y: Reg) -> Reg:
         d = x.dtype
@@ -188,10 +204,15 @@ class VectorBuilder(ScalarMath):
         bad = self.compare("eq", y, self.const(0, d))
         if d.is_signed:
             least = self.compare("eq", x, self.const(-(1 << (d.bits - 1)), d))
-            bad = self.simple("or", T.bool_, bad,
-                              self.simple("and", T.bool_, least, self.compare("eq", y, self.const(-1, d))))
-        return self.select(bad, self.const(0, d),
-                           self.simple(name, d, x, self.select(bad, self.const(1, d), y)))
+            bad = self.simple(
+                "or",
+                T.bool_,
+                bad,
+                self.simple("and", T.bool_, least, self.compare("eq", y, self.const(-1, d))),
+            )
+        return self.select(
+            bad, self.const(0, d), self.simple(name, d, x, self.select(bad, self.const(1, d), y))
+        )
 
     def fma(self, x: Reg, y: Reg, z: Reg) -> Reg:
         return self.intrinsic("llvm.fma", x.dtype, [x, y, z], x.lanes or y.lanes or z.lanes)
@@ -209,8 +230,9 @@ class VectorBuilder(ScalarMath):
         w = c.lanes or x.lanes or y.lanes
         t = reg_type(x.dtype, w)
         cond = f"{reg_type(T.bool_, c.lanes)} {c.text}"
-        return self.emit(f"select {cond}, {t} {self.text(x, w)}, {t} {self.text(y, w)}", x.dtype, w,
-                         _depth((c, x, y)))
+        return self.emit(
+            f"select {cond}, {t} {self.text(x, w)}, {t} {self.text(y, w)}", x.dtype, w, _depth((c, x, y))
+        )
 
     def rare(
         self, condition: Reg, usual: tuple[Reg, ...], slow: Callable[[], tuple[Reg, ...]]
@@ -243,7 +265,9 @@ class VectorBuilder(ScalarMath):
         if dtype is T.bool_:
             return self.compare("ne", x, self.const(0, d))
         if dtype.bits == 16 and dtype.is_floating_point:
-            return self._round_to(self.convert(x, T.f32) if d.bits != 16 or not d.is_floating_point else x, dtype)
+            return self._round_to(
+                self.convert(x, T.f32) if d.bits != 16 or not d.is_floating_point else x, dtype
+            )
         if d.is_floating_point:
             return self._from_float(x, dtype)
         if d is T.bool_:
@@ -296,13 +320,16 @@ class VectorBuilder(ScalarMath):
         return self.convert(self.binary("shr", kept, self.const(16, T.u32)), T.u16)
 
     def widen(self, x: Reg, dtype: DType) -> Reg:
-        """The register form of what :meth:`narrow` gave or a load brought (i8 for bool, u16 bits for halves)."""
+        """The register form of what :meth:`narrow` gave or a load brought (i8 for bool, u16 bits for
+        halves)."""
         w = x.lanes
         if dtype is T.bool_:
             return self.compare("ne", x, self.const(0, T.u8))
         if dtype is T.f16:
             half = self.emit(f"bitcast {vec('i16', w)} {x.text} to {mem_type(dtype, w)}", dtype, w, x.depth)
-            return self.emit(f"fpext {mem_type(dtype, w)} {half.text} to {reg_type(dtype, w)}", dtype, w, x.depth)
+            return self.emit(
+                f"fpext {mem_type(dtype, w)} {half.text} to {reg_type(dtype, w)}", dtype, w, x.depth
+            )
         if dtype is T.bf16:
             high = self.binary("shl", self.convert(x, T.u32), self.const(16, T.u32))
             back = self.bitcast(high, T.f32)

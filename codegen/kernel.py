@@ -32,10 +32,11 @@ class KernelCode:
     """The code of one kernel.
 
     Each phase is a function ``void @symbol(ptr %bufs, i64 %begin, i64 %end, i64 %thread)``; ``bufs`` holds
-    pointers: operands, results, scratch (``scratch_bytes``, 64-byte aligned, shared by phases and threads), status
-    (i64, set to 1 by an index out of range). ``llvm`` holds the functions, ``declares`` the module-level lines.
-    ``inplace`` lists the pairs (operand, result) that may share memory: each element is read before it is written,
-    by the same thread.
+    pointers: operands, results, scratch (``scratch_bytes``, 64-byte aligned, shared by phases and threads),
+    status (i64, set to 1 by an index out of range). ``llvm`` holds the functions, ``declares`` the
+    module-level lines.
+    ``inplace`` lists the pairs (operand, result) that may share memory: each element is read before it is
+    written, by the same thread.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """A small builder of LLVM IR text: functions, blocks, SSA names, loops with carried values.
 
-Strings only. Instructions go to the innermost open scope, or (``at``) to the preheader of an enclosing loop, so
-that invariant code is hoisted as it is emitted.
+Strings only. Instructions go to the innermost open scope, or (``at``) to the preheader of an enclosing loop,
+so that invariant code is hoisted as it is emitted.
 """
 
 from __future__ import annotations
@@ -71,8 +71,14 @@ class LoopScope:
 class Function:
     """One function being written. ``declares`` collects the external declarations it needs."""
 
-    def __init__(self, symbol: str, params: str = "ptr %bufs, i64 %begin, i64 %end, i64 %thread",
-                 result: str = "void", attributes: str = "#0", linkage: str = "") -> None:
+    def __init__(
+        self,
+        symbol: str,
+        params: str = "ptr %bufs, i64 %begin, i64 %end, i64 %thread",
+        result: str = "void",
+        attributes: str = "#0",
+        linkage: str = "",
+    ) -> None:
         self.symbol = symbol
         self.head = f"define {linkage + ' ' if linkage else ''}{result} @{symbol}({params}) {attributes} {{"
         self.declares: set[str] = set()
@@ -150,11 +156,18 @@ class Function:
     # -- structured control flow
 
     @contextmanager
-    def loop(self, start: str, stop: str, step: str | int, carried: list[tuple[str, str]] | None = None,
-             runs: bool = False) -> Iterator[LoopScope]:
+    def loop(
+        self,
+        start: str,
+        stop: str,
+        step: str | int,
+        carried: list[tuple[str, str]] | None = None,
+        runs: bool = False,
+    ) -> Iterator[LoopScope]:
         """``for (var = start; var < stop; var += step)`` over i64 with carried (type, initial value) pairs.
 
-        ``runs`` promises at least one iteration. After the block ``scope.results`` names the last carried values.
+        ``runs`` promises at least one iteration. After the block ``scope.results`` names the last carried
+        values.
         """
         carried = carried or []
         pre: list[Any] = []

@@ -181,21 +181,27 @@ class BodyEmitter:
         p = self.address(buffer, scalar)
         m = reg_type(memory_form(self.types[buffer]))
         if first.value != 0:
-            p = self.b.emit(f"getelementptr {m}, ptr {p.text}, i64 {first.text}", T.u64, 0,
-                            max(first.depth, p.depth))
+            p = self.b.emit(
+                f"getelementptr {m}, ptr {p.text}, i64 {first.text}", T.u64, 0, max(first.depth, p.depth)
+            )
         if not k:
             return p.text
-        return self.b.emit(f"getelementptr {m}, ptr {p.text}, i64 {k * self.frame.lanes}", T.u64, 0, p.depth).text
+        return self.b.emit(
+            f"getelementptr {m}, ptr {p.text}, i64 {k * self.frame.lanes}", T.u64, 0, p.depth
+        ).text
 
     def load_one(self, buffer: str, at: Reg, mask: Reg | None) -> Reg:
         dtype = self.types[buffer]
         form = memory_form(dtype)
         p = self.address(buffer, at)
         if mask is not None:
-            p = self.b.emit(f"select i1 {mask.text}, ptr {p.text}, ptr %bufs", T.u64, 0,
-                            max(p.depth, mask.depth))
+            p = self.b.emit(
+                f"select i1 {mask.text}, ptr {p.text}, ptr %bufs", T.u64, 0, max(p.depth, mask.depth)
+            )
         depth = p.depth if buffer in self.constant else self.fn.depth
-        raw = self.fn.op(f"load {reg_type(form)}, ptr {p.text}, align {dtype.itemsize if mask is None else 1}", depth)
+        raw = self.fn.op(
+            f"load {reg_type(form)}, ptr {p.text}, align {dtype.itemsize if mask is None else 1}", depth
+        )
         out = self.b.widen(Reg(raw, form, 0, depth), dtype)
         return out if mask is None else self.b.select(mask, out, self.b.const(0, dtype))
 
@@ -206,8 +212,10 @@ class BodyEmitter:
             raw = self.fn.op(f"load {t}, ptr {address}, align {dtype.itemsize}")
         else:
             raw = self.fn.call(
-                f"llvm.masked.load.v{w}{_mangle(form)}.p0", t,
-                f"ptr align {dtype.itemsize} {address}, {self.mask_text(mask)}, {t} zeroinitializer")
+                f"llvm.masked.load.v{w}{_mangle(form)}.p0",
+                t,
+                f"ptr align {dtype.itemsize} {address}, {self.mask_text(mask)}, {t} zeroinitializer",
+            )
         return self.b.widen(Reg(raw, form, w, self.fn.depth), dtype)
 
     def mask_text(self, mask: Reg) -> str:
@@ -244,8 +252,11 @@ class BodyEmitter:
         t = reg_type(form, w)
         ptrs = self._pointers(buffer, c, scalar, vectors, k)
         m = self.mask_text(mask) if mask is not None else f"<{w} x i1> splat (i1 true)"
-        raw = self.fn.call(f"llvm.masked.gather.v{w}{_mangle(form)}.v{w}p0", t,
-                           f"<{w} x ptr> align {dtype.itemsize} {ptrs}, {m}, {t} zeroinitializer")
+        raw = self.fn.call(
+            f"llvm.masked.gather.v{w}{_mangle(form)}.v{w}p0",
+            t,
+            f"<{w} x ptr> align {dtype.itemsize} {ptrs}, {m}, {t} zeroinitializer",
+        )
         return self.b.widen(Reg(raw, form, w, self.fn.depth), dtype)
 
     def compute(self, s: Compute) -> None:
@@ -257,7 +268,9 @@ class BodyEmitter:
             self.env[s.name] = self._random_blocks(prim.tags["words"], *args)
             return
         n = max((len(a) for a in args), default=1)
-        self.env[s.name] = [prim.scalar(self.b, *(self.pick(a, k) for a in args), **s.attrs) for k in range(n)]
+        self.env[s.name] = [
+            prim.scalar(self.b, *(self.pick(a, k) for a in args), **s.attrs) for k in range(n)
+        ]
 
     def _whole_blocks(self, position: str) -> bool:
         """True where the instances together are consecutive numbers from a multiple of four on."""
@@ -267,12 +280,15 @@ class BodyEmitter:
         return index.const % 4 == 0 and all(c % 4 == 0 for n, c in index.terms if n != f.var)
 
     def _random_blocks(self, words: Any, seed: Regs, offset: Regs, position: Regs) -> Regs:
-        """Random words of all instances: each block of four is computed once, then the words are interleaved."""
+        """Random words of all instances: each block of four is computed once, then the words are
+        interleaved."""
         w, n = self.frame.lanes, self.frame.instances
         b, blocks = self.b, w * n // 4
         first = position[0]
         # signed: in a padded or joined place the position of the first lanes may be negative
-        start = Reg(self.fn.op(f"extractelement {reg_type(T.i64, w)} {first.text}, i64 0"), T.i64, 0, self.fn.depth)
+        start = Reg(
+            self.fn.op(f"extractelement {reg_type(T.i64, w)} {first.text}, i64 0"), T.i64, 0, self.fn.depth
+        )
         block = b.binary("add", offset[0], b.convert(b.binary("shr", start, b.const(2, T.i64)), T.u64))
         steps = Reg("<" + ", ".join(f"i64 {i}" for i in range(blocks)) + ">", T.u64, blocks, 0)
         c = [b.convert(x, T.u32) for x in words(b, seed[0], b.binary("add", block, steps))]
@@ -284,8 +300,7 @@ class BodyEmitter:
         ]
         out = []
         for k in range(n):
-            pick = ", ".join(
-                f"i32 {(j % 4) * blocks + k * w // 4 + j // 4}" for j in range(w))
+            pick = ", ".join(f"i32 {(j % 4) * blocks + k * w // 4 + j // 4}" for j in range(w))
             name = self.fn.op(f"shufflevector {both} {halves[0]}, {both} {halves[1]}, <{w} x i32> <{pick}>")
             out.append(Reg(name, T.u32, w, self.fn.depth))
         return out
@@ -424,7 +439,7 @@ def _mark(s: Any, out: set[str]) -> None:
 
 
 EMIT: dict[type, Any] = {
-    Number: BodyEmitter.number, Affine: BodyEmitter.affine, Load: BodyEmitter.load, Compute: BodyEmitter.compute,
-    Check: BodyEmitter.check, Store: BodyEmitter.store, Accumulate: BodyEmitter.accumulate,
-    Tile: BodyEmitter.tile, Loop: BodyEmitter.loop,
+    Number: BodyEmitter.number, Affine: BodyEmitter.affine, Load: BodyEmitter.load, Compute:
+    BodyEmitter.compute, Check: BodyEmitter.check, Store: BodyEmitter.store, Accumulate:
+    BodyEmitter.accumulate, Tile: BodyEmitter.tile, Loop: BodyEmitter.loop,
 }  # fmt: skip

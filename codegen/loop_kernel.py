@@ -49,8 +49,17 @@ def emit_loops(kernel: Kernel, target: Target, symbol_prefix: str) -> KernelCode
         phases.append(Phase(symbol, units, total / max(units, 1), units > 1))
     moved = sum(b.size * b.dtype.itemsize for b in kernel.buffers if b.role != "scratch")
     flops = sum(int(_operations(n)) for nests in kernel.phases for n in nests)
-    return KernelCode(kernel.name, "".join(functions), frozenset(declares), tuple(phases), scratch, str(kernel),
-                      moved, flops, inplace_pairs(kernel))
+    return KernelCode(
+        kernel.name,
+        "".join(functions),
+        frozenset(declares),
+        tuple(phases),
+        scratch,
+        str(kernel),
+        moved,
+        flops,
+        inplace_pairs(kernel),
+    )
 
 
 def _layout(kernel: Kernel) -> tuple[dict[str, tuple[int, int]], int]:
@@ -95,7 +104,8 @@ def used_buffers(nest: Nest) -> list[str]:
 
 
 def lanes_for(kernel: Kernel, nest: Nest, target: Target) -> int:
-    """Lanes of the vectors of a nest: by the widest common type of its work, at most 64-bit and at least 8."""
+    """Lanes of the vectors of a nest: by the widest common type of its work, at most 64-bit and at least
+    8."""
     sizes: list[int] = []
     types = {b.name: b.dtype for b in kernel.buffers}
     for s in statements(nest.body):
@@ -109,9 +119,16 @@ def lanes_for(kernel: Kernel, nest: Nest, target: Target) -> int:
     return target.lanes(max(bits, 8))
 
 
-def _nest_functions(kernel: Kernel, nest: Nest, target: Target, symbol: str,
-                    layout: dict[str, tuple[int, int]], internal: bool) -> list[Function]:
-    """The function of a nest; for large results two, of which the one that streams its stores needs alignment."""
+def _nest_functions(
+    kernel: Kernel,
+    nest: Nest,
+    target: Target,
+    symbol: str,
+    layout: dict[str, tuple[int, int]],
+    internal: bool,
+) -> list[Function]:
+    """The function of a nest; for large results two, of which the one that streams its stores needs
+    alignment."""
     streamed = streamable(kernel, nest, target)
     if not streamed:
         return [_nest_function(kernel, nest, target, symbol, layout, internal, set())]
@@ -134,8 +151,11 @@ def _nest_functions(kernel: Kernel, nest: Nest, target: Target, symbol: str,
 
 def streamable(kernel: Kernel, nest: Nest, target: Target) -> set[str]:
     """Large results whose vector stores are aligned if the result is: they can bypass the caches."""
-    large = {b.name for b in kernel.buffers
-             if b.role == "out" and b.size * b.dtype.itemsize >= STREAM_BYTES and b.dtype.itemsize >= 4}
+    large = {
+        b.name
+        for b in kernel.buffers
+        if b.role == "out" and b.size * b.dtype.itemsize >= STREAM_BYTES and b.dtype.itemsize >= 4
+    }
     lanes = lanes_for(kernel, nest, target)
     for s in statements(nest.body):
         if isinstance(s, Load):
@@ -143,7 +163,11 @@ def streamable(kernel: Kernel, nest: Nest, target: Target) -> set[str]:
         elif isinstance(s, Store) and s.buffer in large:
             steps = sorted(abs(c) for _, c in s.index.terms)
             whole = all(c == 1 or c % lanes == 0 for c in steps) and steps[:1] == [1] and steps.count(1) == 1
-            if not whole or s.index.const % lanes or kernel_itemsize(kernel, s.buffer) * lanes * 8 % target.vector_bits:
+            if (
+                not whole
+                or s.index.const % lanes
+                or kernel_itemsize(kernel, s.buffer) * lanes * 8 % target.vector_bits
+            ):
                 large.discard(s.buffer)
     return large
 
@@ -152,8 +176,15 @@ def kernel_itemsize(kernel: Kernel, buffer: str) -> int:
     return next(b.dtype.itemsize for b in kernel.buffers if b.name == buffer)
 
 
-def _nest_function(kernel: Kernel, nest: Nest, target: Target, symbol: str, layout: dict[str, tuple[int, int]],
-                   internal: bool, streamed: set[str]) -> Function:
+def _nest_function(
+    kernel: Kernel,
+    nest: Nest,
+    target: Target,
+    symbol: str,
+    layout: dict[str, tuple[int, int]],
+    internal: bool,
+    streamed: set[str],
+) -> Function:
     fn = Function(symbol, linkage="internal" if internal else "")
     buffers = {b.name: b for b in kernel.buffers}
     e = BodyEmitter(fn, target, buffers, lanes_for(kernel, nest, target))
@@ -250,7 +281,8 @@ def _least(fn: Function, x: str, bound: int) -> str:
     return fn.op(f"select i1 {c}, i64 {x}, i64 {bound}")
 
 
-# costs ---------------------------------------------------------------------------------------------------------
+# costs
+# ---------------------------------------------------------------------------------------------------------
 
 
 def _operations(nest: Nest) -> float:

@@ -1,18 +1,18 @@
-"""Loops of the kernel IR to LLVM: vector loops with several accumulators and a tail, serial and unrolled loops."""
+"""Loops of the kernel IR to LLVM: vector loops with several accumulators and a tail, serial and unrolled
+loops."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from weft.codegen.emit import Reg, VectorBuilder
+from weft.codegen.emit import Reg
 from weft.codegen.llvm import reg_type
-from weft.codegen.loop_body import BodyEmitter, Frame, combine, varying
+from weft.codegen.loop_body import BodyEmitter, Frame, varying
+from weft.codegen.loop_folds import State, across, merge, publish, start, step
 from weft.ir import types as T
-from weft.ir.loops import IDENTITIES, Accumulate, Compute, Fold, Loop, statements
+from weft.ir.loops import Accumulate, Compute, Fold, Loop, statements
 from weft.ir.scalarcost import cost_by_name
-
-State = list[Reg]  # of one fold in one instance: the value, and the position for argmax and argmin
 
 
 def emit_loop(e: BodyEmitter, loop: Loop) -> None:
@@ -25,96 +25,8 @@ def emit_loop(e: BodyEmitter, loop: Loop) -> None:
         _serial(e, loop)
 
 
-# folds ---------------------------------------------------------------------------------------------------------
-
-
-def start(e: BodyEmitter, fold: Fold, lanes: int) -> State:
-    """The identity of a fold, spread over the lanes as a literal."""
-    out = [_spread(e.b.const(IDENTITIES[fold.op](fold.dtype), fold.dtype), lanes)]
-    return [*out, _spread(e.i64(0), lanes)] if fold.index else out
-
-
-def _spread(x: Reg, lanes: int) -> Reg:
-    return Reg(f"splat ({reg_type(x.dtype)} {x.text})", x.dtype, lanes, 0) if lanes else x
-
-
-def state_types(fold: Fold, lanes: int) -> list[str]:
-    """LLVM types of a state."""
-    out = [reg_type(fold.dtype, lanes)]
-    return [*out, reg_type(T.i64, lanes)] if fold.index else out
-
-
-def step(e: BodyEmitter, fold: Fold, state: State, k: int, mask: Reg | None) -> State:
-    """Fold instance k of the source into a state; lanes where the mask fails count as the identity."""
-    b = e.b
-    x = e.pick(e.env[fold.source], k)
-    if mask is not None:
-        x = b.select(mask, x, b.const(IDENTITIES[fold.op](fold.dtype), fold.dtype))
-    if fold.index is None:
-        return [combine(b, fold.op, x, state[0])]
-    i = e.pick(e.env[fold.index], k)
-    better = _better(b, fold.op, x, state[0])
-    return [b.select(better, x, state[0]), b.select(better, i, state[1])]
-
-
-def _better(b: VectorBuilder, op: str, x: Reg, y: Reg) -> Reg:
-    """x strictly beats y; NaN beats all but NaN."""
-    better = b.compare("gt" if op == "argmax" else "lt", x, y)
-    if not x.dtype.is_floating_point:
-        return better
-    only_x = b.binary("and", b.simple("fcmp uno", T.bool_, x, x), b.simple("fcmp ord", T.bool_, y, y))
-    return b.binary("or", better, only_x)
-
-
-def merge(b: VectorBuilder, fold: Fold, x: State, y: State) -> State:
-    """The fold of two states (in order where the order matters)."""
-    if fold.index is None:
-        return [combine(b, fold.op, y[0], x[0])]
-    same = b.compare("eq", x[0], y[0])
-    if x[0].dtype.is_floating_point:
-        nans = b.binary("and", b.simple("fcmp uno", T.bool_, x[0], x[0]),
-                        b.simple("fcmp uno", T.bool_, y[0], y[0]))
-        same = b.binary("or", same, nans)
-    earlier = b.binary("and", same, b.compare("lt", y[1], x[1]))
-    take = b.binary("or", _better(b, fold.op, y[0], x[0]), earlier)
-    return [b.select(take, y[0], x[0]), b.select(take, y[1], x[1])]
-
-
-def across(e: BodyEmitter, fold: Fold, state: State) -> State:
-    """A vector state folded over its lanes to a scalar one."""
-    w = state[0].lanes
-    if not w:
-        return state
-    if fold.op == "sum" and fold.dtype.is_floating_point:
-        t, s = reg_type(fold.dtype, w), reg_type(fold.dtype)
-        suffix = "f32" if s == "float" else "f64"
-        name = f"llvm.vector.reduce.fadd.v{w}{suffix}"
-        zero = e.b.const(-0.0, fold.dtype).text
-        text = e.fn.call(name, s, f"{s} {zero}, {t} {state[0].text}", flags="reassoc ")
-        return [Reg(text, fold.dtype, 0, e.fn.depth)]
-    half = w // 2
-    while half:
-        order = ", ".join(f"i32 {i + half if i < half else i}" for i in range(w))
-        other = []
-        for r in state:
-            t = reg_type(r.dtype, w)
-            name = e.fn.op(f"shufflevector {t} {r.text}, {t} poison, <{w} x i32> <{order}>")
-            other.append(Reg(name, r.dtype, w, e.fn.depth))
-        state = merge(e.b, fold, state, other)
-        half //= 2
-    out = []
-    for r in state:
-        t = reg_type(r.dtype, w)
-        out.append(Reg(e.fn.op(f"extractelement {t} {r.text}, i64 0"), r.dtype, 0, e.fn.depth))
-    return out
-
-
-def publish(e: BodyEmitter, fold: Fold, states: list[State]) -> None:
-    """Make the result of a fold known: the value, or the position."""
-    e.env[fold.name] = [s[-1] for s in states]
-
-
-# serial and unrolled loops ----------------------------------------------------------------------------------------
+# serial and unrolled loops
+# ----------------------------------------------------------------------------------------
 
 
 def _flat(states: list[list[State]]) -> list[Reg]:
@@ -133,8 +45,12 @@ def _starts(e: BodyEmitter, loop: Loop) -> list[list[State]]:
     out = []
     for fold in loop.folds:
         per_instance = fold.name in differ
-        out.append([start(e, fold, f.lanes if per_instance else 0)
-                    for _ in range(f.instances if per_instance else 1)])
+        out.append(
+            [
+                start(e, fold, f.lanes if per_instance else 0)
+                for _ in range(f.instances if per_instance else 1)
+            ]
+        )
     return out
 
 
@@ -159,8 +75,10 @@ def varying_from(body: list[Any], names: set[str]) -> set[str]:
 
 
 def _fold_all(e: BodyEmitter, loop: Loop, states: list[list[State]]) -> list[list[State]]:
-    return [[step(e, fold, state, k, None) for k, state in enumerate(per)]
-            for fold, per in zip(loop.folds, states, strict=True)]
+    return [
+        [step(e, fold, state, k, None) for k, state in enumerate(per)]
+        for fold, per in zip(loop.folds, states, strict=True)
+    ]
 
 
 def _unrolled(e: BodyEmitter, loop: Loop) -> None:
@@ -213,8 +131,14 @@ def _end(e: BodyEmitter, loop: Loop) -> Reg:
     return e.b.select(e.b.compare("lt", left, extent), left, extent)
 
 
-def nested(e: BodyEmitter, axes: list[tuple[str, int]], states: list[list[State]], folds: list[Fold],
-           inside: Callable[[list[list[State]]], list[list[State]]], stop: str | None = None) -> list[list[State]]:
+def nested(
+    e: BodyEmitter,
+    axes: list[tuple[str, int]],
+    states: list[list[State]],
+    folds: list[Fold],
+    inside: Callable[[list[list[State]]], list[list[State]]],
+    stop: str | None = None,
+) -> list[list[State]]:
     """Scalar loops over ``axes`` that carry the states through ``inside``; the last one ends at ``stop``."""
     if not axes:
         return inside(states)
@@ -243,7 +167,8 @@ def _text(r: Reg) -> str:
     return r.text
 
 
-# vector loops ------------------------------------------------------------------------------------------------------
+# vector loops
+# ------------------------------------------------------------------------------------------------------
 
 
 def unroll_of(body: list[Any], registers: int) -> int:
@@ -297,8 +222,9 @@ class _VectorLoop:
             states = self._rest(main, states)
         return states
 
-    def _main(self, begin: str, end: str, states: list[list[State]], once: bool = False,
-              runs: bool = True) -> list[list[State]]:
+    def _main(
+        self, begin: str, end: str, states: list[list[State]], once: bool = False, runs: bool = True
+    ) -> list[list[State]]:
         """Whole groups of vectors between two positions."""
         e, group = self.e, self.unroll * self.w
         if once:
@@ -310,15 +236,18 @@ class _VectorLoop:
             out = self._group(at, self.unroll, _unflat(_held(e, flat, scope.phis), states))
             for phi, r in zip(scope.phis, _flat(out), strict=True):
                 scope.update(phi.name, _text(r))
-        return _unflat([Reg(t, r.dtype, r.lanes, e.fn.depth) for t, r in zip(scope.results, flat, strict=True)],
-                       states)
+        return _unflat(
+            [Reg(t, r.dtype, r.lanes, e.fn.depth) for t, r in zip(scope.results, flat, strict=True)], states
+        )
 
-    def _group(self, at: Reg, instances: int, states: list[list[State]], masks: Any = None,
-               first: int = 0) -> list[list[State]]:
+    def _group(
+        self, at: Reg, instances: int, states: list[list[State]], masks: Any = None, first: int = 0
+    ) -> list[list[State]]:
         """The body on ``instances`` vectors from ``at`` on, folded into the states from number ``first``."""
         e = self.e
-        frame = Frame(self.var, self.w, [e.add(at, e.i64(k * self.w)) for k in range(instances)],
-                      masks or [None])
+        frame = Frame(
+            self.var, self.w, [e.add(at, e.i64(k * self.w)) for k in range(instances)], masks or [None]
+        )
         return self._in_frame(frame, states, first)
 
     def _in_frame(self, frame: Frame, states: list[list[State]], first: int) -> list[list[State]]:
@@ -351,8 +280,8 @@ class _VectorLoop:
         return self._singles(str(begin + full * self.w), str(self.extent), states) if tail else states
 
     def _tail_mask(self, tail: int) -> Reg:
-        """The first ``tail`` lanes. LLVM stores too many bytes for a truncated value under a constant mask of one
-        lane, so that mask is hidden from it.
+        """The first ``tail`` lanes. LLVM stores too many bytes for a truncated value under a constant mask
+        of one lane, so that mask is hidden from it.
         """
         if tail == 1:
             hidden = self.e.fn.op('call i64 asm "", "=r,0"(i64 1)', 0)
@@ -360,7 +289,9 @@ class _VectorLoop:
         bits = ", ".join(f"i1 {'true' if i < tail else 'false'}" for i in range(self.w))
         return Reg(f"<{bits}>", T.bool_, self.w, 0)
 
-    def _singles(self, begin: str, end: str, states: list[list[State]], runs: bool = True) -> list[list[State]]:
+    def _singles(
+        self, begin: str, end: str, states: list[list[State]], runs: bool = True
+    ) -> list[list[State]]:
         """One element at a time; folds go into the scalar state."""
         e = self.e
         flat = _flat(states)
@@ -371,8 +302,9 @@ class _VectorLoop:
             out = self._in_frame(Frame(self.var, 0, [at]), held, 0)
             for phi, r in zip(scope.phis, _flat(out), strict=True):
                 scope.update(phi.name, _text(r))
-        return _unflat([Reg(t, r.dtype, r.lanes, e.fn.depth) for t, r in zip(scope.results, flat, strict=True)],
-                       states)
+        return _unflat(
+            [Reg(t, r.dtype, r.lanes, e.fn.depth) for t, r in zip(scope.results, flat, strict=True)], states
+        )
 
     def _dynamic(self, states: list[list[State]]) -> list[list[State]]:
         """The last axis ends at min(extent, limit - base)."""
@@ -395,8 +327,9 @@ class _VectorLoop:
             out = self._group(at, 1, _unflat(_held(e, flat, scope.phis), states), [mask])
             for phi, r in zip(scope.phis, _flat(out), strict=True):
                 scope.update(phi.name, _text(r))
-        return _unflat([Reg(t, r.dtype, r.lanes, e.fn.depth) for t, r in zip(scope.results, flat, strict=True)],
-                       states)
+        return _unflat(
+            [Reg(t, r.dtype, r.lanes, e.fn.depth) for t, r in zip(scope.results, flat, strict=True)], states
+        )
 
 
 def run_mask(e: BodyEmitter, at: Reg, end: str) -> Reg:
@@ -410,7 +343,9 @@ def run_mask(e: BodyEmitter, at: Reg, end: str) -> Reg:
     return Reg(mask, T.bool_, w, e.fn.depth)
 
 
-def lanes_range(e: BodyEmitter, body: list[Any], var: str, extent: int, begin: str, end: str, exact: bool) -> None:
+def lanes_range(
+    e: BodyEmitter, body: list[Any], var: str, extent: int, begin: str, end: str, exact: bool
+) -> None:
     """Run a body over positions begin..end of a vectorised axis. ``exact``: a whole number of groups."""
     loop = Loop([(var, extent)], "vector", body)
     v = _VectorLoop(e, loop)

@@ -97,15 +97,19 @@ def split_last(nest: Nest, low: Lowering) -> None:
 def block_transposed(nest: Nest, low: Lowering) -> None:
     """Walk transposed operands of a lanes nest in blocks, so that each cache line is used while it is near.
 
-    Where a load strides along the lanes but is contiguous along another axis, a block of that axis moves inside.
+    Where a load strides along the lanes but is contiguous along another axis, a block of that axis moves
+    inside.
     """
     if nest.kind != "lanes" or any(isinstance(s, Loop) for s in nest.body):
         return
     lane = nest.axes[-1][0]
     for k, (var, extent) in enumerate(nest.axes[:-1]):
         sizes = [
-            low.dtypes[s.name].itemsize for s in nest.body
-            if isinstance(s, Load) and abs(s.index.coefficient(lane)) >= STRIDED and s.index.coefficient(var) == 1
+            low.dtypes[s.name].itemsize
+            for s in nest.body
+            if isinstance(s, Load)
+            and abs(s.index.coefficient(lane)) >= STRIDED
+            and s.index.coefficient(var) == 1
         ]
         if sizes and extent > 1:
             _block(nest, low, k, max(1, LINE // min(sizes)))

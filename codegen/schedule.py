@@ -1,12 +1,14 @@
-"""From a fused graph to kernel IR: one nest per connected group, and the phase that combines partial results."""
+"""From a fused graph to kernel IR: one nest per connected group, and the phase that combines partial
+results."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from weft.codegen import lower_moves as _rules  # noqa: F401  (fills the rules of the lowering)
+from weft.codegen.components import Group, connected, merge_alike
 from weft.codegen.lower import ZERO, IndexTuple, Lowering, Scope, fold_dtype, linear
 from weft.codegen.reshape_nest import block_transposed, coalesce, split_last
 from weft.codegen.tiling import choose_tiles
@@ -23,22 +25,12 @@ from weft.ir.loops import (
     Partial,
     Store,
 )
-from weft.ir.nest import NestPlan, Refused, analyse, one_by_one, reduced_axes
-from weft.ir.prims.base import Kind
+from weft.ir.nest import Refused, analyse, one_by_one, reduced_axes
 
 LANES_CHUNK = 4096  # elements of the last axis in one unit of a lanes nest
 COLUMNS_CHUNK = 64  # the same where each lane walks a column several times: its columns stay in cache
 PARTIAL_UNITS = 64  # most units of a nest that leaves partial results
-SHARED = 1024  # elements of an operand for which two nests are worth merging
 UNIT_ELEMENTS = 1 << 14  # least elements in one such unit
-
-
-@dataclass(slots=True)
-class Group:
-    """A connected part of the kernel: its plan and the results it must store."""
-
-    plan: NestPlan
-    outputs: list[Value]
 
 
 class Scheduler:
@@ -64,7 +56,8 @@ class Scheduler:
         return Kernel(self.name, self.buffers, phases)
 
     def _groups(self) -> list[Group]:
-        """Connected parts, each with its plan. Where there is none, each result by itself: right, if not fast."""
+        """Connected parts, each with its plan. Where there is none, each result by itself: right, if not
+        fast."""
         parts = connected(self.region.ops, list(self.stores))
         groups: list[Group] = []
         for ops, own in parts:
@@ -96,7 +89,9 @@ class _NestBuilder:
         self.s, self.plan, self.outputs = scheduler, group.plan, group.outputs
         self.low = Lowering(scheduler.producers, scheduler.named, scheduler.counter)
         self.splits = splits
-        self.parts = {c: self._split(c, "p") for c in self.plan.p} | {c: self._split(c, "q") for c in self.plan.q}
+        self.parts = {c: self._split(c, "p") for c in self.plan.p} | {
+            c: self._split(c, "q") for c in self.plan.q
+        }
         self.position = {c: _position(parts) for c, parts in self.parts.items()}
         self.partials: dict[Value, tuple[str, int]] = {}
         self.scratch: list[Buffer] = []
@@ -213,7 +208,8 @@ class _NestBuilder:
         kind = "vector" if self.plan.kind == "rows" else "serial"
         loop = Loop(self.axes(classes), kind)
         names = self.low.fold_loop(
-            loop, 0, [(op, self.index_of(self.plan.operand[op]), None) for op in folds], effects)
+            loop, 0, [(op, self.index_of(self.plan.operand[op]), None) for op in folds], effects
+        )
         for op, name in zip(folds, names, strict=True):
             if op in self.plan.final:
                 self._add_partial(op, name)
@@ -221,8 +217,11 @@ class _NestBuilder:
                 scope.memo[(op.result, self.index(op.result), None)] = name
 
     def _folds(self, op: Op, classes: tuple[int, ...]) -> bool:
-        """True where the reduction folds over the loop, False where each iteration adds to its own partial result."""
-        return bool(classes) and not (op in self.plan.final and set(self.plan.classes[op.result]) & set(classes))
+        """True where the reduction folds over the loop, False where each iteration adds to its own partial
+        result."""
+        return bool(classes) and not (
+            op in self.plan.final and set(self.plan.classes[op.result]) & set(classes)
+        )
 
     def _fill_tiles(self, key: Any) -> None:
         for v, (name, strides, at) in list(self.tiles.items()):
@@ -311,8 +310,9 @@ def _position(parts: Sequence[tuple[str, int]]) -> Index:
     return out
 
 
-def _combiner(low: Lowering, op: Op, buffer: str, size: int, units: int,
-              lanes: bool) -> Callable[[IndexTuple], str]:
+def _combiner(
+    low: Lowering, op: Op, buffer: str, size: int, units: int, lanes: bool
+) -> Callable[[IndexTuple], str]:
     """How a reduced value is read in the second phase: a fold over the units."""
     kind = FOLD_OF[op.prim.name]
     dtype = fold_dtype(kind, op.operands[0].type.dtype)
@@ -334,99 +334,6 @@ def _combiner(low: Lowering, op: Op, buffer: str, size: int, units: int,
         return low.convert(name, op.result.type.dtype)
 
     return read
-
-
-def connected(ops: Sequence[Op], outputs: Sequence[Value]) -> list[tuple[list[Op], set[Op]]]:
-    """Connected components through values computed inside: all operations in program order, and those it owns.
-
-    Light operations (constants, scalar arithmetic and index changes that start from operands) count for each of
-    their users alone, so that sharing one joins nothing.
-    """
-    producers = {r: op for op in ops for r in op.results}
-    light: set[Op] = set()
-    for op in ops:
-        if _is_light(op) and all(x not in producers or producers[x] in light for x in op.operands):
-            light.add(op)
-    wanted = {producers[v] for v in outputs if v in producers}
-    group: dict[Op, int] = {}
-    parent: list[int] = []
-
-    def find(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    for op in ops:
-        if op in light and op not in wanted:
-            continue
-        group[op] = len(parent)
-        parent.append(group[op])
-        for x in op.operands:
-            made = producers.get(x)
-            if made is not None and made not in light:
-                a, b = find(group[made]), find(group[op])
-                parent[max(a, b)] = min(a, b)
-    parts: dict[int, set[Op]] = {}
-    for op in group:
-        parts.setdefault(find(group[op]), set()).add(op)
-    return [(_with_light(part, producers, ops), part) for part in parts.values()]
-
-
-def _is_light(op: Op) -> bool:
-    kind = op.prim.kind
-    if kind is Kind.MAP:
-        return op.result.type.size == 1
-    return kind is Kind.SOURCE or (kind is Kind.MOVE and len(op.operands) == 1)
-
-
-def _with_light(part: set[Op], producers: dict[Value, Op], ops: Sequence[Op]) -> list[Op]:
-    """A part and all that it reads, in program order."""
-    found = set(part)
-    stack = [x for op in part for x in op.operands]
-    while stack:
-        made = producers.get(stack.pop())
-        if made is not None and made not in found:
-            found.add(made)
-            stack += made.operands
-    return [op for op in ops if op in found]
-
-
-def merge_alike(groups: list[Group]) -> list[Group]:
-    """Groups that walk equal extents and read a common operand share one nest, so that it is read once."""
-    out: list[Group] = []
-    for g in groups:
-        for k, other in enumerate(out):
-            merged = _merge_two(other, g)
-            if merged is not None:
-                out[k] = merged
-                break
-        else:
-            out.append(g)
-    return out
-
-
-def _merge_two(a: Group, b: Group) -> Group | None:
-    if not (_large_reads(a) & _large_reads(b)) or _walk(a) != _walk(b):
-        return None
-    ops = list(dict.fromkeys([*a.plan.ops, *b.plan.ops]))
-    try:
-        plan = analyse(ops, [*a.outputs, *b.outputs])
-    except Refused:
-        return None
-    merged = Group(plan, [*a.outputs, *b.outputs])
-    return merged if _walk(merged) == _walk(a) else None
-
-
-def _walk(g: Group) -> tuple[Any, ...]:
-    """What a nest walks: its kind and the extents of rows and of what is inside them."""
-    plan = g.plan
-    return plan.kind, plan.flat, [plan.extent[c] for c in plan.p], [plan.extent[c] for c in plan.q]
-
-
-def _large_reads(g: Group) -> set[Value]:
-    made = {r for op in g.plan.ops for r in op.results}
-    return {x for op in g.plan.ops for x in op.operands if x not in made and x.type.size >= SHARED}
 
 
 def schedule(region: Graph, name: str) -> Kernel:

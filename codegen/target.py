@@ -69,8 +69,15 @@ def host_target() -> Target:
     features = ",".join(("+" if on else "-") + name for name, on in sorted(found.items()))
     wide = all(found.get(f) for f in ("avx512f", "avx512bw", "avx512dq", "avx512vl"))
     bits = 512 if wide else 256 if found.get("avx2") else 128
-    return Target(_triple(), llvm.get_host_cpu_name(), features, bits, 32 if wide else 16,
-                  _cache_bytes(0, 32 << 10), _cache_bytes(2, 512 << 10))
+    return Target(
+        _triple(),
+        llvm.get_host_cpu_name(),
+        features,
+        bits,
+        32 if wide else 16,
+        _cache_bytes(0, 32 << 10),
+        _cache_bytes(2, 512 << 10),
+    )
 
 
 @cache

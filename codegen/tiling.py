@@ -1,4 +1,5 @@
-"""Which values that several passes over a row need are kept in a row-local array, and which are computed again."""
+"""Which values that several passes over a row need are kept in a row-local array, and which are computed
+again."""
 
 from __future__ import annotations
 
@@ -25,7 +26,11 @@ def choose_tiles(low: Lowering, plan: NestPlan, sinks: dict[Any, list[Any]], nes
     for i, first in enumerate(passes):
         for v in needed[first]:
             later = [k for k in passes[i + 1 :] if v in needed[k] and k[1] == first[1]]
-            if v in nest.tiles or not later or not _outermost(v, needed[later[0]], needed[first], producers, plan):
+            if (
+                v in nest.tiles
+                or not later
+                or not _outermost(v, needed[later[0]], needed[first], producers, plan)
+            ):
                 continue
             walked = [c for c in plan.q if c in plan.classes[v]]
             size = plan.size(walked)
@@ -33,7 +38,8 @@ def choose_tiles(low: Lowering, plan: NestPlan, sinks: dict[Any, list[Any]], nes
                 continue
             if chain_cost(v, producers, plan) >= WORTH:
                 strides = tuple(
-                    plan.size(walked[walked.index(c) + 1 :]) if c in walked else 0 for c in plan.classes[v])
+                    plan.size(walked[walked.index(c) + 1 :]) if c in walked else 0 for c in plan.classes[v]
+                )
                 nest.tiles[v] = (low.tile(v, 0, size), strides, first)
 
 
@@ -58,7 +64,9 @@ def _reached(key: Any, sinks: dict[Any, list[Any]], producers: dict[Value, Op], 
     return seen
 
 
-def _outermost(v: Value, later: set[Value], first: set[Value], producers: dict[Value, Op], plan: NestPlan) -> bool:
+def _outermost(
+    v: Value, later: set[Value], first: set[Value], producers: dict[Value, Op], plan: NestPlan
+) -> bool:
     """True where some reader of v in the later pass is not itself available from the first."""
     users = [r for r in later if v in producers[r].operands]
     return not users or any(u not in first for u in users)

@@ -1,8 +1,9 @@
 """The kernel IR: loop nests over flat buffers, between fused graphs and machine code.
 
-A :class:`Kernel` has buffers and phases; a phase is a list of independent :class:`Nest`; a nest runs its body for each
-point of its axes (in parallel, in units), and bodies hold statements and inner loops. Every value is in SSA form and
-named by a string; every index is affine (:class:`Index`) in loop variables and in i64 values computed before.
+A :class:`Kernel` has buffers and phases; a phase is a list of independent :class:`Nest`; a nest runs its
+body for each point of its axes (in parallel, in units), and bodies hold statements and inner loops. Every
+value is in SSA form and named by a string; every index is affine (:class:`Index`) in loop variables and in
+i64 values computed before.
 
 The text form is in :mod:`weft.ir.loops_text`, the numpy interpreter in :mod:`weft.ir.loops_interp`.
 """
@@ -190,8 +191,8 @@ class Fold:
 class Loop:
     """A loop (or loops, outermost first) inside a nest.
 
-    ``kind`` ``vector``: iterations of the last axis go into vector lanes; ``serial``: one by one; ``unroll``: written
-    out. ``limit`` stops the last axis early, where ``limit[0] + var >= limit[1]``.
+    ``kind`` ``vector``: iterations of the last axis go into vector lanes; ``serial``: one by one;
+    ``unroll``: written out. ``limit`` stops the last axis early, where ``limit[0] + var >= limit[1]``.
     """
 
     axes: list[tuple[str, int]]
@@ -203,7 +204,8 @@ class Loop:
 
 @dataclass(slots=True)
 class Partial:
-    """Per-unit partial results: ``buffer`` holds ``size`` elements for each unit, started at the identity of op."""
+    """Per-unit partial results: ``buffer`` holds ``size`` elements for each unit, started at the identity of
+    op."""
 
     buffer: str
     size: int
@@ -215,9 +217,9 @@ class Partial:
 class Nest:
     """A parallel loop nest over ``axes`` (outermost first).
 
-    ``kind`` ``rows``: the body runs for each point, vectorised inside; ``lanes``: the last axis goes into vector
-    lanes. A unit of work is ``chunk`` points of the flattened axes (rows), or ``chunk`` of the last axis (lanes). Where
-    there are ``partials`` the variable ``u`` numbers the unit.
+    ``kind`` ``rows``: the body runs for each point, vectorised inside; ``lanes``: the last axis goes into
+    vector lanes. A unit of work is ``chunk`` points of the flattened axes (rows), or ``chunk`` of the last
+    axis (lanes). Where there are ``partials`` the variable ``u`` numbers the unit.
     """
 
     axes: list[tuple[str, int]]

@@ -1,6 +1,7 @@
 """The meaning of kernel IR, in numpy: every statement runs at once for all points of the loops around it.
 
-A value is an array with one dimension per open loop variable, outermost first (1 where it does not depend on it).
+A value is an array with one dimension per open loop variable, outermost first (1 where it does not depend on
+it).
 """
 
 from __future__ import annotations

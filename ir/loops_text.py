@@ -1,6 +1,7 @@
 """The text form of kernel IR: prints and parses, and the round trip is the identity.
 
-One statement a line; two spaces of indentation for each level. Attribute values are those of the graph's text form.
+One statement a line; two spaces of indentation for each level. Attribute values are those of the graph's
+text form.
 """
 
 from __future__ import annotations
@@ -116,7 +117,8 @@ def _parse_value(text: str) -> Any:
     return text[1:-1] if text[:1] == "'" else int(text)
 
 
-# parsing ---------------------------------------------------------------------------------------------------------
+# parsing
+# ---------------------------------------------------------------------------------------------------------
 
 
 class _Lines:

@@ -1,9 +1,10 @@
 """How a connected group of operations becomes one loop nest: which axes are rows, which lie within a row.
 
-Dimensions of all values are put into classes (a map identifies the dimensions of its operands and its result, a
-broadcast those it keeps, and so on); a class is one loop. Reductions whose results are spread out again force their
-kept classes to be the *row* classes P; the rest, Q, is walked inside a row, as often as reductions depend on each
-other. Reductions at the end of the group may also cross rows: their partial results are combined in a second phase.
+Dimensions of all values are put into classes (a map identifies the dimensions of its operands and its
+result, a broadcast those it keeps, and so on); a class is one loop. Reductions whose results are spread out
+again force their kept classes to be the *row* classes P; the rest, Q, is walked inside a row, as often as
+reductions depend on each other. Reductions at the end of the group may also cross rows: their partial
+results are combined in a second phase.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ class Refused(Exception):
 class NestPlan:
     """``kind``: rows (vectors inside a row) or lanes (vectors across rows, along the last class of ``p``).
 
-    ``row``: reductions finished within a row; ``final``: those accumulated across rows; ``post``: values computed
-    from them. ``classes``: the class of each dimension (-1 for extent one); ``operand``: the same for the operand of
-    each reduction. ``flat``: accumulate point by point over all classes (the schedule then splits the last).
+    ``row``: reductions finished within a row; ``final``: those accumulated across rows; ``post``: values
+    computed from them. ``classes``: the class of each dimension (-1 for extent one); ``operand``: the same
+    for the operand of each reduction. ``flat``: accumulate point by point over all classes (the schedule
+    then splits the last).
     """
 
     ops: list[Op]
@@ -216,8 +218,11 @@ def _split_reductions(plan: NestPlan, outputs: Sequence[Value]) -> None:
     for v in outputs:
         walked |= set(plan.classes[v])
     expanded = _followed(plan, set())
-    big = [op for op in reduces
-           if op in expanded or plan.size(_folded(plan, op)) > SMALL or _folded(plan, op) & walked]
+    big = [
+        op
+        for op in reduces
+        if op in expanded or plan.size(_folded(plan, op)) > SMALL or _folded(plan, op) & walked
+    ]
     while True:  # a small reduction over what a big one walks is a big one
         walked |= {c for op in big for c in plan.operand[op]}
         more = [op for op in reduces if op not in big and _folded(plan, op) & walked]
@@ -231,7 +236,8 @@ def _split_reductions(plan: NestPlan, outputs: Sequence[Value]) -> None:
 
 
 def _followed(plan: NestPlan, big: set[Op]) -> set[Op]:
-    """The reductions (of ``big``, or all) after which the group goes on with more classes or a big reduction."""
+    """The reductions (of ``big``, or all) after which the group goes on with more classes or a big
+    reduction."""
     users: dict[Value, list[Op]] = {}
     for op in plan.ops:
         for x in op.operands:
@@ -248,12 +254,16 @@ def _followed(plan: NestPlan, big: set[Op]) -> set[Op]:
                     reach |= expands[s]
             goes_on[r], expands[r] = again, reach
     reduces = big or {op for op in plan.ops if op.prim.kind is Kind.REDUCE}
-    return {op for op in reduces if goes_on[op.result] or expands[op.result] - set(plan.classes[op.result]) - {-1}}
+    return {
+        op for op in reduces if goes_on[op.result] or expands[op.result] - set(plan.classes[op.result]) - {-1}
+    }
 
 
 def _order(plan: NestPlan, outputs: Sequence[Value]) -> list[int]:
     """All classes that the nest walks, outermost first, in the memory order of the widest value."""
-    small = {c for op in plan.operand if op not in plan.row and op not in plan.final for c in _folded(plan, op)}
+    small = {
+        c for op in plan.operand if op not in plan.row and op not in plan.final for c in _folded(plan, op)
+    }
     tuples = [plan.classes[v] for v in outputs]
     tuples += [plan.operand[op] for op in (*plan.row, *plan.final)]
     order: list[int] = []
@@ -322,7 +332,8 @@ def _after(plan: NestPlan, across: Sequence[Op]) -> set[Value]:
 
 
 def _axes_of_finals(plan: NestPlan, order: list[int]) -> None:
-    """No reduction is used again inside rows: choose by what is contiguous and by how much runs in parallel."""
+    """No reduction is used again inside rows: choose by what is contiguous and by how much runs in
+    parallel."""
     last = order[-1] if order else -1
     ends = [last in _folded(plan, op) for op in plan.final]
     kept: set[int] = set()
@@ -331,7 +342,9 @@ def _axes_of_finals(plan: NestPlan, order: list[int]) -> None:
     positions = any(op.prim.name.startswith("arg") for op in plan.final)
     same = all(_kept(plan, op) == kept for op in plan.final)
     n, m = plan.size(kept), plan.size(set(order) - kept)
-    if (all(ends) and same and (positions or n >= 64 or n * m <= 1 << 15)) or (not any(ends) and same and (positions or n >= 1 << 14 or m <= 32 or n * 4 > PARTIAL_BYTES)):
+    if (all(ends) and same and (positions or n >= 64 or n * m <= 1 << 15)) or (
+        not any(ends) and same and (positions or n >= 1 << 14 or m <= 32 or n * 4 > PARTIAL_BYTES)
+    ):
         _rows_and_rest(plan, order, kept)
     elif all(ends) and same and n * 4 <= PARTIAL_BYTES:
         plan.p, plan.q, plan.kind, plan.flat = order, [], "rows", True
@@ -356,7 +369,8 @@ def _check_outputs(plan: NestPlan, outputs: Sequence[Value]) -> None:
 
 
 def one_by_one(ops: Sequence[Op], output: Value) -> NestPlan:
-    """The plan that always works: one loop per dimension of one output, reductions done where they are read."""
+    """The plan that always works: one loop per dimension of one output, reductions done where they are
+    read."""
     classes = tuple(i if d != 1 else -1 for i, d in enumerate(output.type.shape))
     extent = dict(enumerate(output.type.shape))
     return NestPlan(list(ops), {output: classes}, {}, extent, [c for c in classes if c >= 0])

@@ -1,8 +1,8 @@
 """Fusion: group operations into ``kernel`` operations.
 
-Grouping is greedy in program order and by kind: each operation tries to join the groups that produce its operands
-(:mod:`weft.passes.fuse_groups`); then small independent groups are put side by side. What could not be joined, and
-why, is kept in :data:`refusals`.
+Grouping is greedy in program order and by kind: each operation tries to join the groups that produce its
+operands (:mod:`weft.passes.fuse_groups`); then small independent groups are put side by side. What could not
+be joined, and why, is kept in :data:`refusals`.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from weft.passes.fuse_reshape import sink_reshapes
 from weft.passes.fuse_side import side_by_side
 
 refusals: list[tuple[str, str, str]] = []
-"""(producer, consumer, reason) of the last call of :func:`fuse`: neighbours that stayed in kernels of their own."""
+"""(producer, consumer, reason) of the last call of :func:`fuse`: neighbours that stayed in kernels of their
+own."""
 
 
 def fuse(graph: Graph) -> Graph:
     """Form kernels.
 
-    Expects a decomposed graph. Leaves ``kernel`` operations (attrs ``form`` and ``name``, the fused operations in the
-    region), operations that the runtime evaluates (HOST, CONTROL with fused regions, complex dtypes, array constants)
-    and free views (reshapes of whole values).
+    Expects a decomposed graph. Leaves ``kernel`` operations (attrs ``form`` and ``name``, the fused
+    operations in the region), operations that the runtime evaluates (HOST, CONTROL with fused regions,
+    complex dtypes, array constants) and free views (reshapes of whole values).
 
     >>> from weft.ir import prims as P
     >>> from weft.ir.prims.base import trace
@@ -52,7 +53,8 @@ def _fuse_regions(graph: Graph) -> Graph:
         return graph
     ops = [
         Op(op.prim, op.operands, op.attrs, op.results, [_fuse(r) for r in op.regions], op.loc)
-        if op.prim.kind is Kind.CONTROL else op
+        if op.prim.kind is Kind.CONTROL
+        else op
         for op in graph.ops
     ]
     return Graph(graph.params, ops, graph.results, graph.name)

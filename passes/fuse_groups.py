@@ -1,8 +1,8 @@
 """Which operations share a kernel: groups grown from producers to consumers.
 
-Index-only operations (broadcast, slice, permute ...) and constants are *transparent*: they belong to no group, and
-every kernel that reads through them gets a copy. All others are nodes; nodes merge where the union is one legal nest
-or one contraction with its epilogue.
+Index-only operations (broadcast, slice, permute ...) and constants are *transparent*: they belong to no
+group, and every kernel that reads through them gets a copy. All others are nodes; nodes merge where the
+union is one legal nest or one contraction with its epilogue.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class Grouping:
     # -- which transparent operations must exist as values
 
     def _materialise(self) -> None:
-        """Results and operands of opaque operations need memory: what makes them is a node (a reshape, a view)."""
+        """Results and operands of opaque operations need memory: what makes them is a node (a reshape, a
+        view)."""
         for v in self.graph.results:
             self._need(v)
         for op in self.graph.ops:
@@ -100,7 +101,8 @@ class Grouping:
     def closure(self, values: Iterable[Value], inside: Node | None = None) -> list[Op]:
         """The transparent operations through which ``values`` are reached, up to nodes, parameters and views.
 
-        A reshape of a value from outside ``inside`` (a whole value in memory) is a free view: it ends the walk.
+        A reshape of a value from outside ``inside`` (a whole value in memory) is a free view: it ends the
+        walk.
         """
         found: dict[Op, None] = {}
         stack = list(values)
@@ -265,8 +267,10 @@ class Grouping:
         if a.form != "loop" or b.form not in ("contract", "conv"):
             return f"{b.form} kernels take no producers"
         shape = b.main.result.type.shape
-        if any(op.prim.kind is not Kind.MAP or (op.result.type.shape != shape and cost_of(op) > CHEAP)
-               for op in a.ops):
+        if any(
+            op.prim.kind is not Kind.MAP or (op.result.type.shape != shape and cost_of(op) > CHEAP)
+            for op in a.ops
+        ):
             return "only cheap maps and those of the shape of the result join a contraction"
         if set(self.outputs(a.ops)) & set(self.outputs([*a.ops, *b.ops])):
             return "the maps are wanted elsewhere too"
@@ -302,7 +306,8 @@ class Grouping:
 
 
 def _own_scalar_results(graph: Graph) -> Graph:
-    """Compute scalar results by operations of their own, so that others may repeat the arithmetic they come from."""
+    """Compute scalar results by operations of their own, so that others may repeat the arithmetic they come
+    from."""
     producer, users = graph.producers(), graph.users()
     ops, results = list(graph.ops), []
     for v in graph.results:
@@ -349,7 +354,8 @@ def form_of(op: Op) -> str:
 
 
 def loops_for_reshape(op: Op) -> bool:
-    """True where loops over the finer of both shapes give all indices: each dim is split or merged, not both."""
+    """True where loops over the finer of both shapes give all indices: each dim is split or merged, not
+    both."""
     shape = [d for d in op.operands[0].type.shape if d != 1]
     out = [d for d in op.result.type.shape if d != 1]
     i = j = 0

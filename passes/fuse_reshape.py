@@ -1,8 +1,8 @@
 """Moving reshapes below the operations that read them, so that they end as free views outside kernels.
 
-An operation on a reshaped value runs on the value before the reshape, if that only merged dimensions; its other
-operands are viewed in the same shape, and the reshape follows the result. What is left of reshapes then splits
-dimensions, or stands where a contraction or a result wants it.
+An operation on a reshaped value runs on the value before the reshape, if that only merged dimensions; its
+other operands are viewed in the same shape, and the reshape follows the result. What is left of reshapes
+then splits dimensions, or stands where a contraction or a result wants it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from weft.ir.graph import Graph, GraphBuilder, Op, Value, copy_op
 from weft.ir.prims import broadcast_p, permute_p, reshape_p
 from weft.ir.prims.base import Kind
 
-FOLLOWED = frozenset({Kind.MAP, Kind.MOVE, Kind.REDUCE, Kind.RANDOM, Kind.GATHER, Kind.CONTRACT, Kind.SCATTER})
+FOLLOWED = frozenset(
+    {Kind.MAP, Kind.MOVE, Kind.REDUCE, Kind.RANDOM, Kind.GATHER, Kind.CONTRACT, Kind.SCATTER}
+)
 
 
 def sink_reshapes(graph: Graph) -> Graph:
@@ -45,7 +47,9 @@ class _Sink:
         self.b = GraphBuilder(graph.name)
         self.b.params = list(graph.params)
         self.env: dict[Value, Value] = {p: p for p in graph.params}
-        self.fine: dict[Value, Value] = {}  # value -> the computed value of finer shape of which it is a reshape
+        self.fine: dict[
+            Value, Value
+        ] = {}  # value -> the computed value of finer shape of which it is a reshape
         self.kinds: dict[Value, Kind] = {}
 
     def run(self) -> Graph:

@@ -1,4 +1,5 @@
-"""Loop kernels against the reference interpreter: as kernel IR in numpy, and as machine code for two targets."""
+"""Loop kernels against the reference interpreter: as kernel IR in numpy, and as machine code for two
+targets."""
 
 from __future__ import annotations
 
@@ -108,7 +109,9 @@ def compare(got, want, tolerance):
         if a.dtype.kind in "biu":
             np.testing.assert_array_equal(a, b)
         else:
-            np.testing.assert_allclose(a.astype(np.float64), b.astype(np.float64), rtol=tolerance, atol=tolerance)
+            np.testing.assert_allclose(
+                a.astype(np.float64), b.astype(np.float64), rtol=tolerance, atol=tolerance
+            )
 
 
 def check(execute, fn, *arrays, tolerance=2e-5, kernels=1):
@@ -118,7 +121,8 @@ def check(execute, fn, *arrays, tolerance=2e-5, kernels=1):
     compare(run_fused(fused, arrays, execute), run(graph, arrays), tolerance)
 
 
-# maps ------------------------------------------------------------------------------------------------------------
+# maps
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -129,7 +133,14 @@ def test_map_chain(execute, shape):
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_float_arithmetic_is_exact(execute, dtype):
     def f(x, y):
-        return x + y, x * y, x / y, P.maximum_p.bind(x, y), P.minimum_p.bind(x, y), P.sqrt_p.bind(P.abs_p.bind(x))
+        return (
+            x + y,
+            x * y,
+            x / y,
+            P.maximum_p.bind(x, y),
+            P.minimum_p.bind(x, y),
+            P.sqrt_p.bind(P.abs_p.bind(x)),
+        )
 
     x, y = sample((77,), dtype), sample((77,), dtype)[::-1].copy()
     x[:4], y[2:6] = np.nan, np.inf
@@ -140,7 +151,16 @@ def test_float_arithmetic_is_exact(execute, dtype):
 def test_integer_arithmetic(execute, dtype):
     def f(x, y):
         div, rem = P.div_p.bind(x, y), P.rem_p.bind(x, y)
-        return x + y, x * y, x - y, div, rem, P.bit_and_p.bind(x, y), P.minimum_p.bind(x, y), P.lt_p.bind(x, y)
+        return (
+            x + y,
+            x * y,
+            x - y,
+            div,
+            rem,
+            P.bit_and_p.bind(x, y),
+            P.minimum_p.bind(x, y),
+            P.lt_p.bind(x, y),
+        )
 
     x, y = sample((77,), dtype), sample((77,), dtype)[::-1].copy()
     y[:5] = 0
@@ -159,7 +179,9 @@ def test_where_and_conversions(execute, dtype):
 
 
 def test_bfloat16_rounds_to_nearest_even(execute):
-    bits = np.array([0x3F808000, 0x3F818000, 0x7F7FFFFF, 0x7F800001, 0xFF800000, 0x00000001, 0x3F808001], np.uint32)
+    bits = np.array(
+        [0x3F808000, 0x3F818000, 0x7F7FFFFF, 0x7F800001, 0xFF800000, 0x00000001, 0x3F808001], np.uint32
+    )
     check(execute, lambda x: P.convert_p.bind(x, dtype=bf16), np.tile(bits.view(np.float32), 5), tolerance=0)
 
 
@@ -172,7 +194,8 @@ def test_broadcast_operands(execute):
     check(execute, f, *arrays)
 
 
-# movement --------------------------------------------------------------------------------------------------------
+# movement
+# --------------------------------------------------------------------------------------------------------
 
 
 def pad(x, lo, hi, interior):
@@ -189,10 +212,12 @@ MOVES = {
     "concatenate": lambda x: P.concatenate_p.bind(x * 2.0, x, x - 1.0, axis=1),
     "concatenate rows": lambda x: P.concatenate_p.bind(x * 2.0, x, axis=0) * 3.0,
     "update": lambda x: P.update_slice_p.bind(
-        x, P.slice_p.bind(x, start=(0, 0), stop=(9, 20), step=(1, 1)) * 2.0, start=(2, 3), step=(3, 2)),
+        x, P.slice_p.bind(x, start=(0, 0), stop=(9, 20), step=(1, 1)) * 2.0, start=(2, 3), step=(3, 2)
+    ),
     "split": lambda x: P.sqrt_p.bind(P.reshape_p.bind(P.abs_p.bind(x), shape=(33, 7, 10))),
-    "split and permute": lambda x: P.permute_p.bind(
-        P.reshape_p.bind(P.abs_p.bind(x), shape=(33, 7, 10)), perm=(1, 0, 2)) * 2.0,
+    "split and permute": lambda x: (
+        P.permute_p.bind(P.reshape_p.bind(P.abs_p.bind(x), shape=(33, 7, 10)), perm=(1, 0, 2)) * 2.0
+    ),
     "iota": lambda x: x + P.iota_p.bind(shape=type_of(x).shape, dtype=f32, axis=1),
 }
 
@@ -243,13 +268,14 @@ def test_an_index_out_of_range_sets_the_status(target):
         by_numpy(loop_kernels(graph)[0], [sample((50, 8), f32), index])
 
 
-# reductions ------------------------------------------------------------------------------------------------------
+# reductions
+# ------------------------------------------------------------------------------------------------------
 
 REDUCTIONS = [
     ((300, 40), (0,)), ((300, 40), (1,)), ((300, 40), (0, 1)), ((5, 70, 33), (0,)), ((5, 70, 33), (1,)),
     ((5, 70, 33), (2,)), ((5, 70, 33), (0, 2)), ((5, 70, 33), (0, 1, 2)), ((4, 3, 8, 9), (0, 2, 3)),
-    ((3, 20000), (1,)), ((3, 20000), (0, 1)), ((20000, 3), (1,)), ((20000, 3), (0,)), ((30011,), (0,)), ((5,), (0,)),
-    ((1, 1), (0, 1)), ((16, 70000), (0,)),
+    ((3, 20000), (1,)), ((3, 20000), (0, 1)), ((20000, 3), (1,)), ((20000, 3), (0,)), ((30011,), (0,)),
+    ((5,), (0,)), ((1, 1), (0, 1)), ((16, 70000), (0,)),
 ]  # fmt: skip
 
 
@@ -264,7 +290,9 @@ def test_sum_and_max(execute, shape, axes):
     compare(run_fused(fused, [x], execute), run(graph, [x]), 1e-10)
 
 
-@pytest.mark.parametrize("name", ["sum", "prod", "reduce_max", "reduce_min", "any", "all", "argmax", "argmin"])
+@pytest.mark.parametrize(
+    "name", ["sum", "prod", "reduce_max", "reduce_min", "any", "all", "argmax", "argmin"]
+)
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("dtype", [f32, f16, bf16, i32, i64, u8, bool_])
 def test_every_fold(execute, name, axis, dtype):
@@ -304,7 +332,8 @@ def test_partial_results_do_not_depend_on_the_pieces():
     assert len(results) == 1
 
 
-# rows ------------------------------------------------------------------------------------------------------------
+# rows
+# ------------------------------------------------------------------------------------------------------------
 
 
 def softmax(x, axis):
@@ -344,7 +373,14 @@ def test_layer_norm(execute, dtype):
         y, scale = normalise(x + r, (1,))
         return y * spread(w, type_of(x).shape, (1,)), scale
 
-    check(execute, f, sample((20, 129), dtype), sample((20, 129), dtype), sample((129,), dtype), tolerance=tolerance)
+    check(
+        execute,
+        f,
+        sample((20, 129), dtype),
+        sample((20, 129), dtype),
+        sample((129,), dtype),
+        tolerance=tolerance,
+    )
 
 
 @pytest.mark.parametrize("axes", [(0, 2, 3), (1, 2, 3), (2, 3)])
@@ -362,7 +398,14 @@ def test_layer_norm_gradients(execute):
         inner = g - spread(mean(g, (1,)), s, (0,)) - y * spread(mean(g * y, (1,)), s, (0,))
         return inner * spread(scale, s, (0,)), P.sum_p.bind(ct * y, axes=(0,)), P.sum_p.bind(ct, axes=(0,))
 
-    check(execute, f, sample((200, 65), f32), sample((200, 65), f32)[::-1].copy(), sample((65,), f32), tolerance=1e-4)
+    check(
+        execute,
+        f,
+        sample((200, 65), f32),
+        sample((200, 65), f32)[::-1].copy(),
+        sample((65,), f32),
+        tolerance=1e-4,
+    )
 
 
 def test_pairwise(execute):
@@ -387,7 +430,8 @@ def test_a_matrix_and_its_transpose(execute):
     check(execute, lambda x: x + P.permute_p.bind(x, perm=(1, 0)), sample((33, 33), f32))
 
 
-# the code --------------------------------------------------------------------------------------------------------
+# the code
+# --------------------------------------------------------------------------------------------------------
 
 
 def code_of(fn, *types, target=None) -> KernelCode:
