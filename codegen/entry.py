@@ -9,7 +9,7 @@ Regions of control operations are entries themselves, called with blocks of thei
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -147,7 +147,7 @@ def emit_entry(program: Program) -> str:
     return _Emitter(program).run()
 
 
-def module_text(target: Target, parts: Sequence[str], declares: Sequence[str] | frozenset[str]) -> str:
+def module_text(target: Target, parts: Sequence[str], declares: Iterable[str]) -> str:
     """A module for ``target`` from function texts and the module-level lines they need."""
     head = f'target triple = "{target.triple}"'
     lines = sorted({*declares, *DECLARES, target.attributes})

@@ -26,6 +26,7 @@ from weft.codegen.target import Target
 from weft.ir.graph import Graph, Op, Value
 from weft.ir.prims.base import Kind
 from weft.passes.plan import Place, Plan, is_constant, is_free_view, plan_memory
+from weft.runtime import shared
 from weft.runtime.fingerprint import op_fingerprint
 from weft.runtime.hostcall import HostOp
 from weft.runtime.jit import ENTRY
@@ -57,7 +58,9 @@ class Built:
     stages: list[tuple[str, Graph]]
     graph: Graph
     plan: Plan
-    llvm: str
+    llvm: str  # all of it, to be read
+    module: str  # without the shared functions, to be compiled
+    shared: dict[str, str]  # modules of the shared functions it calls, by name
     kernels: list[KernelInfo]
     hosts: tuple[HostOp, ...]
     arena_bytes: int
@@ -76,8 +79,13 @@ def build(graph: Graph, target: Target, donate: Mapping[int, int]) -> Built:
     lowered = lower(graph)
     b = _Builder(target)
     plan, cost = b.program(lowered.graph, ENTRY, donate)
-    text = module_text(target, b.parts, frozenset(b.declares))
-    return Built(lowered.stages, lowered.graph, plan, text, b.infos, tuple(b.hosts), plan.arena_bytes, cost)
+    functions, rest = shared.split(b.declares)
+    calls = [shared.declaration(f) for f in functions.values()]
+    return Built(
+        lowered.stages, lowered.graph, plan, module_text(target, b.parts, b.declares),
+        module_text(target, b.parts, [*rest, *calls]), shared.modules(functions, rest, target),
+        b.infos, tuple(b.hosts), plan.arena_bytes, cost,
+    )  # fmt: skip
 
 
 @dataclass

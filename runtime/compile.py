@@ -70,7 +70,8 @@ def _compile(graph: Graph, key: str, donate: dict[int, int], target: Target | No
 
     stats.count("compiles")
     built = build(graph, machine, donate)
-    artifact = Artifact.of(built, jit.compile_object(built.llvm, machine), repr(machine))
+    image = jit.compile_object(built.llvm if foreign else built.module, machine)
+    artifact = Artifact.of(built, image, repr(machine))
     if store:
         store.store(entry, artifact.to_bytes())
     return Executable(graph, donate, machine, name, artifact, built, compile_only=foreign)

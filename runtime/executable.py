@@ -35,11 +35,13 @@ class Artifact:
     n_native: int
     cost_ns: float
     target: str
+    shared: dict[str, str] = field(repr=False)
 
     @staticmethod
     def of(built: Built, image: bytes, target: str) -> Artifact:
         n, native = len(built.kernels), sum(k.native for k in built.kernels)
-        return Artifact(image, built.arena_bytes, built.hosts, n, native, built.cost_ns, target)
+        return Artifact(image, built.arena_bytes, built.hosts, n, native, built.cost_ns, target,
+                        built.shared)
 
     def to_bytes(self) -> bytes:
         out = io.BytesIO()
@@ -95,10 +97,11 @@ class Executable:
         raise RuntimeError(f"{self.name} was compiled for {self.target.cpu}, not to run here")
 
     def _load(self) -> None:
-        from weft.runtime import threads
+        from weft.runtime import shared, threads
 
         imports = {"weft_parallel_for": threads.parallel_for_address(),
-                   "weft_host": hostcall.callback_address()}  # fmt: skip
+                   "weft_host": hostcall.callback_address(),
+                   **shared.addresses(self.artifact.shared, self.target)}  # fmt: skip
         self._address = jit.link(self.artifact.image, (ENTRY,), imports)[ENTRY]
         self._context = hostcall.register(self.artifact.hosts) if self.artifact.hosts else 0
         self._entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._address)

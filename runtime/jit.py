@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import os
 import struct
 import sys
 import threading
@@ -27,6 +28,15 @@ LIBC = frozenset({"memcpy", "memset", "memmove"})
 _lock = threading.RLock()
 _serial = itertools.count()
 _kept: list[Any] = []
+
+
+def _renew_lock() -> None:
+    """In the child of a fork: the thread that may have held the lock is gone."""
+    global _lock
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 
 
 @cache
@@ -132,7 +142,7 @@ def undefined_symbols(image: bytes) -> set[str]:
     """Names an ELF64 object expects from elsewhere. CompilerError where the image is no such object."""
     try:
         return set(_undefined(image))
-    except (struct.error, IndexError, ValueError) as e:
+    except (struct.error, IndexError, ValueError, OverflowError) as e:
         raise CompilerError(f"damaged object code: {e}") from None
 
 
