@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from weft.autograd.grad_mode import mode
-from weft.autograd.tape import Saved
+from weft.autograd.tape import Saved, edge_of
 from weft.capture.backward import BackwardPlan, Joint, Rerun, edges_of
 from weft.capture.entry import HELPERS, Miss, clashes, root_of
 from weft.capture.environment import same
@@ -210,7 +210,7 @@ class CallWriter(OutputWriter):
     def _selector(self) -> Callable[[Any], list[Tensor]] | None:
         """Finds the differentiable outputs in what another run returns; None where some are inputs."""
         places = {id(t): path for path, t in tensor_paths(self.made.out)}
-        tracked = [t for t in self.out_tensors if t._edge is not None and t._rg]
+        tracked = [t for t in self.out_tensors if edge_of(t) is not None]
         if len(tracked) != len(self.edge_targets) or any(id(t) not in places for t in tracked):
             return None
         paths = [places[id(t)] for t in tracked]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from weft.capture.sources import SourceFinder, Unfit
 from weft.capture.state import TracedScalar
+from weft.dispatch import payload
 from weft.ir import prims as P
 from weft.ir.graph import Value
 from weft.ir.types import Device, DType
@@ -79,7 +80,7 @@ class OutputWriter(SourceFinder):
 
     def _fresh_out(self, t: Tensor) -> str:
         var = self.outs[id(t)] = f"t{len(self.outs)}"
-        i = self._result(self.rec.value(t._data))
+        i = self.result_of[id(t)] = self._result(payload(t, self.rec))
         self.after += [f"{var} = new(Tensor)", f"{var}._data = r[{i}]", f"{var}._vc = [0]"]
         if self.made.modes[1]:
             self.after.append(f"{var}._inference = True")

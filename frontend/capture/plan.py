@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from weft.autograd.tape import accumulator
+from weft.autograd.tape import accumulator, edge_of
 from weft.capture.backward import BackwardPlan, Joint, joint
 from weft.capture.callcode import CallWriter
 from weft.capture.entry import Guards
@@ -135,7 +135,7 @@ class Planner(CallWriter):
     def _differentiate(self, inputs: Sequence[Tensor]) -> tuple[Graph, Joint | None, list[Any] | None]:
         """The forward graph, and how gradients flow through the call if any may."""
         plain = Graph(self.seg.builder.params, self.seg.builder.ops, self.results, self.name)
-        tracked = [t for t in self.out_tensors if t._edge is not None and t._rg]
+        tracked = [t for t in self.out_tensors if edge_of(t) is not None]
         rebased = [b for b in self.rec.states.values() if self._rebased(b)]
         if not tracked and not rebased:
             return plain, None, None
@@ -199,7 +199,7 @@ class Planner(CallWriter):
             return f"Saved(asarray({self.number(s._weft_expr)}, {self.code.const(v.type.dtype.np)}), None)"
         shown = next((k for k, r in enumerate(self.results) if r is v), None)
         if shown is not None:
-            owners = [self.outs[id(t)] for t in self.out_tensors if self.rec.value(t._data) is v]
+            owners = [self.outs[id(t)] for t in self.out_tensors if self.results[self.result_of[id(t)]] is v]
             return f"Saved(r[{shown}], {f'{owners[0]}._vc' if owners else None})"
         results.append(v)
         return f"Saved(r[{len(results) - 1}], None)"

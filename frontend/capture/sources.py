@@ -48,6 +48,7 @@ class SourceFinder:
         self.after: list[str] = []
         self.outs: dict[int, str] = {}
         self.out_tensors: list[Tensor] = []
+        self.result_of: dict[int, int] = {}  # by id of an output tensor: the index of its result
         self.differentiated: list[Tensor] = []
         self.edge_targets: list[str] = []
         self.write_code: list[str] = []

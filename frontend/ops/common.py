@@ -1,6 +1,4 @@
-"""What all operations share: operands from tensors and numbers, broadcasting, promotion, dimension
-arguments.
-"""
+"""What all operations share: operands from tensors and numbers, broadcasting, promotion, dimension arguments."""
 
 from __future__ import annotations
 
@@ -82,8 +80,8 @@ def broadcast_shapes(*shapes: Sequence[int]) -> tuple[int, ...]:
         for i, (x, y) in enumerate(zip(a, b, strict=True)):
             if x != y and x != 1 and y != 1:
                 raise RuntimeError(
-                    f"The size of tensor a ({x}) must match the size of tensor b ({y}) at "
-                    f"non-singleton dimension {i}"
+                    f"The size of tensor a ({x}) must match the size of tensor b ({y}) at non-singleton "
+                    f"dimension {i}"
                 )
         out = [y if x == 1 else x for x, y in zip(a, b, strict=True)]
     return tuple(out)
@@ -94,7 +92,10 @@ def broadcast_to(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     have = shape_of(x)
     if have == shape:
         return x
-    return apply(P.broadcast_p, x, shape=shape, axes=tuple(range(len(shape) - len(have), len(shape))))
+    out = apply(P.broadcast_p, x, shape=shape, axes=tuple(range(len(shape) - len(have), len(shape))))
+    if type(out._data) is np.ndarray:  # the same memory: a later write to x must be noticed by who saves this
+        out._vc = x._vc
+    return out
 
 
 def broadcast_tensors(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -140,9 +141,7 @@ def _unrecorded(prim: Primitive, operands: Sequence[Any], dtype: DType) -> Tenso
 
 
 def binary(prim: Primitive, a: Any, b: Any, *, to_float: bool = False) -> Tensor:
-    """An elementwise operation of two operands; the common case (same shape and dtype) goes straight
-    through.
-    """
+    """An elementwise operation of two operands; the common case (same shape and dtype) goes straight through."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         x, y = a._data, b._data
         if (
