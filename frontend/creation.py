@@ -454,15 +454,14 @@ def from_numpy(ndarray: np.ndarray) -> Tensor:
     T.dtype_of_numpy(ndarray.dtype)
     if not ndarray.dtype.isnative:
         raise ValueError(
-            "given numpy array has byte order different from the native byte order. Conversion between "
-            "byte orders is currently not supported."
+            "given numpy array has byte order different from the native byte order. Conversion between byte "
+            "orders is currently not supported."
         )
     if any(s < 0 for s in ndarray.strides):
         raise ValueError(
-            "At least one stride in the given numpy array is negative, and tensors with negative strides are "
-            "not "
-            "currently supported. (You can probably work around this by making a copy of your array  with "
-            "array.copy().)"
+            "At least one stride in the given numpy array is negative, and tensors with negative strides "
+            "are not currently supported. (You can probably work around this by making a copy of your array "
+            " with array.copy().)"
         )
     return concrete_tensor(np.asarray(ndarray))
 
@@ -507,8 +506,8 @@ def complex_(real: Tensor, imag: Tensor) -> Tensor:
     """A complex tensor of its parts (both float32 or both float64)."""
     if real.dtype is not imag.dtype:
         raise RuntimeError(
-            f"Expected object of scalar type {real.dtype} but got scalar type {imag.dtype} "
-            "for second argument"
+            f"Expected object of scalar type {real.dtype} but got scalar type {imag.dtype} for second "
+            "argument"
         )
     from weft.ops.common import broadcast_tensors
 

@@ -30,9 +30,7 @@ _asarray = np.asarray
 
 
 class _Quiet:
-    """numpy's floating point errors off: the cheap way where numpy has it (np.errstate costs a
-    microsecond).
-    """
+    """numpy's floating point errors off: the cheap way if numpy has it (np.errstate costs a microsecond)."""
 
     def __init__(self) -> None:
         umath = getattr(getattr(np, "_core", None), "umath", None)
@@ -136,22 +134,19 @@ def _escaped(t: Tensor) -> Any:
     if type(t._data) is Value:
         raise RuntimeError(
             "this tensor was made inside a captured function and its value was never computed; return it "
-            "from the "
-            "function to use it outside"
+            "from the function to use it outside"
         )
     return t._data
 
 
 def concrete(t: Tensor, why: str) -> np.ndarray:
-    """The value of ``t`` as an ndarray (shared memory). In capture this asks the recorder for it."""
+    """The value of ``t`` as an ndarray (shared memory). In capture the recorder is asked for it."""
     interp: Any = interpreter()
     return interp.concretize(t, why) if interp.recording else payload(t, interp)
 
 
 def apply(prim: Primitive, *tensors: Tensor, regions: Any = (), **attrs: Any) -> Any:
-    """Run ``prim`` on tensors of fitting shapes and dtypes. One result comes back bare, several as a
-    tuple.
-    """
+    """Run ``prim`` on tensors that fit it. One result comes back bare, several as a tuple."""
     interp = _current.get()
     if prim.defaults:
         attrs = {**prim.defaults, **attrs}
@@ -214,7 +209,6 @@ def _maybe_record(
         if any(t._inference for t in tensors):
             raise RuntimeError(
                 "Inference tensors cannot be saved for backward. To work around you can make a clone to get "
-                "a "
-                "normal tensor and use it in autograd."
+                "a normal tensor and use it in autograd."
             )
         record(prim, tensors, payloads or [t._data for t in tensors], outs, attrs, regions)

@@ -219,8 +219,8 @@ def getitem(x: Tensor, key: Any) -> Tensor:
 def _first_dim(x: Tensor, i: int) -> Tensor:
     if not x.ndim:
         raise IndexError(
-            "invalid index of a 0-dim tensor. Use `tensor.item()` in Python or `tensor.item<T>()` in C++ "
-            "to convert a 0-dim tensor to a number"
+            "invalid index of a 0-dim tensor. Use `tensor.item()` in Python or `tensor.item<T>()` in C++ to "
+            "convert a 0-dim tensor to a number"
         )
     n = shape_of(x)[0]
     if not -n <= i < n:
@@ -282,15 +282,13 @@ def _fit(val: Tensor, shape: tuple[int, ...]) -> Tensor:
     for i, (a, b) in enumerate(zip(reversed(s), reversed(shape), strict=False)):
         if a not in (1, b):
             raise RuntimeError(
-                f"The expanded size of the tensor ({b}) must match the existing size ({a}) at "
-                f"non-singleton dimension {len(shape) - 1 - i}.  Target sizes: {list(shape)}.  Tensor "
-                f"sizes: {list(s)}"
+                f"The expanded size of the tensor ({b}) must match the existing size ({a}) at non-singleton "
+                f"dimension {len(shape) - 1 - i}.  Target sizes: {list(shape)}.  Tensor sizes: {list(s)}"
             )
     if len(s) > len(shape):
         raise RuntimeError(
-            f"expand(weft.{val.dtype.long_name}{list(s)}, size={list(shape)}): the number of sizes "
-            f"provided ({len(shape)}) must be greater or equal to the number of dimensions in the "
-            f"tensor ({len(s)})"
+            f"expand(weft.{val.dtype.long_name}{list(s)}, size={list(shape)}): the number of sizes provided "
+            f"({len(shape)}) must be greater or equal to the number of dimensions in the tensor ({len(s)})"
         )
     return broadcast_to(val, shape)
 
@@ -304,8 +302,8 @@ def _put(v: Tensor, arrays: Sequence[Tensor | None], val: Tensor, mode: str) -> 
         val = _fit(val, shape)
     except RuntimeError:
         raise RuntimeError(
-            f"shape mismatch: value tensor of shape {list(shape_of(val))} cannot be broadcast to "
-            f"indexing result of shape {list(shape)}"
+            f"shape mismatch: value tensor of shape {list(shape_of(val))} cannot be broadcast to indexing "
+            f"result of shape {list(shape)}"
         ) from None
     if place and k:
         val = apply(P.permute_p, val, perm=_inverse_placing(k, len(shape), place))

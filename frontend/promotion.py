@@ -125,9 +125,7 @@ def result_dtype(dims: list[DType], zeros: list[DType], scalar: int) -> DType:
 
 
 def promote(*operands: Any) -> DType:
-    """The result dtype of tensors and Python numbers together (``torch.result_type`` for any number
-    of them).
-    """
+    """The result dtype of tensors and Python numbers together, as ``torch.result_type``."""
     dims: list[DType] = []
     zeros: list[DType] = []
     scalar = -1

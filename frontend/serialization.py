@@ -153,9 +153,8 @@ class _Unpickler(pickle.Unpickler):
         if found is None:
             raise pickle.UnpicklingError(
                 f"Weights only load failed. Unsupported global: GLOBAL {module}.{name} was not an allowed "
-                "global by "
-                "default. Load the file with weights_only=False only if you trust its source: it can run "
-                "code."
+                "global by default. Load the file with weights_only=False only if you trust its source: it "
+                "can run code."
             )
         return found
 

@@ -214,9 +214,8 @@ class Tensor:
             if not requires_grad:
                 raise RuntimeError(
                     "you can only change requires_grad flags of leaf variables. If you want to use a "
-                    "computed "
-                    "variable in a subgraph that doesn't require differentiation use "
-                    "var_no_grad = var.detach()."
+                    "computed variable in a subgraph that doesn't require differentiation use var_no_grad = "
+                    "var.detach()."
                 )
             return self
         self._rg = bool(requires_grad)
@@ -252,8 +251,8 @@ class Tensor:
                 raise RuntimeError("can't assign Variable as its own grad")
             if value.shape != self.shape:
                 raise RuntimeError(
-                    f"assigned grad has data of a different size: expected {list(self.shape)}, "
-                    f"got {list(value.shape)}"
+                    f"assigned grad has data of a different size: expected {list(self.shape)}, got "
+                    f"{list(value.shape)}"
                 )
             if value.dtype is not self.dtype:
                 raise RuntimeError(

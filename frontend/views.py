@@ -52,8 +52,7 @@ def _write_broadcast(apply: Apply, old: Tensor, new: Tensor, attrs: Any) -> Tens
 
 _MULTI = (
     "This view is the output of a function that returns multiple views. Such functions do not allow the "
-    "output views "
-    "to be modified inplace. You should replace the inplace operation by an out-of-place one."
+    "output views to be modified inplace. You should replace the inplace operation by an out-of-place one."
 )
 OVERLAP = (
     "unsupported operation: more than one element of the written-to tensor refers to a single memory "
@@ -281,10 +280,9 @@ def check_inplace(t: Tensor, *others: Any) -> None:
     """The errors that torch raises before it writes to ``t``."""
     if t._inference and not mode.inference:
         raise RuntimeError(
-            "Inplace update to inference tensor outside InferenceMode is not allowed.You can make a clone to "
-            "get a "
-            "normal tensor before doing inplace update.See https://github.com/pytorch/rfcs/pull/17 for more "
-            "details."
+            "Inplace update to inference tensor outside InferenceMode is not allowed.You can make a clone "
+            "to get a normal tensor before doing inplace update.See https://github.com/pytorch/rfcs/pull/17 "
+            "for more details."
         )
     if not mode.grad:
         return

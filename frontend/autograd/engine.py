@@ -144,13 +144,10 @@ def run_backward(
     needed: set[Edge] = {(n, 0) for n in leaves} if wanted is None else set(wanted)
     if any(n.freed for n in inner):
         raise RuntimeError(
-            "Trying to backward through the graph a second time (or directly access saved tensors after they "
-            "have "
-            "already been freed). Saved intermediate values of the graph are freed when you call .backward() "
-            "or "
-            "autograd.grad(). Specify retain_graph=True if you need to backward through the graph a second "
-            "time or "
-            "if you need to access saved tensors after calling backward."
+            "Trying to backward through the graph a second time (or directly access saved tensors after "
+            "they have already been freed). Saved intermediate values of the graph are freed when you call "
+            ".backward() or autograd.grad(). Specify retain_graph=True if you need to backward through the "
+            "graph a second time or if you need to access saved tensors after calling backward."
         )
     found = _propagate(walk, inner, roots, needed)
     if not retain_graph:
@@ -290,8 +287,8 @@ def _root_gradient(t: Tensor, gradient: Tensor | None) -> Tensor:
     if t.dtype.is_complex != gradient.dtype.is_complex:
         raise RuntimeError(
             "For complex Tensors, both grad_output and output are required to have the same dtype. Mismatch "
-            "in "
-            f"dtype: grad_output[0] has a dtype of {gradient.dtype} and output[0] has a dtype of {t.dtype}."
+            f"in dtype: grad_output[0] has a dtype of {gradient.dtype} and output[0] has a dtype of "
+            f"{t.dtype}."
         )
     return gradient if gradient.dtype is t.dtype else gradient.to(t.dtype)
 

@@ -26,9 +26,7 @@ class FunctionCtx:
         self._node: Node | None = None
 
     def save_for_backward(self, *tensors: Tensor | None) -> None:
-        """Keep inputs or outputs for ``backward`` (``ctx.saved_tensors``), guarded against in-place
-        changes.
-        """
+        """Keep inputs or outputs for ``backward`` (see ``saved_tensors``), and guard them."""
         self._to_save = tensors
 
     def save_for_forward(self, *tensors: Tensor | None) -> None:
@@ -53,12 +51,10 @@ class FunctionCtx:
         if node is not None and node.freed:
             raise RuntimeError(
                 "Trying to backward through the graph a second time (or directly access saved tensors after "
-                "they have "
-                "already been freed). Saved intermediate values of the graph are freed when you call "
-                ".backward() or "
-                "autograd.grad(). Specify retain_graph=True if you need to backward through the graph a "
-                "second time or "
-                "if you need to access saved tensors after calling backward."
+                "they have already been freed). Saved intermediate values of the graph are freed when you "
+                "call .backward() or autograd.grad(). Specify retain_graph=True if you need to backward "
+                "through the graph a second time or if you need to access saved tensors after calling "
+                "backward."
             )
         return tuple(self._unpack(s) for s in self._saved)
 
@@ -117,8 +113,8 @@ class _FunctionPrimitive:
         got = got if isinstance(got, tuple) else (got,)
         if len(got) < self.n_args or any(g is not None for g in got[self.n_args :]):
             raise RuntimeError(
-                f"function {self.cls.__name__}Backward returned an incorrect number of gradients "
-                f"(expected {self.n_args}, got {len(got)})"
+                f"function {self.cls.__name__}Backward returned an incorrect number of gradients (expected "
+                f"{self.n_args}, got {len(got)})"
             )
         return [
             self._outgoing(got[p], o, taped, i)
@@ -168,8 +164,8 @@ def _reduce_to(g: Tensor, shape: Sequence[int], name: str, i: int) -> Tensor:
         fits = False
     if not fits:
         raise RuntimeError(
-            f"Function {name} returned an invalid gradient at index {i} - got {list(g.shape)} but "
-            f"expected shape compatible with {list(shape)}"
+            f"Function {name} returned an invalid gradient at index {i} - got {list(g.shape)} but expected "
+            f"shape compatible with {list(shape)}"
         )
     lead = g.ndim - len(shape)
     dims = [*range(lead), *(j + lead for j, n in enumerate(shape) if n == 1 and g.shape[j + lead] != 1)]

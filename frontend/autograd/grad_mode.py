@@ -121,9 +121,7 @@ class inference_mode(_GradContext):
 
 
 class set_grad_enabled(_GradContext):
-    """Turn recording on or off: at once as a function, and until the end of the block as a context
-    manager.
-    """
+    """Turn recording on or off: at once as a function, to the end of the block as a context manager."""
 
     def __init__(self, mode: bool) -> None:
         self.value = bool(mode)

@@ -71,9 +71,7 @@ def _check_output(
 
 
 def _pulled_back(rows: Any, j: int, k: int, direction: complex, x: Tensor) -> np.ndarray:
-    """The gradient that finite differences give: d Re(conj(direction) * out) by each real direction
-    of ``x``.
-    """
+    """The gradient by finite differences: d Re(conj(direction) * out) by each real direction of ``x``."""
     change = np.array([np.real(np.conj(direction) * r[j].reshape(-1)[k]) for r in rows], dtype=np.float64)
     if x.dtype.is_complex:
         change = change.reshape(-1, 2)

@@ -288,10 +288,8 @@ def version_error(s: Saved, node: Node, shape: Any, dtype: Any, index: int) -> R
     return RuntimeError(
         "one of the variables needed for gradient computation has been modified by an inplace operation: "
         f"[weft.{legacy.get(dtype.long_name, dtype.long_name)} {list(shape)}]{where} is at version "
-        f"{s.vc[0]}; "
-        f"expected version {s.version} instead. Hint: enable anomaly detection to find the operation that "
-        "failed "
-        "to compute its gradient, with torch.autograd.set_detect_anomaly(True)."
+        f"{s.vc[0]}; expected version {s.version} instead. Hint: enable anomaly detection to find the "
+        "operation that failed to compute its gradient, with torch.autograd.set_detect_anomaly(True)."
     )
 
 

@@ -67,8 +67,8 @@ def _write_out(name: str, out: Tensor, result: Tensor) -> Tensor:
     """``out=``: the result in the tensor given, resized if need be."""
     if mode.grad and (out.requires_grad or result.requires_grad):
         raise RuntimeError(
-            f"{name}(): functions with out=... arguments don't support automatic differentiation, "
-            "but one of the arguments requires grad."
+            f"{name}(): functions with out=... arguments don't support automatic differentiation, but one of "
+            "the arguments requires grad."
         )
     if CATEGORY[result.dtype] > CATEGORY[out.dtype]:
         raise RuntimeError(

@@ -1,4 +1,4 @@
-"""What all operations share: operands from tensors and numbers, broadcasting, promotion, dimension arguments."""
+"""What all operations share: operands from tensors and numbers, broadcasting, promotion, dimensions."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def _unrecorded(prim: Primitive, operands: Sequence[Any], dtype: DType) -> Tenso
 
 
 def binary(prim: Primitive, a: Any, b: Any, *, to_float: bool = False) -> Tensor:
-    """An elementwise operation of two operands; the common case (same shape and dtype) goes straight through."""
+    """An elementwise operation of two operands; the common case (same shape and dtype) goes straight."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         x, y = a._data, b._data
         if (
@@ -163,7 +163,7 @@ _PLAIN = {int: "fi", float: "f"}  # kinds of tensors that keep their dtype with 
 
 
 def _with_number(prim: Primitive, a: Any, b: Any, to_float: bool) -> Tensor | None:
-    """A tensor and a plain Python number that does not change its dtype, in eager mode; None for other cases."""
+    """A tensor and a plain Python number that does not change its dtype, eager; None for other cases."""
     swapped = not isinstance(a, Tensor)
     x, value = (b, a) if swapped else (a, b)
     if not isinstance(x, Tensor):

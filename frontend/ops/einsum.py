@@ -19,8 +19,8 @@ def _parse(equation: str, operands: Sequence[Tensor]) -> tuple[list[str], str]:
     terms = left.split(",")
     if len(terms) != len(operands):
         raise RuntimeError(
-            f"einsum(): the number of subscripts in the equation ({len(terms)}) does not match the "
-            f"number of operands ({len(operands)})"
+            f"einsum(): the number of subscripts in the equation ({len(terms)}) does not match the number of "
+            f"operands ({len(operands)})"
         )
     used = set(text)
     free = [c for c in string.ascii_letters if c not in used]
@@ -35,8 +35,8 @@ def _parse(equation: str, operands: Sequence[Tensor]) -> tuple[list[str], str]:
         t = t.replace("...", dots[width - k :] if k > 0 else "")
         if len(t) != x.ndim:
             raise RuntimeError(
-                f"einsum(): the number of subscripts in the equation ({len(t)}) does not match the "
-                f"number of dimensions ({x.ndim}) for operand {i} and no ellipsis was given"
+                f"einsum(): the number of subscripts in the equation ({len(t)}) does not match the number of "
+                f"dimensions ({x.ndim}) for operand {i} and no ellipsis was given"
             )
         out.append(t)
     if not arrow:

@@ -44,8 +44,8 @@ def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
     _check_index(index, "index_select")
     if index.ndim > 1:
         raise IndexError(
-            "index_select(): Index is supposed to be a vector, but got dim: "
-            f"{index.ndim} with type: {index.dtype.long_name} and size: {list(index.shape)}"
+            f"index_select(): Index is supposed to be a vector, but got dim: {index.ndim} with type: "
+            f"{index.dtype.long_name} and size: {list(index.shape)}"
         )
     if input.ndim == 0:
         return input.clone()
@@ -70,8 +70,8 @@ def _check_gather(x: Tensor, index: Tensor, d: int, name: str) -> None:
     for i, (a, b) in enumerate(zip(shape_of(index), shape_of(x), strict=False)):
         if a > b and i != d:
             raise RuntimeError(
-                f"Size does not match at dimension {i} expected index {list(index.shape)} to be no "
-                f"larger than self {list(x.shape)} apart from dimension {d}"
+                f"Size does not match at dimension {i} expected index {list(index.shape)} to be no larger "
+                f"than self {list(x.shape)} apart from dimension {d}"
             )
 
 
@@ -128,8 +128,8 @@ def _scatter(input: Tensor, dim: int, index: Tensor, src: Any, mode: str, name: 
     for i, (n, m, k) in enumerate(zip(shape_of(index), shape_of(src), shape_of(input), strict=True)):
         if n > m or (i != d and n > k):
             raise RuntimeError(
-                f"Expected index {list(index.shape)} to be no larger than self {list(input.shape)} "
-                f"apart from dimension {d} and to be no larger size than src {list(src.shape)}"
+                f"Expected index {list(index.shape)} to be no larger than self {list(input.shape)} apart "
+                f"from dimension {d} and to be no larger size than src {list(src.shape)}"
             )
     _gather_range(index, shape_of(input)[d], d)
     src = _crop(src, shape_of(index), -1)
@@ -236,8 +236,8 @@ def masked_fill(input: Tensor, mask: Tensor, value: Any) -> Tensor:
         )
     if isinstance(value, Tensor) and value.ndim:
         raise RuntimeError(
-            "masked_fill only supports a 0-dimensional value tensor, but got tensor with "
-            f"{value.ndim} dimension(s)."
+            f"masked_fill only supports a 0-dimensional value tensor, but got tensor with {value.ndim} "
+            "dimension(s)."
         )
     return where(mask, as_tensor(value, input.dtype), input)
 

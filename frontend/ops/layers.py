@@ -187,8 +187,8 @@ def layer_norm(
 def _check_trailing(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
     if shape_of(x)[x.ndim - len(shape) :] != shape:
         raise RuntimeError(
-            f"Given normalized_shape={list(shape)}, expected input with shape "
-            f"[*, {', '.join(map(str, shape))}], but got input of size{list(x.shape)}"
+            f"Given normalized_shape={list(shape)}, expected input with shape [*, "
+            f"{', '.join(map(str, shape))}], but got input of size{list(x.shape)}"
         )
 
 
@@ -220,7 +220,7 @@ def group_norm(
     s = shape_of(input)
     if s[1] % num_groups:
         raise RuntimeError(
-            f"Expected number of channels in input to be divisible by num_groups, but got input of shape "
+            "Expected number of channels in input to be divisible by num_groups, but got input of shape "
             f"{list(s)} and num_groups={num_groups}"
         )
     grouped = input.reshape(s[0], num_groups, -1)

@@ -44,9 +44,8 @@ def dot(input: Tensor, other: Tensor) -> Tensor:
         raise RuntimeError(f"1D tensors expected, but got {input.ndim}D and {other.ndim}D tensors")
     if shape_of(input) != shape_of(other):
         raise RuntimeError(
-            f"inconsistent tensor size, expected tensor [{input.numel()}] and src [{other.numel()}] to "
-            f"have the same number of elements, but got {input.numel()} and {other.numel()} elements "
-            "respectively"
+            f"inconsistent tensor size, expected tensor [{input.numel()}] and src [{other.numel()}] to have "
+            f"the same number of elements, but got {input.numel()} and {other.numel()} elements respectively"
         )
     _same_dtype(input, other)
     return _dot(input, other, (0,), (0,))
@@ -105,8 +104,8 @@ def bmm(input: Tensor, mat2: Tensor) -> Tensor:
         raise RuntimeError("batch1 must be a 3D tensor" if input.ndim != 3 else "batch2 must be a 3D tensor")
     if input.shape[0] != mat2.shape[0] or input.shape[2] != mat2.shape[1]:
         raise RuntimeError(
-            "Expected size for first two dimensions of batch2 tensor to be: "
-            f"[{input.shape[0]}, {input.shape[2]}] but got: [{mat2.shape[0]}, {mat2.shape[1]}]."
+            f"Expected size for first two dimensions of batch2 tensor to be: [{input.shape[0]}, "
+            f"{input.shape[2]}] but got: [{mat2.shape[0]}, {mat2.shape[1]}]."
         )
     _same_dtype(input, mat2)
     return _dot(input, mat2, (2,), (1,), (0,), (0,))
@@ -151,8 +150,8 @@ def _batched(x: Tensor, y: Tensor) -> Tensor:
     sx, sy = shape_of(x), shape_of(y)
     if sx[-1] != sy[-2]:
         raise RuntimeError(
-            f"Expected size for first two dimensions of batch2 tensor to be: [{prod(sx[:-2])}, {sx[-1]}]"
-            f" but got: [{prod(sy[:-2])}, {sy[-2]}]."
+            f"Expected size for first two dimensions of batch2 tensor to be: [{prod(sx[:-2])}, {sx[-1]}] but "
+            f"got: [{prod(sy[:-2])}, {sy[-2]}]."
         )
     batch = broadcast_shapes(sx[:-2], sy[:-2])
     x, y = broadcast_to(x, batch + sx[-2:]), broadcast_to(y, batch + sy[-2:])
@@ -233,8 +232,8 @@ def tensordot(a: Tensor, b: Tensor, dims: Any = 2) -> Tensor:
     for i, j in zip(da, db, strict=True):
         if a.shape[i] != b.shape[j]:
             raise RuntimeError(
-                f"contracted dimensions need to match, but first has size {a.shape[i]} in dim {i} and "
-                f"second has size {b.shape[j]} in dim {j}"
+                f"contracted dimensions need to match, but first has size {a.shape[i]} in dim {i} and second "
+                f"has size {b.shape[j]} in dim {j}"
             )
     return _dot(a, b, da, db)
 

@@ -68,8 +68,8 @@ def _soft_cross_entropy(
 ) -> Tensor:
     if shape_of(target) != shape_of(logp):
         raise RuntimeError(
-            f"Expected input shape {list(logp.shape)} and target shape {list(target.shape)} to be equal "
-            "for class probabilities"
+            f"Expected input shape {list(logp.shape)} and target shape {list(target.shape)} to be equal for "
+            "class probabilities"
         )
     classes = shape_of(logp)[axis]
     t = target * (1 - smoothing) + smoothing / classes if smoothing else target

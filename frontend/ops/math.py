@@ -97,8 +97,8 @@ def neg(input: Tensor) -> Tensor:
     """-x. RuntimeError for bool tensors."""
     if input.dtype is T.bool_:
         raise RuntimeError(
-            "Negation, the `-` operator, on a bool tensor is not supported. If you are trying to "
-            "invert a mask, use the `~` or `logical_not()` operator instead."
+            "Negation, the `-` operator, on a bool tensor is not supported. If you are trying to invert a "
+            "mask, use the `~` or `logical_not()` operator instead."
         )
     return unary(P.neg_p, input)
 
@@ -264,8 +264,8 @@ def _no_bool_sub(a: Any, b: Any) -> None:
         )
     if any(bools):
         raise RuntimeError(
-            "Subtraction, the `-` operator, with a bool tensor is not supported. If you are trying "
-            "to invert a mask, use the `~` or `logical_not()` operator instead."
+            "Subtraction, the `-` operator, with a bool tensor is not supported. If you are trying to "
+            "invert a mask, use the `~` or `logical_not()` operator instead."
         )
 
 
@@ -481,8 +481,8 @@ def addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: Any = 1) 
     """input + value * tensor1 / tensor2."""
     if not any(t.dtype.is_inexact for t in (tensor1, tensor2)):
         raise RuntimeError(
-            "Integer division with addcdiv is no longer supported, and in a future  release addcdiv "
-            "will perform a true division of tensor1 and tensor2."
+            "Integer division with addcdiv is no longer supported, and in a future  release addcdiv will "
+            "perform a true division of tensor1 and tensor2."
         )
     q = (tensor1 if type(value) is int and value == 1 else tensor1 * value) / tensor2
     return input + q
@@ -643,9 +643,7 @@ def equal(input: Tensor, other: Tensor) -> bool:
 
 
 def where(condition: Tensor, input: Any = None, other: Any = None) -> Any:
-    """``input`` where the condition holds, else ``other``; of a condition alone the indices where it
-    holds.
-    """
+    """``input`` where the condition holds, else ``other``; alone, the indices where it holds."""
     if input is None and other is None:
         from weft.ops.index import nonzero
 
@@ -665,9 +663,7 @@ def where(condition: Tensor, input: Any = None, other: Any = None) -> Any:
 
 
 def clamp(input: Tensor, min: Any = None, max: Any = None) -> Tensor:
-    """Limit to [min, max]; NaN stays. The gradient flows where the value is within the limits, ends
-    included.
-    """
+    """Limit to [min, max]; NaN stays. The gradient flows where the value is within them, ends included."""
     if min is None and max is None:
         raise RuntimeError("torch.clamp: At least one of 'min' or 'max' must not be None")
     d = promote(input, *[b for b in (min, max) if b is not None])

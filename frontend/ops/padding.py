@@ -25,8 +25,8 @@ def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: Any = 
         raise RuntimeError("Padding length must be divisible by 2")
     if len(pad) // 2 > input.ndim:
         raise RuntimeError(
-            f"Padding length should be less than or equal to two times the input dimension but got "
-            f"padding length {len(pad)} and input of dimension {input.ndim}"
+            "Padding length should be less than or equal to two times the input dimension but got padding "
+            f"length {len(pad)} and input of dimension {input.ndim}"
         )
     if mode == "constant":
         lo, hi = [0] * input.ndim, [0] * input.ndim
@@ -49,8 +49,8 @@ def _check_extent(x: Tensor, lo: Sequence[int], hi: Sequence[int]) -> None:
     for d, (n, a, b) in enumerate(zip(shape_of(x), lo, hi, strict=True)):
         if n + a + b < 0:
             raise RuntimeError(
-                f"The input size {n}, plus negative padding {a} and {b} resulted in a negative output "
-                f"size, which is invalid. Check dimension {d} of your input."
+                f"The input size {n}, plus negative padding {a} and {b} resulted in a negative output size, "
+                f"which is invalid. Check dimension {d} of your input."
             )
 
 

@@ -74,8 +74,8 @@ def mean(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = 
     x = convert(input, as_dtype(dtype)) if dtype is not None else input
     if not x.dtype.is_inexact:
         raise RuntimeError(
-            "mean(): could not infer output dtype. Input dtype must be either a floating point or "
-            f"complex dtype. Got: {type_name(x.dtype)}"
+            "mean(): could not infer output dtype. Input dtype must be either a floating point or complex "
+            f"dtype. Got: {type_name(x.dtype)}"
         )
     shape = shape_of(x)
     n = _count(shape, wrap_dims(dim, len(shape)))
@@ -155,7 +155,7 @@ def norm(input: Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False, 
     x = convert(input, as_dtype(dtype)) if dtype is not None else input
     if not x.dtype.is_inexact:
         raise RuntimeError(
-            f"linalg.vector_norm: Expected a floating point or complex tensor as input. Got "
+            "linalg.vector_norm: Expected a floating point or complex tensor as input. Got "
             f"{type_name(x.dtype)}"
         )
     if p in ("fro", 2, 2.0, None):

@@ -39,8 +39,8 @@ def _infer_shape(shape: Sequence[int], x: Tensor) -> tuple[int, ...]:
         known = prod(d for d in out if d != -1)
         if known == 0:
             raise RuntimeError(
-                f"cannot reshape tensor of 0 elements into shape {list(shape)} because the "
-                "unspecified dimension size -1 can be any value and is ambiguous"
+                f"cannot reshape tensor of 0 elements into shape {list(shape)} because the unspecified "
+                "dimension size -1 can be any value and is ambiguous"
             )
         if n % known == 0:
             out[out.index(-1)] = n // known
@@ -68,17 +68,15 @@ def view_alias(x: Tensor) -> Tensor:
 
 
 def view_as_shape(input: Tensor, *shape: Any) -> Tensor:
-    """A view in another shape (RuntimeError where strides do not allow one) or, given a dtype, of
-    other bits.
-    """
+    """A view in another shape (RuntimeError where strides forbid it) or, given a dtype, of other bits."""
     if len(shape) == 1 and isinstance(shape[0], DType):
         return _view_dtype(input, shape[0])
     target = _infer_shape(shape_of_args(shape, "size"), input)
     out = view(input, P.reshape_p, shape=target)
     if out._view is None:
         raise RuntimeError(
-            "view size is not compatible with input tensor's size and stride (at least one dimension "
-            "spans across two contiguous subspaces). Use .reshape(...) instead."
+            "view size is not compatible with input tensor's size and stride (at least one dimension spans "
+            "across two contiguous subspaces). Use .reshape(...) instead."
         )
     return out
 
@@ -125,8 +123,8 @@ def unflatten(input: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
         sizes[sizes.index(-1)] = s[d] // known if known else 0
     if prod(sizes) != s[d]:
         raise RuntimeError(
-            f"unflatten: Provided sizes {sizes} don't multiply up to the size of dim {dim} ({s[d]}) "
-            "in the input tensor"
+            f"unflatten: Provided sizes {sizes} don't multiply up to the size of dim {dim} ({s[d]}) in the "
+            "input tensor"
         )
     return view_as_shape(input, *s[:d], *sizes, *s[d + 1 :])
 
@@ -158,9 +156,8 @@ def permute(input: Tensor, *dims: Any) -> Tensor:
     n = input.ndim
     if len(order) != n:
         raise RuntimeError(
-            f"permute(sparse_coo): number of dimensions in the tensor input does not match the length "
-            f"of the desired ordering of dimensions i.e. input.dim() = {n} is not equal to "
-            f"len(dims) = {len(order)}"
+            "permute(sparse_coo): number of dimensions in the tensor input does not match the length of the "
+            f"desired ordering of dimensions i.e. input.dim() = {n} is not equal to len(dims) = {len(order)}"
         )
     perm = tuple(wrap_dim(d, n) for d in order)
     if len(set(perm)) != n:
@@ -210,8 +207,8 @@ def movedim(input: Tensor, source: Any, destination: Any) -> Tensor:
     ]
     if len(src) != len(dst):
         raise RuntimeError(
-            "movedim: Invalid source or destination dims: source and destination must have the same "
-            f"number of elements ({len(src)} and {len(dst)})"
+            "movedim: Invalid source or destination dims: source and destination must have the same number "
+            f"of elements ({len(src)} and {len(dst)})"
         )
     rest = [d for d in range(n) if d not in src]
     perm = [-1] * n
@@ -231,9 +228,8 @@ def expand(input: Tensor, *sizes: Any) -> Tensor:
     extra = len(target) - len(have)
     if extra < 0:
         raise RuntimeError(
-            f"expand({input.dtype}{list(have)}, size={target}): the number of sizes provided "
-            f"({len(target)}) must be greater or equal to the number of dimensions in the tensor "
-            f"({len(have)})"
+            f"expand({input.dtype}{list(have)}, size={target}): the number of sizes provided ({len(target)}) "
+            f"must be greater or equal to the number of dimensions in the tensor ({len(have)})"
         )
     for i, n in enumerate(have):
         j = i + extra
@@ -246,8 +242,8 @@ def expand(input: Tensor, *sizes: Any) -> Tensor:
             )
     if any(d < 0 for d in target):
         raise RuntimeError(
-            f"The expanded size of the tensor ({min(target)}) isn't allowed in a leading, "
-            "non-existing dimension 0"
+            f"The expanded size of the tensor ({min(target)}) isn't allowed in a leading, non-existing "
+            "dimension 0"
         )
     return view(input, P.broadcast_p, shape=tuple(target), axes=tuple(range(extra, len(target))))
 
@@ -455,8 +451,8 @@ def _check_cat(first: tuple[int, ...], other: tuple[int, ...], axis: int, i: int
     for j, (a, b) in enumerate(zip(first, other, strict=True)):
         if a != b and j != axis:
             raise RuntimeError(
-                f"Sizes of tensors must match except in dimension {axis}. Expected size {a} but got "
-                f"size {b} for tensor number {i} in the list."
+                f"Sizes of tensors must match except in dimension {axis}. Expected size {a} but got size {b} "
+                f"for tensor number {i} in the list."
             )
 
 
@@ -469,8 +465,8 @@ def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
         check_tensor(x, "stack", f"tensors[{i}]")
         if shape_of(x) != shape_of(ts[0]):
             raise RuntimeError(
-                f"stack expects each tensor to be equal size, but got {list(shape_of(ts[0]))} at entry "
-                f"0 and {list(shape_of(x))} at entry {i}"
+                f"stack expects each tensor to be equal size, but got {list(shape_of(ts[0]))} at entry 0 and "
+                f"{list(shape_of(x))} at entry {i}"
             )
     d = wrap_dim(dim, ts[0].ndim + 1)
     s = shape_of(ts[0])
@@ -606,8 +602,8 @@ def repeat_interleave(
         return own(apply(P.reshape_p, wide, shape=(*s[:d], n * counts, *s[d + 1 :])), x)
     if len(counts) != n:
         raise RuntimeError(
-            "repeats must have the same size as input along dim, but got repeats.size(0) = "
-            f"{len(counts)} and input.size({d}) = {n}"
+            f"repeats must have the same size as input along dim, but got repeats.size(0) = {len(counts)} "
+            f"and input.size({d}) = {n}"
         )
     from weft.creation import constant
     from weft.ops.index import index_select

@@ -39,8 +39,8 @@ def _conv(
     batched = input.ndim == rank + 2
     if not batched and input.ndim != rank + 1:
         raise RuntimeError(
-            f"Expected {rank + 1}D (unbatched) or {rank + 2}D (batched) input to conv{rank}d, but got "
-            f"input of size: {list(input.shape)}"
+            f"Expected {rank + 1}D (unbatched) or {rank + 2}D (batched) input to conv{rank}d, but got input "
+            f"of size: {list(input.shape)}"
         )
     x = input if batched else input.unsqueeze(0)
     stride, dilation = _tuple(stride, rank, "stride"), _tuple(dilation, rank, "dilation")
@@ -99,8 +99,8 @@ def _check_conv(x: Tensor, w: Tensor, bias: Any, groups: int, pads: Any, dilatio
         )
     if bias is not None and shape_of(bias) != (sw[0],):
         raise RuntimeError(
-            f"Given weight of size {list(sw)}, expected bias to be 1-dimensional with {sw[0]} elements, "
-            f"but got bias of size {list(shape_of(bias))} instead"
+            f"Given weight of size {list(sw)}, expected bias to be 1-dimensional with {sw[0]} elements, but "
+            f"got bias of size {list(shape_of(bias))} instead"
         )
     if x.dtype is not w.dtype:
         raise RuntimeError(
@@ -137,9 +137,7 @@ def conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    """Cross-correlation. input [N, C, H, W], weight [O, C / groups, KH, KW], bias [O]; padding may be
-    "same".
-    """
+    """Cross-correlation. input [N, C, H, W], weight [O, C / groups, KH, KW], bias [O]; or padding "same"."""
     return _conv(2, input, weight, bias, stride, padding, dilation, groups)
 
 
@@ -182,8 +180,8 @@ def _conv_transpose(
     cin, cout, *kernel = shape_of(weight)
     if shape_of(x)[1] != cin:
         raise RuntimeError(
-            f"Given transposed=1, weight of size {list(weight.shape)}, expected input{list(x.shape)} to "
-            f"have {cin} channels, but got {shape_of(x)[1]} channels instead"
+            f"Given transposed=1, weight of size {list(weight.shape)}, expected input{list(x.shape)} to have "
+            f"{cin} channels, but got {shape_of(x)[1]} channels instead"
         )
     w = apply(P.reshape_p, weight, shape=(groups, cin // groups, cout, *kernel))
     w = apply(P.permute_p, w, perm=(0, 2, 1, *range(3, 3 + rank)))
@@ -272,8 +270,8 @@ def _pool_layout(
         room = n + 2 * p - span
         if room < 0:
             raise RuntimeError(
-                f"Given input size: ({'x'.join(map(str, shape_of(x)[-rank - 1 :]))}). Calculated output "
-                "size is too small"
+                f"Given input size: ({'x'.join(map(str, shape_of(x)[-rank - 1 :]))}). Calculated output size "
+                "is too small"
             )
         count = (room + (s - 1 if ceil_mode else 0)) // s + 1
         if ceil_mode and (count - 1) * s >= n + p:
@@ -704,8 +702,8 @@ def interpolate(
     )
     if kind not in ("nearest", "nearest-exact", "linear", "cubic"):
         raise NotImplementedError(
-            f"interpolation mode {mode!r} is not one of nearest, nearest-exact, linear, bilinear, "
-            "bicubic, trilinear, area"
+            f"interpolation mode {mode!r} is not one of nearest, nearest-exact, linear, bilinear, bicubic, "
+            "trilinear, area"
         )
     matrices = [
         _resampling(n, o, kind, bool(align_corners), s) for n, o, s in zip(sizes, target, scales, strict=True)
