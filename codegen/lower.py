@@ -63,7 +63,7 @@ class Lowering:
         self.dtypes: dict[str, DType] = {}
         self.ranges: dict[str, int] = {}  # loop variable -> extent
         self.divided: dict[str, set[int]] = {}  # loop variable -> constants by which it was divided
-        self.tiles: dict[Value, tuple[str, IndexTuple]] = {}
+        self.tiles: dict[Value, tuple[str, tuple[int, ...]]] = {}
         self.replaced: dict[Value, Any] = {}  # value -> callable(index tuple) -> name
 
     # -- names and scopes
