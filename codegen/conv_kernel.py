@@ -14,6 +14,7 @@ from math import prod
 from weft.codegen.blocks import Code, Ix
 from weft.codegen.contract_kernel import contraction_of
 from weft.codegen.contract_unit import Grid
+from weft.codegen.conv_phases import Phases, emit_phase_weights, emit_weave, split_phases
 from weft.codegen.conv_unit import ConvUnit
 from weft.codegen.epilogue import EPILOGUE, Output, emit_epilogue, kernel_pointers
 from weft.codegen.kernel import KernelCode, Phase
@@ -104,6 +105,10 @@ class Conv(Writer):
         self.acc = accumulator(self.conv.result.type.dtype)
         self.lanes = target.lanes(self.acc.bits)
         self.g = geometry(self.conv)
+        split = split_phases(self.g)
+        self.phases: Phases | None = None
+        if split is not None:
+            self.g, self.phases = split
         x, w = self.conv.operands
         self.w: Matrix = matrix(w, self.graph, ((), (0,), tuple(range(1, w.type.ndim))))
         self.x: Matrix = matrix(x, self.graph, ((0,), (1,), tuple(range(2, x.type.ndim))))
@@ -164,7 +169,8 @@ class Conv(Writer):
         self.splits = 1
         if units < 6 and total > 8 * _UNIT_FLOPS and self.chunks >= 4:
             self.splits = min(8, self.chunks // 2)
-        self.pack_w = not self.w.in_registers
+        self.partial = self.splits > 1 or self.phases is not None
+        self.pack_w = self.phases is not None or not self.w.in_registers
 
     def _layout(self) -> None:
         g, size, at = self.g, self.acc.itemsize, 0
@@ -178,7 +184,7 @@ class Conv(Writer):
             at += aligned(g.outputs * self.w_ld * size)
         self.partial_at = at
         self.partial_bytes = g.samples * g.outputs * self.plane * size
-        if self.splits > 1:
+        if self.partial:
             at += self.splits * self.partial_bytes
         self.scratch = at
         self.source = Source(self.copied, True) if self.copy_x else self._in_place()
@@ -196,7 +202,8 @@ class Conv(Writer):
 
     def emit(self) -> KernelCode:
         g = self.g
-        output = Output((g.samples,), (g.outputs,), tuple(self.conv.result.type.shape[2:]))
+        shape = self.conv.result.type.shape
+        output = Output((g.samples,), (shape[1],), tuple(shape[2:]))
         self.epilogue = emit_epilogue(
             self.start(f"{self.prefix}_epilogue", EPILOGUE),
             self.op,
@@ -214,7 +221,7 @@ class Conv(Writer):
             phases.append(self.phase("prepare", prepare, 100.0 + 0.5 * g.spread[2]))
         part = self._main()
         phases.append(self.phase("main", [part], flops / part[1] / _GFLOPS))
-        if self.splits > 1:
+        if self.partial:
             phases.append(self.phase("combine", [self._combine()], self.plane * self.splits * 0.2))
         return self.code(phases, self.scratch, self._describe(), flops)
 
@@ -224,6 +231,7 @@ class Conv(Writer):
             f"conv {g.groups} groups x [{self.m}, {self.k}] x [{self.k}, {self.cols}] {self.acc.name}",
             f"  x: {'spread to ' + str(g.spread) if self.copy_x else 'in place'}, packed by panel",
             f"  w: {'packed' if self.pack_w else 'in place'}",
+            f"  phases: {self.phases.count if self.phases else 1}",
             f"  grid: {self.grid.panels} panels x {self.grid.tiles} tiles of {t.rows} x {t.cols}, "
             f"{self.grid.per_unit[1]} tiles per unit",
             f"  k: {self.chunks} blocks of {self.per_chunk} x {self.inner}, {self.splits} parts",
@@ -310,6 +318,8 @@ class Conv(Writer):
         )
 
     def _pack_w(self) -> tuple[str, int]:
+        if self.phases is not None:
+            return emit_phase_weights(self, self.phases)
         fn = self.start(f"{self.prefix}_pack_w")
         pointers = kernel_pointers(fn, self.op)
         dst = fn.at(self.scratch_of(fn), self.w_at)
@@ -335,6 +345,8 @@ class Conv(Writer):
         return fn.symbol, prod(units)
 
     def _combine(self) -> tuple[str, int]:
+        if self.phases is not None:
+            return emit_weave(self, self.phases)
         fn = self.start(f"{self.prefix}_sum")
         where = (fn.div("%u", self.g.outputs), fn.mod("%u", self.g.outputs))
         partial = Partial(self.partial_at, self.partial_bytes, self.splits)

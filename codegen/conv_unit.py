@@ -182,7 +182,7 @@ class ConvUnit:
             sample, p = fn.split(fn.add(self.col, at), (c.g.samples, c.plane))
             length = fn.min(fn.sub(c.plane, p), fn.sub(self.width, at))
             part = fn.at(tile, fn.mul(at, size))
-            if c.splits == 1:
+            if not c.partial:
                 fn.do(
                     f"call void @{c.epilogue.symbol}(ptr %bufs, ptr {part}, i64 {self.tile.row_bytes}, "
                     f"i64 {sample}, i64 {out_row}, i64 {self.tile.rows}, i64 {p}, i64 {length})"

@@ -119,6 +119,22 @@ def test_casts_and_pads_before_the_convolution():
     check(fn, normal(2, 3, 8, 9, dtype=np.float16), normal(4, 3, 3, 3))
 
 
+@pytest.mark.parametrize("target", TARGETS, ids=TARGET_IDS)
+@pytest.mark.parametrize("gap", [(2, 2), (3, 2), (1, 3)])
+def test_zeros_of_a_dilated_input_are_not_multiplied(gap, target):
+    """Phases of the output that see no tap, too; with an epilogue, groups and an odd size."""
+
+    def fn(x, w, bias):
+        y = conv(ONE, ((3, 2), (2, 4)), lhs=gap, groups=2)(x, w)
+        y = P.add_p.bind(y, P.broadcast_p.bind(bias, shape=type_of(y).shape, axes=(1,)))
+        return [y, P.maximum_p.bind(y, P.neg_p.bind(y))]
+
+    for kernel in ((4, 5), (2, 2), (3, 3)):
+        made = check(fn, normal(2, 6, 5, 7), normal(4, 3, *kernel), normal(4), target=target)
+        taps = made.code.flops / (2 * 2 * 4 * 3 * np.prod(made.op.results[0].type.shape[2:]))
+        assert taps <= np.prod(kernel) * 1.8
+
+
 def test_parts_of_k_are_added_in_order():
     fn = conv(ONE, ((1, 1), (1, 1)))
     kernel = check(fn, normal(4, 40, 30, 30), normal(8, 40, 30, 30), tol=1e-4)
