@@ -149,6 +149,7 @@ def analyse(ops: Sequence[Op], outputs: Iterable[Value]) -> NestPlan:
     _split_reductions(plan, outputs)
     _choose_axes(plan, outputs)
     _check_outputs(plan, outputs)
+    _check_rows(plan)
     return plan
 
 
@@ -366,6 +367,23 @@ def _check_outputs(plan: NestPlan, outputs: Sequence[Value]) -> None:
     for op in (*plan.row, *plan.final):
         if not rows <= set(plan.operand[op]):
             raise Refused("a reduction does not have all row axes of the group")
+
+
+def _check_rows(plan: NestPlan) -> None:
+    """What a reduction of one row gives is at hand in that row only: nothing may read it in another order."""
+    rows, made = set(plan.p), {op.result for op in plan.row}
+    for op in plan.ops:
+        read = [k for k, x in enumerate(op.operands) if x in made]
+        if not read:
+            continue
+        made.update(op.results)
+        if op.prim.kind not in (Kind.MOVE, Kind.GATHER):
+            continue
+        for k in read:
+            kept = dict(_kept_dims(op, k))
+            for d, c in enumerate(plan.classes[op.operands[k]]):
+                if c in rows and (d not in kept or plan.classes[op.result][kept[d]] != c):
+                    raise Refused("the rows of a reduction are read in another order")
 
 
 def one_by_one(ops: Sequence[Op], output: Value) -> NestPlan:
