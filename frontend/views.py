@@ -313,11 +313,11 @@ def write_(t: Tensor, new: Tensor, mark: int | None = None, replaces: bool = Fal
     base = t._view.base if t._view is not None and t._view.differentiable else None
     base_edge = edge_of(base) if tracked and base is not None else None
     interp: Any = interpreter()
+    if tracked and mark is not None:
+        keep_old_value(new, t, mark)
     if interp.recording:
         _write_captured(interp, t, new)
     else:
-        if tracked and mark is not None:
-            keep_old_value(new, t, mark)
         _write_array(t, new)
     t._vc[0] += 1
     if interp.recording and t._view is not None and type(t._data) is Value:

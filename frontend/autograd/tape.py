@@ -259,7 +259,11 @@ def keep_old_value(new: Tensor, target: Tensor, mark: int) -> None:
     copies: dict[int, Any] = {}
     for node in reachable([new._edge[0]], mark):
         for s in node.operands:
-            if type(s) is Saved and s.vc is not None and _same_memory(s.data, target._data):
+            if type(s) is not Saved or s.vc is None:
+                continue
+            if type(s.data) is Value and s.vc is target._vc:  # captured values never change
+                s.vc = None
+            elif _same_memory(s.data, target._data):
                 s.data = copies.setdefault(id(s.data), np.array(s.data))
                 s.vc = None
 
