@@ -23,6 +23,7 @@ from weft.codegen.entry import (
 )  # fmt: skip
 from weft.codegen.kernel import KernelCode, Unsupported, emit_kernel
 from weft.codegen.target import Target
+from weft.ir.errors import CompilerError
 from weft.ir.graph import Graph, Op, Value
 from weft.ir.prims.base import Kind
 from weft.passes.plan import Place, Plan, is_constant, is_free_view, plan_memory
@@ -158,6 +159,9 @@ class _Builder:
                 code = emit_kernel(op, self.target, f"k{len(self.codes)}_{name}")
             except Unsupported as e:
                 code = e
+            except Exception as e:
+                why = f"{type(e).__name__}: {e}"
+                raise CompilerError(f"no code for kernel {name}: {why}", op.regions[0]) from e
             else:
                 self.parts.append(code.llvm)
                 self.declares |= code.declares

@@ -57,7 +57,7 @@ def _compile(graph: Graph, key: str, donate: dict[int, int], target: Target | No
     machine = target or host_target()
     store = disk_cache()
     entry = key_of("graph", repr(machine), key)
-    foreign = target is not None and target != host_target()
+    foreign = (target is not None and target != host_target()) or _on_null_device(graph)
     if store:
         found = _load(store, entry, machine)
         if found is not None:
@@ -69,12 +69,24 @@ def _compile(graph: Graph, key: str, donate: dict[int, int], target: Target | No
     from weft.runtime.build import build  # with all passes: a warm start does without
 
     stats.count("compiles")
-    built = build(graph, machine, donate)
-    image = jit.compile_object(built.llvm if foreign else built.module, machine)
+    try:
+        built = build(graph, machine, donate)
+        image = jit.compile_object(built.llvm if foreign else built.module, machine)
+    except CompilerError as e:
+        e.graph = graph  # the whole, as a reproducer
+        raise
     artifact = Artifact.of(built, image, repr(machine))
     if store:
         store.store(entry, artifact.to_bytes())
     return Executable(graph, donate, machine, name, artifact, built, compile_only=foreign)
+
+
+def _on_null_device(graph: Graph) -> bool:
+    """Whether the graph is for the ``null`` device, which runs nothing. RuntimeError for a device not there."""
+    kinds = {v.type.device.type for v in (*graph.params, *graph.results)}
+    for kind in kinds - {"cpu", "null"}:
+        raise RuntimeError(f"weft cannot compile for device type {kind!r} here; cpu and null are available")
+    return "null" in kinds
 
 
 def _load(store: DiskCache, entry: str, machine: Target) -> Artifact | None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import runtime_graphs as G
 from weft.codegen.target import named_target
+from weft.ir.errors import CompilerError
+from weft.ir.prims.base import trace
+from weft.ir.types import Device, TensorType, f32
+from weft.runtime import build, compile_graph, compile_only, stats
 from weft.runtime import compile as compiling
-from weft.runtime import compile_graph, compile_only, stats
 from weft.runtime.cache import DiskCache
 
 
@@ -48,6 +51,29 @@ def test_unknown_dump_is_an_error(monkeypatch):
     monkeypatch.setenv("WEFT_DUMP", "graph,everything")
     with pytest.raises(ValueError, match="everything"):
         compile_graph(G.tiny())
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_null_device_compiles_and_does_not_run():
+    t = TensorType((8,), f32, Device("null"))
+    exe = compile_graph(trace(lambda x, y: x + y * y, t, t))
+    assert "weft_entry" in exe.asm()
+    with pytest.raises(RuntimeError, match="not to run here"):
+        exe.runner(*G.samples(exe.graph))
+    with pytest.raises(RuntimeError, match="'tpu'"):
+        compile_graph(trace(lambda x: x + x, TensorType((8,), f32, Device("tpu"))))
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_failure_of_the_compiler_carries_the_graph(monkeypatch):
+    def broken(*args):
+        raise KeyError("schedule")
+
+    monkeypatch.setattr(build, "emit_kernel", broken)
+    graph = G.tiny()
+    with pytest.raises(CompilerError, match="no code for kernel") as caught:
+        compile_graph(graph)
+    assert caught.value.graph is graph and isinstance(caught.value.__cause__, KeyError)
 
 
 @pytest.mark.usefixtures("own_cache")
