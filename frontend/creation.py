@@ -371,7 +371,7 @@ def array_of(data: Any, d: DType | None) -> np.ndarray:
     elif hasattr(data, "__array__") and not isinstance(data, (list, tuple)):
         a = np.array(data.__array__())
     elif hasattr(data, "__dlpack__"):
-        a = np.array(np.from_dlpack(data))
+        a = np.array(np.from_dlpack(data))  # type: ignore[arg-type]
     else:
         return _array_of_sequence(data, d)
     return a if d is None or a.dtype == d.np else a.astype(d.np)
@@ -381,11 +381,7 @@ def _array_of_sequence(data: Any, d: DType | None) -> np.ndarray:
     shape = _nested_shape(data)
     flat: list[Any] = []
     _flatten(data, shape, 0, flat)
-    if d is None:
-        top = max((scalar_category(x) for x in flat), default=2)
-        d = scalar_dtype(top)
-        if flat and all(isinstance(x, np.generic) for x in flat):
-            d = T.dtype_of_numpy(np.result_type(*flat))
+    d = d or _dtype_of_items(flat)
     try:
         with np.errstate(all="ignore"):
             if d.is_integer and any(isinstance(x, (float, np.floating)) for x in flat):
@@ -393,6 +389,12 @@ def _array_of_sequence(data: Any, d: DType | None) -> np.ndarray:
             return np.array(flat, dtype=d.np).reshape(shape)
     except OverflowError as e:
         raise RuntimeError(f"value cannot be converted to type {d.long_name} without overflow") from e
+
+
+def _dtype_of_items(flat: list[Any]) -> DType:
+    if flat and all(isinstance(x, np.generic) for x in flat):
+        return T.dtype_of_numpy(np.result_type(*flat))
+    return scalar_dtype(max((scalar_category(x) for x in flat), default=2))
 
 
 def _nested_shape(data: Any) -> tuple[int, ...]:

@@ -135,7 +135,7 @@ def _pick(i: int, shape: tuple[int, ...], dim: int, start: list[int], stop: list
 def _make_view(x: Tensor, shape: Any, start: Any, stop: Any, step: Any, final: list[int]) -> Tensor:
     """The view of a box with steps, in the final shape (extents of 1 taken out and put in)."""
     steps: list[Any] = []
-    data = None
+    data: Any = None
     eager = not recording()
     if eager:
         data = x._data

@@ -145,10 +145,10 @@ def _edges(a: np.ndarray) -> np.ndarray:
     return a
 
 
-def contents(a: np.ndarray, indent: int) -> str:
+def contents(a: Any, indent: int) -> str:
     """The nested brackets."""
     summarize = a.size > OPTIONS.threshold
-    shown = _edges(a) if summarize else a
+    shown: Any = _edges(a) if summarize else a
     if a.dtype.kind == "c":
         return _nested(a, indent, summarize, _Formatter(shown.real), _Formatter(shown.imag))
     return _nested(a, indent, summarize, _Formatter(shown), None)

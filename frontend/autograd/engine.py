@@ -322,19 +322,17 @@ def backward(
     """
     tensors = _as_list(tensors)
     gradients = [None] * len(tensors) if grad_tensors is None else _as_list(grad_tensors)
-    wanted = None
-    if inputs is not None:
-        inputs = _as_list(inputs)
-        if not inputs:
-            raise RuntimeError("'inputs' argument to 'backward' cannot be empty.")
-        wanted = [_wanted_edge(t) for t in inputs]
+    targets = None if inputs is None else _as_list(inputs)
+    if targets == []:
+        raise RuntimeError("'inputs' argument to 'backward' cannot be empty.")
+    wanted = None if targets is None else [_wanted_edge(t) for t in targets]
     roots = _roots(tensors, gradients)
     retain = create_graph if retain_graph is None else retain_graph
     grads = run_backward(
         roots, wanted, retain_graph=retain, create_graph=create_graph, accumulate=wanted is None
     )
-    if wanted is not None:
-        for t, e in zip(inputs, wanted, strict=True):
+    if wanted is not None and targets is not None:
+        for t, e in zip(targets, wanted, strict=True):
             if e in grads:
                 accumulate_grad(t, grads[e], create_graph)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from weft.autograd.grad_mode import no_grad
 from weft.dispatch import apply
+from weft.dtypes import type_name
 from weft.ir import prims as P
 from weft.ir import types as T
 from weft.ops import reduce as R
@@ -37,11 +38,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             f"mat1 and mat2 shapes cannot be multiplied ({rows}x{shape_of(input)[-1]} and {n[1]}x{n[0]})"
         )
     if input.dtype is not weight.dtype:
-        names = {"float32": "float", "float64": "double", "int64": "long"}
-        a, b = (names.get(t.dtype.long_name, t.dtype.long_name) for t in (input, weight))
-        raise RuntimeError(
-            f"mat1 and mat2 must have the same dtype, but got {a.capitalize()} and {b.capitalize()}"
-        )
+        a, b = type_name(input.dtype), type_name(weight.dtype)
+        raise RuntimeError(f"mat1 and mat2 must have the same dtype, but got {a} and {b}")
     out = apply(P.dot_general_p, input, weight, contract=((k - 1,), (1,)), batch=((), ()))
     return out if bias is None else out + bias
 

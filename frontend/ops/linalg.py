@@ -20,7 +20,7 @@ def _same_dtype(a: Tensor, b: Tensor) -> None:
 
 
 def _c_name(t: Tensor) -> str:
-    return {
+    names: dict[str, str] = {
         "float32": "float",
         "float64": "double",
         "int64": "long int",
@@ -31,7 +31,8 @@ def _c_name(t: Tensor) -> str:
         "int8": "signed char",
         "uint8": "unsigned char",
         "bool": "bool",
-    }.get(t.dtype.long_name, t.dtype.long_name)
+    }
+    return names.get(t.dtype.long_name) or str(t.dtype.long_name)
 
 
 def _dot(a: Tensor, b: Tensor, ca: Sequence[int], cb: Sequence[int], ba: Any = (), bb: Any = ()) -> Tensor:
