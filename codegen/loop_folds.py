@@ -76,6 +76,8 @@ def across(e: BodyEmitter, fold: Fold, state: State) -> State:
         zero = e.b.const(-0.0, fold.dtype).text
         text = e.fn.call(name, s, f"{s} {zero}, {t} {state[0].text}", flags="reassoc ")
         return [Reg(text, fold.dtype, 0, e.fn.depth)]
+    before = state[0]
+    extreme = fold.op in ("max", "min") and fold.dtype.is_floating_point
     half = w // 2
     while half:
         order = ", ".join(f"i32 {i + half if i < half else i}" for i in range(w))
@@ -84,13 +86,22 @@ def across(e: BodyEmitter, fold: Fold, state: State) -> State:
             t = reg_type(r.dtype, w)
             name = e.fn.op(f"shufflevector {t} {r.text}, {t} poison, <{w} x i32> <{order}>")
             other.append(Reg(name, r.dtype, w, e.fn.depth))
-        state = merge(e.b, fold, state, other)
+        state = [e.b.binary("f" + fold.op, state[0], other[0])] if extreme else merge(e.b, fold, state, other)
         half //= 2
     out = []
     for r in state:
         t = reg_type(r.dtype, w)
         out.append(Reg(e.fn.op(f"extractelement {t} {r.text}, i64 0"), r.dtype, 0, e.fn.depth))
-    return out
+    return [_or_nan(e, before, out[0])] if extreme else out
+
+
+def _or_nan(e: BodyEmitter, lanes: Reg, extreme: Reg) -> Reg:
+    """NaN if any lane was NaN, else the extreme that plain comparisons found."""
+    w = lanes.lanes
+    odd = e.b.simple("fcmp uno", T.bool_, lanes, lanes)
+    any_odd = e.fn.call(f"llvm.vector.reduce.or.v{w}i1", "i1", f"<{w} x i1> {odd.text}")
+    nan = e.b.const(float("nan"), lanes.dtype)
+    return e.b.select(Reg(any_odd, T.bool_, 0, e.fn.depth), nan, extreme)
 
 
 def publish(e: BodyEmitter, fold: Fold, states: list[State]) -> None:

@@ -185,6 +185,25 @@ def test_bfloat16_rounds_to_nearest_even(execute):
     check(execute, lambda x: P.convert_p.bind(x, dtype=bf16), np.tile(bits.view(np.float32), 5), tolerance=0)
 
 
+@pytest.mark.parametrize("dtype", [f32, f64])
+@pytest.mark.parametrize("divisor", [3.0, -0.7, 1e-3, 1.9999999, np.inf, 0.0, np.nan, 1e-42, 3e38])
+def test_division_by_one_number_is_as_exact_as_division(execute, dtype, divisor):
+    r = rng()
+    x = (r.standard_normal(1000) * np.exp2(r.integers(-20, 100, 1000))).astype(dtype.np)
+    x[:6] = [0.0, -0.0, np.inf, -np.inf, np.nan, 3e38]
+    d = np.asarray(divisor, dtype.np)
+    graph = trace(
+        lambda a, b: a / spread(b, (1000,), ()), TensorType((1000,), dtype), TensorType((), dtype)
+    )
+    (got,) = run_fused(lower(graph).graph, [x, d], execute)
+    with np.errstate(all="ignore"):
+        want = x / d
+    normal = ~(np.abs(want) < np.finfo(dtype.np).tiny) | (want == 0)
+    np.testing.assert_array_equal(got[normal], want[normal])
+    np.testing.assert_array_equal(np.signbit(got[want == 0]), np.signbit(want[want == 0]))
+    np.testing.assert_allclose(got, want, rtol=1e-6, atol=2e-45 if dtype is f32 else 0)
+
+
 def test_broadcast_operands(execute):
     def f(x, row, column, scalar):
         s = type_of(x).shape
