@@ -82,7 +82,7 @@ def _compile(graph: Graph, key: str, donate: dict[int, int], target: Target | No
 
 
 def _on_null_device(graph: Graph) -> bool:
-    """Whether the graph is for the ``null`` device, which runs nothing. RuntimeError for a device not there."""
+    """Whether the graph is for ``null``, the device that runs nothing. RuntimeError for one not there."""
     kinds = {v.type.device.type for v in (*graph.params, *graph.results)}
     for kind in kinds - {"cpu", "null"}:
         raise RuntimeError(f"weft cannot compile for device type {kind!r} here; cpu and null are available")
