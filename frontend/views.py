@@ -291,6 +291,8 @@ def check_inplace(t: Tensor, *others: Any) -> None:
         base = v.base
         if base._rg and v.origin is not None:
             raise RuntimeError(f"{v.origin} is a view and is being modified inplace. {_MULTI}")
+        while base._view is not None and base._view.differentiable:  # a captured view of a view made outside
+            base = base._view.base
         if base._rg and base._edge is None:
             raise RuntimeError(
                 "a view of a leaf Variable that requires grad is being used in an in-place operation."
