@@ -10,6 +10,7 @@ from weft.autograd import hooks
 from weft.autograd.engine import backward as _backward
 from weft.ops import activation as A
 from weft.ops import convert as C
+from weft.ops import extra as E
 from weft.ops import index as X
 from weft.ops import inplace as I
 from weft.ops import linalg as L
@@ -17,6 +18,7 @@ from weft.ops import math as M
 from weft.ops import reduce as R
 from weft.ops import shape as S
 from weft.ops import sort as O
+from weft.ops import statistics as Q
 from weft.random import IN_PLACE
 from weft.tensor import Tensor
 
@@ -83,7 +85,11 @@ INPLACE = {
         addmm addmv addr baddbmm addbmm
     """),
 }
-TABLE = {M: MATH, R: REDUCE, S: SHAPE, X: INDEX, L: LINALG, O: SORT, C: CONVERT}
+EXTRA = _names("""
+    """A binary operator: NotImplemented for what is no tensor or number, so that Python tries theirs."""
+""")
+STATISTICS = _names("quantile nanquantile cov corrcoef")
+TABLE = {E: EXTRA, Q: STATISTICS, M: MATH, R: REDUCE, S: SHAPE, X: INDEX, L: LINALG, O: SORT, C: CONVERT}
 
 
 def _swapped(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -162,6 +168,29 @@ def _attach_operators() -> None:
         setattr(Tensor, name, fn)
 
 
+def _aliases() -> list[tuple[str, Any]]:
+    """Second names of in-place methods."""
+    pairs = {
+        "arccos": M.acos,
+        "arccosh": M.acosh,
+        "arcsin": M.asin,
+        "arcsinh": M.asinh,
+        "arctan": M.atan,
+        "arctanh": M.atanh,
+        "arctan2": M.atan2,
+        "divide": M.div,
+        "multiply": M.mul,
+        "subtract": M.sub,
+        "negative": M.neg,
+        "greater": M.gt,
+        "greater_equal": M.ge,
+        "less": M.lt,
+        "less_equal": M.le,
+        "not_equal": M.ne,
+    }
+    return [(name + "_", I.inplace(fn)) for name, fn in pairs.items()]
+
+
 def _max(self: Tensor, *args: Any, **kw: Any) -> Any:
     return R.max(self, *_other(args, kw), **kw)
 
@@ -203,7 +232,7 @@ def attach() -> None:
     for module, names in INPLACE.items():
         for name in names:
             setattr(Tensor, name + "_", I.inplace(getattr(module, name)))
-    for name, fn in (*C.CASTS.items(), *IN_PLACE.items()):
+    for name, fn in (*C.CASTS.items(), *IN_PLACE.items(), *E.IN_PLACE.items(), *_aliases()):
         setattr(Tensor, name, fn)
     for name in ("copy_", "fill_", "zero_", "set_", "fill_diagonal_", "resize_"):
         setattr(Tensor, name, getattr(I, name))
@@ -230,6 +259,14 @@ def attach() -> None:
         "divide": M.div,
         "dim_order": lambda self: tuple(range(self.ndim)),
         "broadcast_to": S.broadcast_to_,
+        "polygamma": lambda self, n: M.polygamma(n, self),
+        "is_nonzero": C.to_bool,
+        "bincount": O.bincount,
+        "histc": O.histc,
+        "resize_as_": lambda self, other: I.resize_(self, tuple(other.shape)),
+        "pin_memory": lambda self, device=None: self,
+        "share_memory_": lambda self: self,
+        "__reversed__": E.reversed_,
         "softmax": A.softmax,
         "log_softmax": A.log_softmax,
     }

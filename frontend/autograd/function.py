@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -243,3 +244,14 @@ def _record(cls: Any, ctx: Any, tensors: Any, edges: Any, outputs: list[Any], ra
             if any(o is d for d in ctx._dirty):
                 o._vc[0] += 1
             o._edge, o._rg = (node, i), True
+
+
+def once_differentiable(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator of a ``backward`` that cannot be differentiated again: its gradients have no history."""
+
+    @functools.wraps(fn)
+    def wrapped(ctx: Any, *args: Any) -> Any:
+        with no_grad():
+            return fn(ctx, *args)
+
+    return wrapped

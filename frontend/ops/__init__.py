@@ -9,7 +9,20 @@ from typing import Any
 
 from weft.autograd.grad_mode import mode
 from weft.dtypes import type_name
-from weft.ops import activation, index, layers, linalg, math, neural, reduce, shape, sort, window
+from weft.ops import (
+    activation,
+    extra,
+    index,
+    layers,
+    linalg,
+    math,
+    neural,
+    reduce,
+    shape,
+    sort,
+    statistics,
+    window,
+)
 from weft.ops.inplace import copy_
 from weft.ops.inplace import inplace as _inplace
 from weft.promotion import CATEGORY
@@ -25,6 +38,7 @@ _HIDDEN = {
     "keep_dims",
     "pair_type",
     "view_alias",
+    "reversed_",
     "interpreter_is_symbolic",
     "builtin_abs",
 }
@@ -102,7 +116,7 @@ _NEURAL = ("celu", "cosine_similarity", "pairwise_distance", "prelu", "selu", "h
 _LAYERS = ("dropout", "layer_norm", "group_norm", "rms_norm", "bilinear", "alpha_dropout")
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
-for _module in (math, reduce, shape, index, linalg, sort, activation):
+for _module in (math, reduce, shape, index, linalg, sort, statistics, extra, activation):
     FUNCTIONS.update({n: _with_out(f) for n, f in _public(_module).items()})
 for _module, _chosen in ((window, _WINDOW), (neural, _NEURAL), (layers, _LAYERS)):
     FUNCTIONS.update({n: getattr(_module, n) for n in _chosen})

@@ -639,3 +639,23 @@ def test_result_dtypes_by_rank() -> None:
                         (lib.ones(2, dtype=getattr(lib, a)) * other(lib, getattr(lib, b))).dtype
                     ),
                 )
+
+
+MORE: list[tuple[Any, ...]] = [
+    ("quantile", F, 0.3), ("quantile", F, 0.3, 1), ("quantile", F, np.array([0.1, 0.5], "f"), 0, True),
+    ("nanquantile", F, 0.5), ("cov", F), ("corrcoef", F), ("trapezoid", F), ("vsplit", F, 3), ("hsplit", F, 2),
+    ("diagflat", V), ("ldexp", F, J), ("renorm", F, 2, 0, 1.0), ("vander", V), ("hann_window", 5),
+    ("hamming_window", 6, False), ("blackman_window", 7), ("trapezoid", F, np.sort(V)), ("adjoint", F),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MORE, ids=lambda c: c[0])
+def test_more(case: tuple[Any, ...]) -> None:
+    check(*case)
+
+
+def test_more_methods() -> None:
+    check(".sum_to_size", T3, (1, 4))
+    check(".put", F, np.array([0, -1]), np.array([5.0, 6.0], "f"))
+    check("unravel_index", np.array([5, 11]), (3, 4))
+    check("reversed", F, fn=lambda lib, x: x.__reversed__())
