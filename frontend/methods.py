@@ -86,7 +86,8 @@ INPLACE = {
     """),
 }
 EXTRA = _names("""
-    """A binary operator: NotImplemented for what is no tensor or number, so that Python tries theirs."""
+    is_same_size resolve_conj resolve_neg is_conj adjoint hsplit vsplit dsplit diagflat sum_to_size ldexp
+    put renorm
 """)
 STATISTICS = _names("quantile nanquantile cov corrcoef")
 TABLE = {E: EXTRA, Q: STATISTICS, M: MATH, R: REDUCE, S: SHAPE, X: INDEX, L: LINALG, O: SORT, C: CONVERT}
