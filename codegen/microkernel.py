@@ -125,7 +125,7 @@ def inner_shape(target: Target, rows: int) -> tuple[int, int]:
     """Rows of A and of B that the inner-product kernel takes at once, for an A of ``rows`` rows."""
     if target.registers >= 32:
         return (rows, 8) if rows <= 3 else (min(rows, 6), 4)
-    return (rows, 8) if rows == 1 else (min(rows, 3), 4)
+    return (1, 8) if rows == 1 else (2, 4)
 
 
 def inner_kernel(fn: Code, rows: int, cols: int, operand: DType, lanes: int) -> str:
