@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from weft.codegen.blocks import Code
 from weft.codegen.llvm import module_text
-from weft.codegen.microkernel import Tile, accumulator, inner_kernel, inner_shape, outer_kernel, rows_for, widest
+from weft.codegen.microkernel import (
+    Tile,
+    accumulator,
+    inner_kernel,
+    inner_shape,
+    outer_kernel,
+    rows_for,
+    widest,
+)
 from weft.codegen.operands import access_of, collapse, matrix, merge, reshaped_strides, row_major
 from weft.codegen.target import named_target
 from weft.ir import prims as P
