@@ -12,6 +12,7 @@ from weft.passes.cse import cse
 from weft.passes.dce import dce
 from weft.passes.decompose import decompose
 from weft.passes.simplify import simplify
+from weft.passes.trim import trim
 
 Pass = Callable[[Graph, str], Graph]
 
@@ -31,6 +32,7 @@ PASSES: list[tuple[str, Pass]] = [
     ("decompose", decompose),
     ("cse again", lambda g, kind: cse(g)),  # what simplifying made equal
     ("fuse", _fuse),
+    ("trim", lambda g, kind: trim(g)),
 ]
 
 
