@@ -404,17 +404,22 @@ def _nested_shape(data: Any) -> tuple[int, ...]:
         if not len(data):
             break
         data = data[0]
-    if isinstance(data, (str, bytes)) or data is None:
-        raise TypeError(f"new(): invalid data type '{type(data).__name__}'")
+    _check_element(data)
     return tuple(shape)
+
+
+def _check_element(data: Any) -> None:
+    if isinstance(data, (str, bytes)):
+        raise TypeError(f"new(): invalid data type '{type(data).__name__}'")
+    if data is None or isinstance(data, (dict, set)):
+        raise RuntimeError(f"Could not infer dtype of {type(data).__name__}")
 
 
 def _flatten(data: Any, shape: tuple[int, ...], depth: int, out: list[Any]) -> None:
     if depth == len(shape):
         if isinstance(data, (list, tuple)):
             raise TypeError(f"not a sequence but {type(data).__name__} expected at dim {depth}")
-        if isinstance(data, (str, bytes)) or data is None:
-            raise TypeError(f"new(): invalid data type '{type(data).__name__}'")
+        _check_element(data)
         out.append(data)
         return
     if not isinstance(data, (list, tuple, range, np.ndarray)):

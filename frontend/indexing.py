@@ -116,7 +116,8 @@ def _basic(x: Tensor, items: list[Any]) -> tuple[Tensor, list[Tensor | None]]:
         elif hasattr(k, "__index__"):
             dim = _pick(k.__index__(), shape, dim, start, stop)
         else:
-            raise TypeError(
+            error = TypeError if isinstance(k, str) else IndexError
+            raise error(
                 "only integers, slices (`:`), ellipsis (`...`), None and long or byte Variables are valid "
                 f"indices (got {type(k).__name__})"
             )

@@ -68,6 +68,16 @@ def reduce_tensor(t: Tensor) -> Any:
     return rebuild_subclass, (type(t), rebuild_tensor(*base[1]), t.requires_grad, _attributes(t))
 
 
+def copy_tensor(t: Tensor) -> Tensor:
+    """Another leaf on the same storage, with the same attributes."""
+    shared = t.detach()
+    if type(t) is not Tensor:
+        shared = Tensor._make_subclass(type(t), shared, False)
+        shared.__dict__.update(_attributes(t))
+    shared._rg = t.requires_grad
+    return shared
+
+
 def deepcopy_tensor(t: Tensor, memo: dict[int, Any]) -> Tensor:
     """A copy with storage, gradient and attributes of its own. RuntimeError for tensors with a history."""
     if id(t) in memo:

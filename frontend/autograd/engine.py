@@ -210,7 +210,8 @@ def _run_hooks(walk: Walk, edge: Edge, ct: Any) -> Any:
     if node.retained and i in node.retained:
         kept = node.retained[i]()
         if kept is not None:
-            kept._grad = walk.tensor(ct if changed is None else changed)
+            new = walk.tensor(ct if changed is None else changed)
+            kept._grad = new if kept._grad is None else kept._grad + new
     return changed
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import functools
+import gc
 import inspect
 import logging
 import os
@@ -233,10 +234,11 @@ class Compiled:
             b.restore()
         mine = _inner_tensors(out, [g for _, g, *_ in after if g is not None])
         if any(id(t) not in mine for t in made.recorder.live_tensors()):
-            import gc
+            from weft.capture.escape import escaped
 
             gc.collect()
-            if any(id(t) not in mine for t in made.recorder.live_tensors()):
+            suspects = {id(t) for t in made.recorder.live_tensors()} - mine.keys()
+            if escaped(suspects, [*mine.values(), *(e for _, _, e, *_ in after)], made.mark):
                 for b, grad, edge, rg, version in after:
                     t = b.tensor
                     t._grad, t._edge, t._rg, t._vc[0] = grad, edge, rg, version
@@ -337,14 +339,14 @@ def _nearest(misses: list[tuple[Entry, Miss]], args: Any, kwargs: Any) -> str:
     return max(reasons, key=lambda r: (r[0], next((i for i, w in enumerate(_ORDER) if w in r[1]), -1)))[1]
 
 
-def _inner_tensors(out: Any, grads: list[Any]) -> set[int]:
-    """The ids of the tensors that may outlive the trace: outputs, gradients, and the bases of both."""
-    found: set[int] = set()
+def _inner_tensors(out: Any, grads: list[Any]) -> dict[int, Any]:
+    """By id, the tensors that may outlive the trace: outputs, gradients, and the bases of both."""
+    found: dict[int, Any] = {}
     todo = [*(t for _, t in tensor_paths(out)), *grads]
     while todo:
         t = todo.pop()
         if id(t) not in found:
-            found.add(id(t))
+            found[id(t)] = t
             if t._view is not None:
                 todo.append(t._view.base)
             if t._grad is not None:

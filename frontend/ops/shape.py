@@ -313,7 +313,7 @@ def unbind(input: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
     """All parts along a dimension."""
     d = wrap_dim(dim, input.ndim)
     if input.ndim == 0:
-        raise RuntimeError("Dimension specified as 0 but tensor has no dimensions")
+        raise IndexError("Dimension specified as 0 but tensor has no dimensions")
     return siblings([select(input, d, i) for i in range(shape_of(input)[d])], "UnbindBackward0")
 
 

@@ -1,0 +1,38 @@
+"""Behaviour that scripts written for PyTorch rely on."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import weft
+
+
+def test_copy_shares_storage() -> None:
+    t = weft.arange(3.0)
+    copy.copy(t)[0] = 5
+    assert t.tolist() == [5.0, 1.0, 2.0]
+    p = copy.copy(weft.nn.Parameter(t))
+    assert type(p) is weft.nn.Parameter and p.requires_grad and p.is_leaf
+    p.detach()[1] = 7
+    assert t.tolist() == [5.0, 7.0, 2.0]
+
+
+def test_retained_gradients_accumulate() -> None:
+    x = weft.tensor(1.0, requires_grad=True)
+    b = x * 2
+    b.retain_grad()
+    loss = b**2
+    loss.backward(retain_graph=True)
+    loss.backward()
+    assert b.grad is not None and b.grad.item() == 8.0
+
+
+def test_error_types() -> None:
+    x = weft.ones(2)
+    with pytest.raises(IndexError, match="only integers"):
+        x[1.5]
+    with pytest.raises(IndexError, match="no dimensions"):
+        weft.tensor(1).unbind()
+    with pytest.raises(RuntimeError, match="Could not infer dtype of NoneType"):
+        weft.tensor([None])
