@@ -35,6 +35,7 @@ class Launch:
     operands: tuple[Loc, ...]
     results: tuple[Loc, ...]
     scratch: Loc | None = None
+    kernel: int = 0  # its number, under which a profile counts its time
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ class Program:
     n_out: int
     steps: list[Step] = field(default_factory=list)
     constants: list[bytes] = field(default_factory=list)
+    profile: bool = False  # add up the nanoseconds of each kernel in @weft_times
 
 
 STATUS = Loc("status", 0)
@@ -140,6 +142,26 @@ DECLARES = frozenset({
     "declare void @weft_host(ptr, i64, ptr, ptr)",
     "declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)",
 })
+
+
+def profile_globals(kernels: int) -> str:
+    """What the entries of a profiled module share: the clock and the times."""
+    return f"@weft_times = global [{max(kernels, 1)} x i64] zeroinitializer\n{_CLOCK}"
+
+
+_CLOCK = """\
+declare i32 @clock_gettime(i32, ptr)
+define internal i64 @weft_clock() noinline {
+  %t = alloca [2 x i64], align 8
+  %r = call i32 @clock_gettime(i32 1, ptr %t)
+  %s = load i64, ptr %t
+  %n.at = getelementptr i64, ptr %t, i64 1
+  %n = load i64, ptr %n.at
+  %s.n = mul i64 %s, 1000000000
+  %all = add i64 %s.n, %n
+  ret i64 %all
+}
+"""
 
 
 def emit_entry(program: Program) -> str:
@@ -291,8 +313,24 @@ class _Emitter:
 
     def _launch(self, step: Launch) -> None:
         bufs = self.reserve([*step.operands, *step.results, step.scratch or STATUS, STATUS])
+        start = self._clock()
         for phase in step.phases:
             self._phase(phase, bufs)
+        if start:
+            end, took, at, old, new = self._clock(), *(self.name() for _ in range(4))
+            self.line(f"{took} = sub i64 {end}, {start}")
+            self.line(f"{at} = getelementptr i64, ptr @weft_times, i64 {step.kernel}")
+            self.line(f"{old} = load i64, ptr {at}")
+            self.line(f"{new} = add i64 {old}, {took}")
+            self.line(f"store i64 {new}, ptr {at}")
+
+    def _clock(self) -> str:
+        """A register with the time in nanoseconds, where the program is profiled."""
+        if not self.program.profile:
+            return ""
+        now = self.name()
+        self.line(f"{now} = call i64 @weft_clock()")
+        return now
 
     def _phase(self, phase: Phase, bufs: str) -> None:
         grain = max(1, -int(-CHUNK_NS // max(phase.cost_ns, 1e-3)))

@@ -20,6 +20,7 @@ from weft.codegen.entry import (
     cost_ns,
     emit_entry,
     module_text,
+    profile_globals,
 )  # fmt: skip
 from weft.codegen.kernel import KernelCode, Unsupported, emit_kernel
 from weft.codegen.target import Target
@@ -75,11 +76,13 @@ def lower(graph: Graph) -> Any:
     return run(graph, "cpu")
 
 
-def build(graph: Graph, target: Target, donate: Mapping[int, int]) -> Built:
-    """Lower a graph and write its LLVM module."""
+def build(graph: Graph, target: Target, donate: Mapping[int, int], profile: bool = False) -> Built:
+    """Lower a graph and write its LLVM module; with ``profile`` one that times its kernels."""
     lowered = lower(graph)
-    b = _Builder(target)
+    b = _Builder(target, profile)
     plan, cost = b.program(lowered.graph, ENTRY, donate)
+    if profile:
+        b.parts.insert(0, profile_globals(len(b.infos)))
     functions, rest = shared.split(b.declares)
     calls = [shared.declaration(f) for f in functions.values()]
     return Built(
@@ -113,12 +116,13 @@ def _round(nbytes: int) -> int:
 class _Builder:
     """Collects the parts of one module while it walks a graph and its regions."""
 
-    def __init__(self, target: Target) -> None:
-        self.target = target
+    def __init__(self, target: Target, profile: bool) -> None:
+        self.target, self.profile = target, profile
         self.parts: list[str] = []
         self.declares: set[str] = set()
         self.hosts: list[HostOp] = []
         self.infos: list[KernelInfo] = []
+        self.number: dict[Op, int] = {}  # of each kernel in ``infos``
         self.codes: dict[str, KernelCode | Unsupported] = {}
         self.programs = 0
 
@@ -129,7 +133,7 @@ class _Builder:
         control = {i: self.control(op) for i, op in enumerate(graph.ops) if op.prim.kind is Kind.CONTROL}
         scratch = {i: c.scratch_bytes for i, c in native.items()} | {i: c.nbytes for i, c in control.items()}
         plan = plan_memory(graph, donate, scratch, {i: c.inplace for i, c in native.items()})
-        out = Program(symbol, len(graph.params), len(graph.results))
+        out = Program(symbol, len(graph.params), len(graph.results), profile=self.profile)
         for i, op in enumerate(graph.ops):
             if is_constant(op):
                 out.constants.append(op.attrs["value"].tobytes())
@@ -138,7 +142,7 @@ class _Builder:
             elif i in control:
                 out.steps.append(_control_step(op, i, plan, control[i]))
             elif i in native:
-                out.steps.append(_launch(op, i, plan, native[i]))
+                out.steps.append(_launch(op, i, plan, native[i], self.number[op]))
             else:
                 out.steps.append(Host(self.host(op), _locs(plan, op.operands), _locs(plan, op.results)))
         out.steps += [Move(_loc(c.target), _loc(c.source), c.nbytes) for c in plan.copies]
@@ -166,6 +170,7 @@ class _Builder:
                 self.parts.append(code.llvm)
                 self.declares |= code.declares
             self.codes[key] = code
+        self.number[op] = len(self.infos)
         self.infos.append(_info(op, code))
         return None if isinstance(code, Unsupported) else code
 
@@ -216,9 +221,9 @@ def _locs(plan: Plan, values: tuple[Value, ...]) -> tuple[Loc, ...]:
     return tuple(_loc(plan.places[v]) for v in values)
 
 
-def _launch(op: Op, i: int, plan: Plan, code: KernelCode) -> Launch:
+def _launch(op: Op, i: int, plan: Plan, code: KernelCode, number: int) -> Launch:
     scratch = Loc("arena", plan.scratch[i]) if i in plan.scratch else None
-    return Launch(code.phases, _locs(plan, op.operands), _locs(plan, op.results), scratch)
+    return Launch(code.phases, _locs(plan, op.operands), _locs(plan, op.results), scratch, number)
 
 
 def _control_step(op: Op, i: int, plan: Plan, c: _Control) -> Step:

@@ -147,6 +147,14 @@ class Executable:
         """Run on arrays of the right shapes and dtypes; TypeError or ValueError names one that is wrong."""
         return self._general(*arrays)
 
+    def kernel_seconds(self, arrays: Sequence[Any], repeats: int = 5) -> list[float]:
+        """The time of each of ``kernels`` within a call on these arrays: the least of ``repeats`` calls, with
+        clocks between the kernels. Nothing is donated. Kernels that run in Python count as 0.
+        """
+        from weft.runtime.profile import kernel_seconds
+
+        return kernel_seconds(self, arrays, repeats)
+
     def _general(self, *arrays: Any) -> list[np.ndarray]:
         """The path that takes everything: other layouts, numbers, wrong arguments, more calls than arenas."""
         if len(arrays) != len(self.in_types):
@@ -160,6 +168,10 @@ class Executable:
                 given[j][...] = packed[j]
                 outs[i] = given[j]
         return outs
+
+    def argument(self, i: int, a: Any) -> np.ndarray:
+        """Argument ``i`` as a contiguous array of the type of param ``i``; a Python number becomes one."""
+        return _packed(self._array(i, a, self.in_types[i]), False)
 
     def _array(self, i: int, a: Any, t: TensorType) -> np.ndarray:
         """Argument ``i`` as an array of type ``t``; a Python number becomes one."""
@@ -177,16 +189,23 @@ class Executable:
             ins[self.donate[i]] if i in self.donate else buffers.empty(t.shape, t.dtype)
             for i, t in enumerate(self.out_types)
         ]
-        held, arena = buffers.lease(self.artifact.arena_bytes) if self.artifact.arena_bytes else (None, 0)
+        self.enter(self._entry, ins, outs, self.artifact.arena_bytes, self._context)
+        return outs
+
+    @staticmethod
+    def enter(
+        entry: Any, ins: Sequence[np.ndarray], outs: Sequence[np.ndarray], arena_bytes: int, context: int
+    ) -> None:
+        """Call a native entry on these arrays; raises what its status word stands for."""
+        held, arena = buffers.lease(arena_bytes) if arena_bytes else (None, 0)
         status = ctypes.c_int64(0)
         at = ctypes.addressof(status)
         pointers = [a.ctypes.data for a in (*ins, *outs)]
-        block = (ctypes.c_void_p * (len(pointers) + 3))(*pointers, arena, at, self._context)
-        self._entry(ctypes.addressof(block))
+        block = (ctypes.c_void_p * (len(pointers) + 3))(*pointers, arena, at, context)
+        entry(ctypes.addressof(block))
+        del held
         if status.value:
             hostcall.raise_status(status.value, at)
-        del held
-        return outs
 
 
 def _separate(packed: list[np.ndarray], donate: Mapping[int, int]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import runtime_graphs as G
 from weft.codegen.target import named_target
+from weft.ir import prims as P
 from weft.ir.errors import CompilerError
 from weft.ir.prims.base import trace
 from weft.ir.types import Device, TensorType, f32
@@ -84,3 +85,18 @@ def test_compile_for_another_machine(name):
         assert f'"target-cpu"="{name}"' in exe.llvm() and "weft_entry:" in exe.asm()
         with pytest.raises(RuntimeError, match=name):
             exe.runner(*G.samples(graph))
+
+
+def test_times_of_kernels():
+    t = TensorType((64, 64), f32)
+
+    def fn(x, y):
+        dot = P.dot_general_p.bind(x, y, contract=((1,), (0,)), batch=((), ()))
+        return P.sum_p.bind(P.exp_p.bind(dot), axes=(1,)), P.cumsum_p.bind(x, axis=0)
+
+    exe = compile_graph(trace(fn, t, t))
+    seconds = exe.kernel_seconds(G.samples(exe.graph))
+    assert len(seconds) == len(exe.kernels) >= 2
+    assert all(0 < s < 1 for s, k in zip(seconds, exe.kernels, strict=True) if k.native)
+    loop = compile_graph(G.running(False))
+    assert len(loop.kernel_seconds(G.samples(loop.graph))) == len(loop.kernels)
