@@ -126,7 +126,7 @@ ERRORS: list[tuple[Any, type[Exception], str]] = [
     (([0, 1], [0, 1, 2]), IndexError, "shape mismatch: indexing tensors could not be broadcast"),
     ((Ellipsis, 0, Ellipsis), IndexError, "single ellipsis"),
     ("a", TypeError, "only integers, slices"),
-    (1.5, TypeError, "only integers, slices"),
+    (1.5, IndexError, "only integers, slices"),
 ]
 
 
