@@ -206,9 +206,12 @@ class Planner(CallWriter):
 
     def _with_writes(self, forward: Graph, results: list[Value]) -> list[Any]:
         """All recorded forward operations: the partition kept only what outputs and saved values need."""
-        have = {id(op) for op in forward.ops}
-        defined = {r for op in forward.ops for r in op.results}
-        ops = [op for op in self.seg.builder.ops if id(op) in have or not (set(op.results) & defined)]
+        by_result = {r: op for op in forward.ops for r in op.results}
+        recorded = self.seg.builder.ops
+        known = {r for op in recorded for r in op.results}
+        ops = [by_result.get(op.results[0], op) if op.results else op for op in recorded]
+        # what the backward walk computed from forward values alone, to be saved
+        ops += [op for op in forward.ops if not any(r in known for r in op.results)]
         wanted = set(results)
         kept: list[Any] = []
         for op in reversed(ops):
