@@ -177,11 +177,14 @@ class VectorBuilder(ScalarMath):
         return self.simple(op, d, x, y)
 
     def _divide_by_one(self, x: Reg, y: Reg) -> Reg:
-        """A vector divided by one number for all lanes: by its reciprocal and one correction, which is four times as
-        fast as the division and as exact (Markstein 1990) where quotient and remainder are normal numbers.
+        """A vector divided by one number for all lanes: by its reciprocal and one correction, which is four
+        times as fast as the division and as exact (Markstein 1990) where quotient and remainder are normal
+        numbers.
         """
         d = x.dtype
-        if y.value is None or abs(y.value) < 2.0**-100:  # a tiny divisor and the dividend are scaled up together
+        if (
+            y.value is None or abs(y.value) < 2.0**-100
+        ):  # a tiny divisor and the dividend are scaled up together
             tiny = self.compare("lt", self.unary("abs", y), self.const(2.0**-100, d))
             up = self.select(tiny, self.const(2.0**100, d), self.const(1.0, d))
             x, y = self.simple("fmul", d, x, up), self.simple("fmul", d, y, up)
@@ -314,14 +317,29 @@ class VectorBuilder(ScalarMath):
 
     def _round_to(self, x: Reg, dtype: DType) -> Reg:
         """A float rounded to the precision of a 16-bit dtype, still held as float."""
+        if dtype is T.bf16:
+            return self._round_to_bf16(x)
         return self.widen(self.narrow(Reg(x.text, dtype, x.lanes, x.depth)), dtype)
+
+    def _round_to_bf16(self, x: Reg) -> Reg:
+        """To nearest, ties to even, by integer arithmetic: subnormals and NaN stay what they are."""
+        wide = Reg(x.text, T.f32, x.lanes, x.depth)
+        bits = self.bitcast(wide, T.u32)
+        odd = self.binary("and", self.binary("shr", bits, self.const(16, T.u32)), self.const(1, T.u32))
+        up = self.binary("add", self.binary("add", bits, self.const(0x7FFF, T.u32)), odd)
+        quiet = self.binary("or", bits, self.const(0x400000, T.u32))
+        kept = self.select(self.simple("fcmp uno", T.bool_, wide, wide), quiet, up)
+        out = self.bitcast(self.binary("and", kept, self.const(0xFFFF0000, T.u32)), T.f32)
+        return Reg(out.text, T.bf16, out.lanes, out.depth)
 
     # -- between registers and memory
 
     def narrow(self, x: Reg) -> Reg:
         """The memory form of a value: i8 for bool, 16 bits for the half types; others unchanged.
 
-        The half types come back with dtype u16 (the bits)."""
+        The half types come back with dtype u16 (the bits); a bf16 value is held rounded, so its bits are the
+        high ones.
+        """
         d, w = x.dtype, x.lanes
         if d is T.bool_:
             return self.cast("zext", x, T.u8)
@@ -329,17 +347,9 @@ class VectorBuilder(ScalarMath):
             half = self.emit(f"fptrunc {reg_type(d, w)} {x.text} to {mem_type(d, w)}", d, w, x.depth)
             return self.emit(f"bitcast {mem_type(d, w)} {half.text} to {vec('i16', w)}", T.u16, w, x.depth)
         if d is T.bf16:
-            return self._bf16_bits(x)
+            bits = self.bitcast(Reg(x.text, T.f32, w, x.depth), T.u32)
+            return self.convert(self.binary("shr", bits, self.const(16, T.u32)), T.u16)
         return x
-
-    def _bf16_bits(self, x: Reg) -> Reg:
-        wide = Reg(x.text, T.f32, x.lanes, x.depth)
-        bits = self.bitcast(wide, T.u32)
-        odd = self.binary("and", self.binary("shr", bits, self.const(16, T.u32)), self.const(1, T.u32))
-        up = self.binary("add", self.binary("add", bits, self.const(0x7FFF, T.u32)), odd)
-        quiet = self.binary("or", bits, self.const(0x400000, T.u32))
-        kept = self.select(self.simple("fcmp uno", T.bool_, wide, wide), quiet, up)
-        return self.convert(self.binary("shr", kept, self.const(16, T.u32)), T.u16)
 
     def widen(self, x: Reg, dtype: DType) -> Reg:
         """The register form of what :meth:`narrow` gave or a load brought (i8 for bool, u16 bits for

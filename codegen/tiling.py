@@ -11,7 +11,7 @@ from weft.ir.nest import NestPlan
 from weft.ir.prims.base import Kind
 from weft.ir.scalarcost import cost_of
 
-TILE_BYTES = 64 << 10
+TILE_BYTES = 256 << 10
 WORTH = 8.0  # cost (in simple vector operations per element) above which a value is kept
 
 
