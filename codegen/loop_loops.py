@@ -314,7 +314,8 @@ class _VectorLoop:
         """Positions begin..end known at run time: whole groups, then a masked or single-element rest."""
         e, group = self.e, self.unroll * self.w
         n = e.fn.op(f"sub i64 {end}, {begin}")
-        whole = e.fn.op(f"and i64 {n}, {-group}")
+        rest = e.fn.op(f"srem i64 {n}, {group}")  # the group need not be a power of two
+        whole = e.fn.op(f"sub i64 {n}, {rest}")
         middle = e.fn.op(f"add i64 {begin}, {whole}")
         states = self._main(begin, middle, states, runs=False)
         if not e.target.masked:

@@ -1,7 +1,7 @@
 """Random graphs over all kinds of primitives, for comparing compiled code with the reference interpreter.
 
-Values are kept of order one, and nothing that jumps (floor, comparisons, sorting, argmax) is applied to computed
-floats, so that results agree closely however operations are grouped.
+Values are kept of order one, and nothing that jumps (floor, comparisons, sorting, argmax) is applied to
+computed floats, so that results agree closely however operations are grouped.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def test_random_bits_in_a_joined_part() -> None:
 
 
 def test_rows_in_another_order() -> None:
-    """Found by a random program: a softmax beside the same with its rows reversed is not one pass over rows."""
+    """Found by a random program: rows of a softmax beside the same in reverse order."""
 
     def fn(x: Any) -> Any:
         top = P.broadcast_p.bind(P.reduce_max_p.bind(x, axes=(2,)), shape=(17, 16, 17), axes=(0, 1))
