@@ -10,113 +10,14 @@ Regions of control operations are entries themselves, called with blocks of thei
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from weft.codegen.kernel import Phase
+from weft.codegen.steps import STATUS, Branch, Host, Launch, Loc, Move, Program, Scan, While
 from weft.codegen.target import Target
 
 INLINE_NS = 25_000.0  # work below this is not worth waking another thread (estimates are for cold caches)
 CHUNK_NS = 10_000.0  # least work in one chunk of a parallel region
 
-
-class Loc(NamedTuple):
-    """A buffer: ``kind`` is in, out, const, arena or status; ``index`` a position, or an arena offset."""
-
-    kind: str
-    index: int
-
-
-@dataclass(frozen=True)
-class Launch:
-    """Run the phases of one kernel."""
-
-    phases: tuple[Phase, ...]
-    operands: tuple[Loc, ...]
-    results: tuple[Loc, ...]
-    scratch: Loc | None = None
-    kernel: int = 0  # its number, under which a profile counts its time
-
-
-@dataclass(frozen=True)
-class Host:
-    """Run operation ``index`` of the context in Python."""
-
-    index: int
-    operands: tuple[Loc, ...]
-    results: tuple[Loc, ...]
-
-
-@dataclass(frozen=True)
-class Move:
-    """Copy ``nbytes`` bytes."""
-
-    target: Loc
-    source: Loc
-    nbytes: int
-
-
-@dataclass(frozen=True)
-class Branch:
-    """Call one of two entries by a bool."""
-
-    predicate: Loc
-    entries: tuple[str, str]
-    operands: tuple[Loc, ...]
-    results: tuple[Loc, ...]
-    arena: Loc
-
-
-@dataclass(frozen=True)
-class While:
-    """Call ``body`` on the carried buffers until ``condition`` writes false to ``flag``. The carry alternates
-    between the results and the ``spare`` buffers."""
-
-    condition: str
-    body: str
-    operands: tuple[Loc, ...]
-    results: tuple[Loc, ...]
-    spare: tuple[Loc, ...]
-    sizes: tuple[int, ...]
-    flag: Loc
-    arena: Loc
-
-
-@dataclass(frozen=True)
-class Scan:
-    """Call ``body`` once for each of ``length`` slices along the leading axis, on the ``consts``, the
-    carries and the slices; carries come first in operands and results. ``sizes`` are the bytes of the
-    carries, ``in_strides`` and ``out_strides`` those of one slice."""
-
-    body: str
-    length: int
-    reverse: bool
-    consts: tuple[Loc, ...]
-    operands: tuple[Loc, ...]
-    results: tuple[Loc, ...]
-    spare: tuple[Loc, ...]
-    sizes: tuple[int, ...]
-    in_strides: tuple[int, ...]
-    out_strides: tuple[int, ...]
-    arena: Loc
-
-
-Step = Launch | Host | Move | Branch | While | Scan
-
-
-@dataclass
-class Program:
-    """What one entry runs."""
-
-    symbol: str
-    n_in: int
-    n_out: int
-    steps: list[Step] = field(default_factory=list)
-    constants: list[bytes] = field(default_factory=list)
-    profile: bool = False  # add up the nanoseconds of each kernel in @weft_times
-
-
-STATUS = Loc("status", 0)
 
 _FILL = """\
   br label %filling
@@ -174,13 +75,6 @@ def module_text(target: Target, parts: Sequence[str], declares: Iterable[str]) -
     head = f'target triple = "{target.triple}"'
     lines = sorted({*declares, *DECLARES, target.attributes})
     return "\n".join([head, "", *parts, "", *lines, ""])
-
-
-def cost_ns(step: Step) -> float:
-    """A rough estimate of the time of one step on one core."""
-    if isinstance(step, Launch):
-        return sum(p.units * p.cost_ns for p in step.phases)
-    return 100.0 if isinstance(step, Move) else 100_000.0
 
 
 class _Emitter:

@@ -122,6 +122,9 @@ def _default_limit() -> int:
     return min(total // 4, 8 << 30)
 
 
+holders: list[Callable[[], None]] = []
+"""What keeps blocks for later use gives them back in these."""
+
 POOL = Pool(_default_limit())
 
 
@@ -168,5 +171,7 @@ def empty(shape: tuple[int, ...], dtype: DType) -> np.ndarray:
 
 
 def empty_cache() -> None:
-    """Return all unused blocks of the caching allocator to the system."""
+    """Return all unused blocks of the caching allocator to the system, the arenas of idle calls too."""
+    for give_back in holders:
+        give_back()
     POOL.empty_cache()

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from weft.codegen.entry import (
+from weft.codegen.entry import emit_entry, module_text, profile_globals
+from weft.codegen.kernel import KernelCode, Unsupported, emit_kernel
+from weft.codegen.steps import (
     Branch,
     Host,
     Launch,
@@ -18,11 +20,7 @@ from weft.codegen.entry import (
     Step,
     While,
     cost_ns,
-    emit_entry,
-    module_text,
-    profile_globals,
 )  # fmt: skip
-from weft.codegen.kernel import KernelCode, Unsupported, emit_kernel
 from weft.codegen.target import Target
 from weft.ir.errors import CompilerError
 from weft.ir.graph import Graph, Op, Value

@@ -63,6 +63,7 @@ def _native() -> tuple[int, Any, Any] | None:
         ctypes.addressof(slots), _SLOTS, id(complain), id(grow), 0,
     ]  # fmt: skip
     table = (ctypes.c_int64 * len(values))(*values)
+    buffers.holders.append(release_arenas)
     stats.add_source("kernels_launched", lambda: table[10])
     return address, table, slots
 

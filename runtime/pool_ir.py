@@ -159,6 +159,9 @@ start:
   %all = alloca [128 x i8], align 8
   %old = alloca [128 x i8], align 8
   call void @llvm.memset.p0.i64(ptr %all, i8 -1, i64 128, i1 false)
+  store i8 7, ptr %all ; but not ILL, TRAP, ABRT, BUS, FPE: a fault must be seen where it happens
+  %second = getelementptr i8, ptr %all, i64 1
+  store i8 -5, ptr %second ; nor SEGV
   %m = call i32 @pthread_sigmask(i32 0, ptr %all, ptr %old)
   %wanted = load i64, ptr @wanted
   br label %loop

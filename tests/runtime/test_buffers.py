@@ -66,6 +66,21 @@ def test_empty_cache_and_limit():
     assert buffers.POOL.cached == 0
 
 
+def test_empty_cache_takes_back_arenas():
+    t = TensorType((300, 300), f32)
+
+    def fn(x):
+        return P.cumsum_p.bind(P.cumsum_p.bind(x, axis=0), axis=1)
+
+    g = trace(fn, t)
+    exe = compile_graph(g)
+    assert exe.artifact.arena_bytes > 0
+    first = exe.runner(*G.samples(g))[0].copy()
+    buffers.empty_cache()
+    assert buffers.POOL.cached == 0
+    np.testing.assert_array_equal(exe.runner(*G.samples(g))[0], first)
+
+
 def test_over_the_limit_other_sizes_are_let_go():
     pool = buffers.Pool(limit=300_000)
     few, many = [pool.take(50_000)], [pool.take(120_000) for _ in range(4)]
