@@ -16,7 +16,8 @@ from weft.ir.graph import Op
 from weft.ir.loops import IDENTITIES, Accumulate, Buffer, Compute, Kernel, Load, Loop, Nest, Store, statements
 from weft.ir.scalarcost import cost_by_name
 
-BYTES_PER_NS = 10.0
+BYTES_PER_NS = 10.0  # of one core, as is the next
+OPERATIONS_PER_NS = 70.0
 STREAM_BYTES = 16 << 20  # a result of this size will not be found in a cache again
 
 
@@ -309,7 +310,7 @@ def nest_cost(kernel: Kernel, nest: Nest) -> float:
     """Estimated nanoseconds of a nest on one core: the larger of arithmetic and memory."""
     sizes: dict[str, Buffer] = {b.name: b for b in kernel.buffers}
     moved = sum(sizes[n].size * sizes[n].dtype.itemsize for n in used_buffers(nest) if n in sizes)
-    return max(_operations(nest) / 30.0, moved / BYTES_PER_NS)
+    return max(_operations(nest) / OPERATIONS_PER_NS, moved / BYTES_PER_NS)
 
 
 def inplace_pairs(kernel: Kernel) -> frozenset[tuple[int, int]]:
