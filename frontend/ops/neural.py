@@ -140,7 +140,9 @@ def softsign(input: Tensor) -> Tensor:
 
 def logsigmoid(input: Tensor) -> Tensor:
     """log(sigmoid(x)), without overflow."""
-    return M.clamp(input, max=0.0) - (-input.abs()).exp().log1p()
+    negative = input < 0
+    z = where(negative, input, -input).exp()
+    return where(negative, input, 0.0) - z.log1p()
 
 
 def sigmoid(input: Tensor) -> Tensor:

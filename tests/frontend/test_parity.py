@@ -643,7 +643,8 @@ def test_result_dtypes_by_rank() -> None:
 
 MORE: list[tuple[Any, ...]] = [
     ("quantile", F, 0.3), ("quantile", F, 0.3, 1), ("quantile", F, np.array([0.1, 0.5], "f"), 0, True),
-    ("nanquantile", F, 0.5), ("cov", F), ("corrcoef", F), ("trapezoid", F), ("vsplit", F, 3), ("hsplit", F, 2),
+    ("nanquantile", F, 0.5), ("cov", F), ("corrcoef", F), ("trapezoid", F), ("vsplit", F, 3),
+    ("hsplit", F, 2),
     ("diagflat", V), ("ldexp", F, J), ("renorm", F, 2, 0, 1.0), ("vander", V), ("hann_window", 5),
     ("hamming_window", 6, False), ("blackman_window", 7), ("trapezoid", F, np.sort(V)), ("adjoint", F),
 ]  # fmt: skip
