@@ -25,6 +25,7 @@ from weft.codegen.packing import Packer, Packing, element_of, unit_rows
 from weft.codegen.phases import Partial, Writer, aligned, emit_combine
 from weft.codegen.places import Coord, Region
 from weft.codegen.target import Target
+from weft.codegen.uniforms import Uniforms
 from weft.ir.contraction import unsupported
 from weft.ir.graph import Graph, Op
 from weft.ir.prims.base import Kind
@@ -162,7 +163,8 @@ class Contract(Writer):
         self.partial_bytes = self.batch * self.m * self.n * size
         if self.splits > 1:
             at += self.splits * self.partial_bytes
-        self.scratch = at
+        self.uniforms = Uniforms(self, self.dot, aligned(at))
+        self.scratch = aligned(at) + self.uniforms.nbytes
 
     # -- code
 
@@ -170,11 +172,11 @@ class Contract(Writer):
         self.epilogue = emit_epilogue(
             self.start(f"{self.prefix}_epilogue", EPILOGUE),
             self.op, self.dot, self.output, self.acc, self.lanes,
-            any(g.partial for g in self.grids) or self.splits > 1,
+            any(g.partial for g in self.grids) or self.splits > 1, self.uniforms,
         )  # fmt: skip
         self.keep(self.epilogue)
         flops = 2 * self.batch * self.m * self.n * self.k
-        phases = self._pack_phases()
+        phases = [*self.uniforms.phase(), *self._pack_phases()]
         parts = [self._grid_part(i, g) for i, g in enumerate(self.grids)]
         units = sum(n for _, n in parts)
         phases.append(self.phase("main", parts, flops / units / _GFLOPS))

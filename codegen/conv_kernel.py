@@ -26,6 +26,7 @@ from weft.codegen.packing import Packer, Packing, element_of
 from weft.codegen.phases import Partial, Writer, aligned, emit_combine
 from weft.codegen.places import Coord, Place, Region
 from weft.codegen.target import Target
+from weft.codegen.uniforms import Uniforms
 from weft.ir.graph import Op
 from weft.ir.types import f32
 
@@ -186,7 +187,8 @@ class Conv(Writer):
         self.partial_bytes = g.samples * g.outputs * self.plane * size
         if self.partial:
             at += self.splits * self.partial_bytes
-        self.scratch = at
+        self.uniforms = Uniforms(self, self.conv, aligned(at))
+        self.scratch = aligned(at) + self.uniforms.nbytes
         self.source = Source(self.copied, True) if self.copy_x else self._in_place()
 
     def _in_place(self) -> Source:
@@ -212,10 +214,11 @@ class Conv(Writer):
             self.acc,
             self.lanes,
             True,
+            self.uniforms,
         )
         self.keep(self.epilogue)
         flops = 2 * self.cols * g.outputs * self.k
-        phases: list[Phase] = []
+        phases: list[Phase] = self.uniforms.phase()
         prepare = ([self._spread_x()] if self.copy_x else []) + ([self._pack_w()] if self.pack_w else [])
         if prepare:
             phases.append(self.phase("prepare", prepare, 100.0 + 0.5 * g.spread[2]))

@@ -12,6 +12,7 @@ from weft.codegen.lanes import load_lanes, store_lanes, tail_mask
 from weft.codegen.llvm import mem_type
 from weft.codegen.microkernel import Tile, narrowed
 from weft.codegen.places import Coord, Place, Region
+from weft.codegen.uniforms import Uniforms
 from weft.ir.graph import Op, Value
 from weft.ir.types import DType
 
@@ -61,7 +62,14 @@ def kernel_pointers(fn: Code, op: Op) -> Mapping[Value, str]:
 
 
 def emit_epilogue(
-    fn: Code, op: Op, contract: Op, output: Output, acc: DType, lanes: int, masked: bool
+    fn: Code,
+    op: Op,
+    contract: Op,
+    output: Output,
+    acc: DType,
+    lanes: int,
+    masked: bool,
+    uniforms: Uniforms,
 ) -> Code:
     """Write ``fn(bufs, tile, stride, batch, row, rows, col, cols)``: store rows x cols of results from there
     on.
@@ -72,12 +80,14 @@ def emit_epilogue(
     pointers = kernel_pointers(fn, op)
     results = [fn.arg(len(op.operands) + i) for i in range(len(op.results))]
     dtype = contract.result.type.dtype
+    uniform = uniforms.load(fn)
     with fn.range(0, "%rows", runs=True) as r:
         row = fn.add("%row", r.i)
+        same = {**uniform, **_same_in_row(fn, op, output, lanes, pointers, uniform, row)}
         line = fn.at("%tile", fn.mul(r.i, "%stride"))
         with fn.range(0, "%cols", lanes, runs=True) as v:
             mask = tail_mask(fn, fn.sub("%cols", v.i), lanes) if masked else None
-            region = Region(fn, graph, lanes, pointers, mask)
+            region = Region(fn, graph, lanes, pointers, mask, same)
             place = output.place(region, "%batch", row, Coord(fn.add("%col", v.i), 1))
             sums = load_lanes(fn, fn.at(line, fn.mul(v.i, acc.itemsize)), acc, lanes)
             region.given[(contract.result, id(place))] = _result(region, sums, acc, dtype)
@@ -87,6 +97,32 @@ def emit_epilogue(
                 at = fn.at(base, region.linear(place).base, elem)
                 store_lanes(fn, got, at, value.type.dtype, lanes, mask)
     return fn
+
+
+def _same_in_row(
+    fn: Code,
+    op: Op,
+    output: Output,
+    lanes: int,
+    pointers: Mapping[Value, str],
+    uniform: Mapping[Value, Reg],
+    row: Ix,
+) -> dict[Value, Reg]:
+    """Broadcast values that do not change along a row of the tile, made once per row."""
+    graph = op.regions[0]
+    first = len(output.batch) if output.swapped else len(output.batch) + len(output.rows)
+    last = first + len(output.rows if output.swapped else output.cols)
+    region = Region(fn, graph, lanes, pointers, None, uniform)
+    place = output.place(region, "%batch", row, Coord())
+    out: dict[Value, Reg] = {}
+    for move in graph.ops:
+        axes = move.attrs.get("axes", ())
+        if move.prim.name != "broadcast" or move.result.type.shape != output.shape:
+            continue
+        sizes = move.operands[0].type.shape
+        if all(d == 1 or not first <= a < last for d, a in zip(sizes, axes, strict=True)):
+            out[move.result] = region.value(move.result, place)
+    return out
 
 
 def _result(region: Region, sums: str, acc: DType, dtype: DType) -> Reg:

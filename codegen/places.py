@@ -59,16 +59,24 @@ class Region:
     """Evaluates values of ``graph`` on ``lanes`` lanes. ``pointers`` holds the base address of each
     parameter.
 
-    ``given`` holds registers of values at the root place; ``mask`` limits which lanes may touch memory.
+    ``given`` holds registers of values at the root place; ``mask`` limits which lanes may touch memory;
+    ``uniform`` holds registers of values that are the same wherever they are asked for.
     """
 
     def __init__(
-        self, fn: Code, graph: Graph, lanes: int, pointers: Mapping[Value, str], mask: str | None = None
+        self,
+        fn: Code,
+        graph: Graph,
+        lanes: int,
+        pointers: Mapping[Value, str],
+        mask: str | None = None,
+        uniform: Mapping[Value, Reg] | None = None,
     ) -> None:
         self.fn, self.graph, self.lanes, self.pointers, self.mask = fn, graph, lanes, pointers, mask
         self.builder = VectorBuilder(fn, lanes)
         self.producers = graph.producers()
         self.given: dict[tuple[Value, int], Reg] = {}
+        self.uniform: Mapping[Value, Reg] = uniform or {}
         self._alive: list[Place] = []
 
     # places
@@ -162,7 +170,7 @@ class Region:
     def value(self, v: Value, place: Place) -> Reg:
         """The registers of ``v`` at ``place``."""
         key = (v, id(place))
-        found = self.given.get(key)
+        found = self.uniform.get(v) or self.given.get(key)
         if found is None:
             self._alive.append(place)  # so that its id stays its own
             found = self.given[key] = self._make(v, place)
@@ -349,9 +357,8 @@ def _pad(r: Region, op: Op, place: Place) -> Reg:
         coords.append(c if c.step or c.vec else Coord(vec=r.vector(c)))
     if keep is None:
         return r.value(x, Place(x.type.shape, lambda: coords))
-    inner = Region(
-        fn, r.graph, r.lanes, r.pointers, keep if r.mask is None else fn.op(f"and {v} {keep}, {r.mask}")
-    )
+    mask = keep if r.mask is None else fn.op(f"and {v} {keep}, {r.mask}")
+    inner = Region(fn, r.graph, r.lanes, r.pointers, mask, r.uniform)
     got = inner.value(x, Place(x.type.shape, lambda: coords))
     other = r.value(fill, Place((), lambda: (), Coord))
     return r.builder.select(r.builder.reg(keep, bool_, r.lanes), got, other)

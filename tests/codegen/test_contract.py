@@ -150,6 +150,25 @@ def test_epilogue_over_rows_and_batches():
     check(fn, normal(2, 3, 20, 16), normal(2, 3, 25, 16), normal(3), normal(2, 20))
 
 
+@pytest.mark.parametrize("target", TARGETS, ids=TARGET_IDS)
+def test_single_values_are_computed_once(target):
+    """An optimizer's update after a gradient: what is made of single values alone has a phase of its own."""
+
+    def fn(a, b, weight, rate, step):
+        grad = matmul(True, False)(a, b)
+        shape = type_of(grad).shape
+        half = P.convert_p.bind(P.div_p.bind(rate, P.sqrt_p.bind(step)), dtype=f32)
+        wide = P.broadcast_p.bind(half, shape=shape, axes=())
+        return [P.sub_p.bind(weight, P.mul_p.bind(wide, grad)), wide]
+
+    a, b = operands(40, 30, 50, True, False)
+    rate, step = np.array(0.1), np.array(3.0)
+    kernel = check(fn, a, b, normal(40, 50), rate, step, target=target)
+    assert kernel.code.phases[0].symbol.endswith("uniform") and kernel.code.phases[0].units == 1
+    kernel = check(fn, normal(30, 40), normal(30, 1), normal(40, 1), rate, step, target=target)
+    assert kernel.code.phases[0].symbol.endswith("uniform")
+
+
 def test_epilogue_with_random_bits_and_counts():
     def fn(a, b, state):
         y = matmul()(a, b)
