@@ -118,6 +118,15 @@ def impurity(fn: Any) -> str | None:
     return f"calls {home}.{type(owner).__qualname__}.{name}()"
 
 
+def _restore(profiler: Any) -> None:
+    """Give the profile hook back. A profiler written in C (cProfile) is no callable: it is started again."""
+    if profiler is None or callable(profiler):
+        sys.setprofile(profiler)
+    else:
+        sys.setprofile(None)
+        profiler.enable()
+
+
 class Watch:
     """``impure`` is the first (reason, location) seen that a graph cannot hold; None if there was none."""
 
@@ -135,7 +144,7 @@ class Watch:
         try:
             yield self
         finally:
-            sys.setprofile(before)
+            _restore(before)
             if self.impure is None and random.getstate() != state:
                 self.impure = ("uses Python's random numbers", "")
 
