@@ -156,7 +156,7 @@ def test_losses(reduction: str) -> None:
                  "binary_cross_entropy_with_logits", "kl_div"):  # fmt: skip
         f(name, P1, P2, reduction=reduction)
     f("kl_div", P1, P2, reduction=reduction, log_target=True)
-    f("binary_cross_entropy_with_logits", M, P1, CLASS, reduction=reduction)
+    check("bce", M, P1, fn=partial(weighted, "binary_cross_entropy_with_logits", CLASS, reduction=reduction))
     f("smooth_l1_loss", M, P1, reduction=reduction, beta=0.3)
     f("triplet_margin_loss", M, P1, P2, reduction=reduction)
     f("margin_ranking_loss", M, P1, np.sign(P2 - 0.5), margin=0.1, reduction=reduction)
