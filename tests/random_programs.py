@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from weft.ir import prims as P
 from weft.ir.graph import Graph, GraphBuilder, Value
-from weft.ir.prims.base import GraphInterpreter, full_like, interpreting, scale
+from weft.ir.prims.base import GraphInterpreter, full_like, interpreting, scale, trace
 from weft.ir.types import DType, TensorType, bf16, bool_, f16, f32, f64, i32, i64, u8
 
 SIZES = (1, 2, 3, 4, 7, 8, 16, 17, 33, 64)
@@ -88,7 +88,7 @@ class Program:
                 self.select,
                 self.window,
             )
-            + (self.random, self.source)
+            + (self.random, self.source, self.conv, self.along, self.bits, self.loop)
         )
         kind()
 
@@ -307,6 +307,70 @@ class Program:
         # which of two nearly equal values is the larger one decides the gradient of an extreme
         op = self.r.choice(("max", "sum", "min")) if v in self.exact else "sum"
         self.add(self.tame(P.reduce_window_p.bind(v, op=op, **how)))
+
+    def conv(self) -> None:
+        v = self.pick(
+            lambda v: v.type.ndim in (3, 4) and v.type.dtype in (f32, f64) and v.type.size <= 5000
+        )
+        if v is None or min(v.type.shape) == 0:
+            return
+        rank, channels = v.type.ndim - 2, v.type.shape[1]
+        groups = self.r.choice([g for g in (1, 1, 2, channels) if channels % g == 0])
+        outs = groups * self.r.choice((1, 2, 3))
+        kernel = tuple(self.r.choice((1, 2, 3)) for _ in range(rank))
+        padding = tuple((self.r.choice((0, 1, 2)), self.r.choice((0, 1, -1))) for _ in range(rank))
+        how = {"stride": tuple(self.r.choice((1, 1, 2)) for _ in range(rank)), "padding": padding,
+               "lhs_dilation": tuple(self.r.choice((1, 1, 1, 2)) for _ in range(rank)),
+               "rhs_dilation": tuple(self.r.choice((1, 1, 2)) for _ in range(rank))}  # fmt: skip
+        shape = (outs, channels // groups, *kernel)
+        ramp = P.iota_p.bind(shape=shape, dtype=v.type.dtype, axis=self.r.randrange(len(shape)))
+        w = P.sin_p.bind(ramp + full_like(ramp, 1.0))
+        out = P.conv_p.bind(v, w, groups=groups, **how)
+        if 0 < out.type.size <= self.largest:
+            self.add(self.tame(out + full_like(out, 0.1)) if self.r.random() < 0.6 else self.tame(out))
+
+    def along(self) -> None:
+        """Reads along sorted orders; running extremes; the largest few."""
+        v = self.pick(lambda v: v.type.ndim > 0 and v in self.exact and v.type.dtype in (f32, f64, i32))
+        if v is None:
+            return
+        axis = self.r.randrange(v.type.ndim)
+        kind = self.r.choice(("take", "topk", "cummax", "put"))
+        if kind == "cummax":
+            self.add(P.cummax_p.bind(v, axis=axis, reverse=self.r.random() < 0.5), True)
+            return
+        _, order = P.sort_p.bind(v, axis=axis, descending=False)
+        if kind == "take":
+            self.add(P.take_along_p.bind(v, order, axis=axis), True)
+        elif kind == "put":
+            self.add(P.scatter_along_p.bind(v, order, v, axis=axis, mode=self.r.choice(("set", "add"))))
+        else:
+            k = self.r.randint(1, v.type.shape[axis])
+            values, places = P.topk_p.bind(v, k=k, axis=axis, largest=self.r.random() < 0.5)
+            self.add(values, True)
+            self.add(places, True)
+
+    def bits(self) -> None:
+        v = self.pick(lambda v: v.type.dtype.is_integer and v in self.exact)
+        if v is None:
+            return
+        three = full_like(v, 3)
+        name = self.r.choice(("shl", "shr", "bit_xor", "div", "rem", "pow"))
+        self.add(getattr(P, name + "_p").bind(v, three), True)
+        self.add(P.lt_p.bind(v, three), True)
+
+    def loop(self) -> None:
+        """A scan whose step is a map."""
+        v = self.pick(lambda v: v.type.ndim > 0 and v.type.dtype in (f32, f64))
+        if v is None or self.r.random() < 0.5:
+            return
+        t = v.type.with_(shape=v.type.shape[1:])
+        step = trace(lambda h, x: [P.tanh_p.bind(h + x), P.mul_p.bind(h, x)], t, t, name="step")
+        start = P.full_p.bind(shape=t.shape, dtype=t.dtype, value=0.5)
+        how = {"n_carry": 1, "length": v.type.shape[0], "reverse": self.r.random() < 0.5}
+        last, ys = P.scan_p.bind(start, v, regions=(step,), **how)
+        self.add(last)
+        self.add(ys)
 
     def random(self) -> None:
         state = P.full_p.bind(shape=(2,), dtype=i64, value=self.r.randint(0, 1000))
