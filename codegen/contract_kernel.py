@@ -87,7 +87,8 @@ class Contract(Writer):
         # where both operands run along k, packing B pays only for many rows and columns
         few = self.m <= _FEW_ROWS or (self.n <= self.lanes and self.m <= 8 * _FEW_ROWS)
         self.inner = few and a.pure and b.pure and a.k_stride == 1 and b.k_stride == 1
-        large = self.m >= 48 and self.k * self.n > 1 << 18
+        # rows of B read in place lie on pages of their own: harmless while few are in use at once
+        large = self.m >= 40 and self.k > 160 and self.k * self.n > 1 << 18
         self.pack_a = not self.inner and not (a.in_registers and not self._scattered(a))
         self.pack_b = not self.inner and (not (b.in_registers and b.row_stride == 1) or large)
 
