@@ -16,6 +16,7 @@ from weft.capture.recorder import overlap, shares
 from weft.capture.signature import NATIVE
 from weft.capture.sources import Source, spell
 from weft.capture.state import EPOCH
+from weft.dtypes import _defaults
 from weft.ir.graph import Value
 from weft.ir.prims.base import _NUMPY, _current
 from weft.tensor import Tensor
@@ -31,6 +32,7 @@ CALL_HELPERS: dict[str, Any] = {
     "clashes": clashes,
     "same": same,
     "mode": mode,
+    "defaults": _defaults,
     "current": _current.get,
     "EAGER": _NUMPY,
     "Saved": Saved,
@@ -111,10 +113,13 @@ class CallWriter(OutputWriter):
         """Checks of the interpreter, the arguments, the modes and the environment."""
         grad, inference = self.made.modes
         miss = self._miss(f"grad mode changed from {'on' if grad else 'off'}")
+        dtype = _defaults.dtype
+        other = self._miss(f"the default dtype changed from {dtype}")
         return [
             f"if current() is not EAGER: return {self._miss('called inside another capture')}",
             *self.code.lines,
             f"if mode.grad is not {grad} or mode.inference is not {inference}: return {miss}",
+            f"if defaults.dtype is not {self.code.const(dtype, 'dt')}: return {other}",
             *self._guard_lines(),
         ]
 

@@ -115,12 +115,20 @@ class Compiled:
         """As a method: one compiled function per instance, so that each has its own versions."""
         if obj is None:
             return self
-        store = obj.__dict__.setdefault("_weft_compiled", {}) if hasattr(obj, "__dict__") else {}
+        try:
+            store = obj.__dict__.setdefault("_weft_compiled", {})
+        except AttributeError:  # slots alone
+            return self.fn.__get__(obj, owner)
         bound = store.get(self.name)
         if bound is None or bound.fn.__func__ is not self.fn:
-            bound = Compiled(self.fn.__get__(obj, owner), self.fullgraph, self.dynamic, self.options)
-            store[self.name] = bound
+            bound = store[self.name] = Compiled(
+                self.fn.__get__(obj, owner), self.fullgraph, self.dynamic, self.options
+            )
         return bound
+
+    def __reduce__(self) -> Any:
+        """Copies and pickles start without versions."""
+        return Compiled, (self.fn, self.fullgraph, self.dynamic, self.options)
 
     # -- the slow path ---
     def _slow(self, miss: Miss, args: Any, kwargs: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import Any
 
@@ -326,3 +327,69 @@ def test_disabled_functions_and_is_compiling() -> None:
     for _ in range(3):
         assert_close(f(weft.ones(2)), weft.full((2,), 9.0))
     assert seen == [False] * 3
+
+
+def test_the_default_dtype_is_guarded() -> None:
+    f = weft.compile(lambda: weft.ones(2) * 1.5)
+    assert f().dtype is weft.float32
+    weft.set_default_dtype(weft.float64)
+    try:
+        assert f().dtype is weft.float64
+    finally:
+        weft.set_default_dtype(weft.float32)
+    assert f().dtype is weft.float32 and len(f.entries) == 2
+    assert f.recompiles == ["the default dtype changed from weft.float32"]
+
+
+def test_modes_change_versions() -> None:
+    f = weft.compile(lambda x: x * 2)
+    x = weft.ones(2, requires_grad=True)
+    assert f(x).requires_grad
+    with weft.no_grad():
+        assert not f(x).requires_grad
+    with weft.inference_mode():
+        assert f(x).is_inference()
+    assert len(f.entries) == 3 and f.recompiles[0] == "grad mode changed from on"
+
+
+def test_copies_of_compiled_modules_and_methods() -> None:
+    class Net2(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+
+        @weft.compile
+        def forward(self, x: weft.Tensor) -> weft.Tensor:
+            return self.layer(x)
+
+    x = weft.ones(1, 2)
+    model = Net2()
+    first = model(x)
+    for original in (model, weft.compile(nn.Linear(2, 2))):
+        first = original(x)
+        other = copy.deepcopy(original)
+        with weft.no_grad():
+            for p in other.parameters():
+                p.zero_()
+        assert_close(other(x), weft.zeros(1, 2))
+        assert_close(original(x), first)
+
+
+def test_recursion_through_the_compiled_name() -> None:
+    @weft.compile(fullgraph=True)
+    def power(x: weft.Tensor, n: int) -> weft.Tensor:
+        return x if n == 0 else power(x * 2, n - 1)
+
+    assert_close(power(weft.ones(2), 4), weft.full((2,), 16.0))
+    assert len(power.entries) == 1
+
+
+def test_seeding_inside() -> None:
+    def f(x: weft.Tensor) -> weft.Tensor:
+        weft.manual_seed(3)
+        return x + weft.rand(2)
+
+    g = weft.compile(f, fullgraph=True)
+    want = f(weft.zeros(2))
+    for _ in range(2):
+        assert_close(g(weft.zeros(2)), want)
