@@ -56,6 +56,10 @@ class Module:
         )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        compiled = self.__dict__.get("_compiled_call")
+        return self._call(*args, **kwargs) if compiled is None else compiled(*args, **kwargs)
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
         d = self.__dict__
         try:
             plain = not (
@@ -69,6 +73,15 @@ class Module:
                 f"{type(self).__name__}.__init__() did not call super().__init__()"
             ) from None
         return self.forward(*args, **kwargs) if plain else run_with_hooks(self, args, kwargs)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile calls of this module from now on; the arguments are those of ``weft.compile``."""
+        from weft.capture import compile
+
+        object.__setattr__(self, "_compiled_call", compile(self._call, *args, **kwargs))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_compiled_call"}
 
     # -- attributes ----------------------------------------------------------------------------------------
     def __getattr__(self, name: str) -> Any:

@@ -131,3 +131,17 @@ def test_embedding_and_attention_compiled() -> None:
         assert m.head.weight.grad is m.table.weight.grad
     for (n, p), q in zip(eager.named_parameters(), other.parameters(), strict=True):
         np.testing.assert_allclose(q.grad.numpy(), p.grad.numpy(), rtol=1e-3, atol=1e-6, err_msg=n)
+
+
+def test_a_module_compiles_its_own_calls() -> None:
+    m = nn.Sequential(nn.Linear(3, 4), nn.Tanh())
+    x = weft.randn(2, 3)
+    wanted = m(x)
+    m.compile(fullgraph=True)
+    assert weft.allclose(m(x), wanted)
+    assert m._compiled_call.traces == 1
+    with weft.no_grad():
+        m[0].weight.zero_()
+    assert weft.allclose(m(x), m[0].bias.tanh().expand(2, 4), atol=1e-6)
+    again = copy.deepcopy(m)
+    assert "_compiled_call" not in again.__dict__ and weft.allclose(again(x), m(x))
