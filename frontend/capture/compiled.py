@@ -188,6 +188,13 @@ class Compiled:
         if "recompiles" in os.environ.get("WEFT_LOG", "").split(","):
             print(f"weft: {text}", file=sys.stderr)
 
+    def _broke(self, why: str) -> None:
+        """This call could not become one graph."""
+        self.breaks.append(why)
+        log.info("%s is not one graph: %s", self.name, why)
+        if "breaks" in os.environ.get("WEFT_LOG", "").split(","):
+            print(f"weft: {self.name} is not one graph: {why}", file=sys.stderr)
+
     def _lazily(self, args: Any, kwargs: Any) -> Any:
         if self.fullgraph:
             raise CaptureError(f"{self.name} cannot be one graph: {(self.breaks or self.recompiles)[-1]}")
@@ -208,7 +215,7 @@ class Compiled:
             fullgraph=self.fullgraph,
         )
         if made.problem is not None:
-            self.breaks.append(made.problem)
+            self._broke(made.problem)
             return made.out
         entry = None
         planner = None
@@ -226,7 +233,7 @@ class Compiled:
         out = entry.call(args, kwargs)
         if type(out) is Miss:
             self._set_entries([e for e in self.entries if e is not entry])
-            self.breaks.append(f"its own guards do not hold: {out.reason(args, kwargs)}")
+            self._broke(f"its own guards do not hold: {out.reason(args, kwargs)}")
             return run_lazily(self.fn, args, kwargs, self.name)[0]
         return out
 
@@ -258,7 +265,7 @@ class Compiled:
         if self.fullgraph:
             settle(made)
             raise CaptureError(f"fullgraph=True, but {self.name} cannot be one graph: {why}")
-        self.breaks.append(why)
+        self._broke(why)
         settle(made)
         return made.out
 

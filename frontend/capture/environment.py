@@ -54,7 +54,6 @@ _FIXED = (
     enum.Enum,
     Graph,
     Value,
-    types.BuiltinFunctionType,
     types.MethodDescriptorType,
     types.WrapperDescriptorType,
     types.MethodWrapperType,
@@ -71,6 +70,9 @@ _FIXED = (
 _EVERYTHING = frozenset(
     {"__dict__", "vars", "getattr", "setattr", "delattr", "attrgetter", "asdict", "replace"}
 )
+_VALUE_MODULES = frozenset(
+    {"decimal", "datetime", "fractions", "uuid", "pathlib", "zoneinfo"}
+)  # immutable objects
 _PROBES = frozenset(
     {"hasattr", "getattr", "AttributeError"}
 )  # code that tells a missing attribute from one that is
@@ -268,7 +270,10 @@ class Environment:
                 self._code(const, scope)
 
     def _note_random(self, code: types.CodeType, value: Any, names: set[str]) -> None:
-        """numpy's random functions leave no trace that a profiler sees, so their names are looked for."""
+        """What leaves no trace that a profiler sees is looked for by name: numpy's random functions,
+        os.environ."""
+        if isinstance(value, types.ModuleType) and value.__name__ == "os" and names & {"environ", "getenv"}:
+            self.impure[id(code)] = "reads os.environ"
         if (
             isinstance(value, types.ModuleType)
             and (
@@ -280,6 +285,11 @@ class Environment:
     def method(self, m: types.MethodType, path: str, when: str) -> None:
         self._todo.append((m.__self__, path, when))
         self._todo.append((m.__func__, path, when))
+
+    def builtin(self, fn: types.BuiltinFunctionType, path: str, when: str) -> None:
+        """A method of a C object that was taken off it (``append = items.append``) leads to the object."""
+        if fn.__self__ is not None and not isinstance(fn.__self__, types.ModuleType):
+            self._todo.append((fn.__self__, path, when))
 
     def partial(self, p: functools.partial[Any], path: str, when: str) -> None:
         for x in (p.func, p.args, p.keywords):
@@ -336,10 +346,16 @@ class Environment:
         if isinstance(obj, (dict, list, set, deque)):  # subclasses
             base = next(visit for types_, visit in _CONTAINERS if isinstance(obj, types_))
             base(self, obj, path, when)
+        elif cls.__module__ == "logging":  # whether it says anything; if it does, the watch sees that
+            for name in ("level", "disabled"):
+                self._place("item", vars(obj), name, vars(obj).get(name, MISSING), f"{path}.{name}", CALL)
+            return
+        elif cls.__module__ in _VALUE_MODULES:
+            return
         elif _has_weft_base(cls):
             self._weft_object(obj, path)
             return
-        elif not _is_user_class(cls) and not _is_plain_python(cls):
+        elif not _is_user_class(cls) and not _is_plain_python(cls) and cls is not types.SimpleNamespace:
             self.opaque.append(f"{path}, an object of type {cls.__module__}.{cls.__qualname__}")
             return
         if hasattr(obj, "__dict__") or _slots(cls):
@@ -507,6 +523,7 @@ class _NamedTuple(type):
 _VISITORS: list[tuple[Any, Any]] = [
     (types.FunctionType, Environment.function),
     (types.MethodType, Environment.method),
+    (types.BuiltinFunctionType, Environment.builtin),
     (functools.partial, Environment.partial),
     ((property, staticmethod, classmethod, functools.cached_property), Environment.wrapper),
     (type(functools.lru_cache(len)), Environment.wrapper),

@@ -46,7 +46,7 @@ _PURE_MODULES = frozenset(
     }
 )
 _IMPURE_BUILTINS = frozenset(
-    {"print", "open", "input", "exec", "eval", "compile", "breakpoint", "__import__"}
+    {"print", "open", "input", "exec", "eval", "compile", "breakpoint", "__import__", "globals"}
 )
 _PURE_SELF = (
     list,

@@ -5,10 +5,15 @@ Whatever a function does, compiled it gives what it gives eagerly.
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import itertools
+import logging
+import os
 import random
+import threading
 import time
+import types
 from collections import deque
 from typing import Any
 
@@ -274,6 +279,83 @@ def test_generator_object_in_a_closure() -> None:
         return [f(x3()) for _ in range(4)]
 
     check(scenario)
+
+
+def test_environment_variables_are_read_at_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    @weft.compile
+    def f(x: weft.Tensor) -> weft.Tensor:
+        return x * float(os.environ["WEFT_TEST_SCALE"])
+
+    for k in range(1, 6):
+        monkeypatch.setenv("WEFT_TEST_SCALE", str(k))
+        assert_close(f(x3()), x3() * k)
+
+
+def test_globals_by_name() -> None:
+    def scenario(decorate: Any) -> Any:
+        global GLOBAL
+        f = decorate(lambda x: x * globals()["GLOB" + "AL"])
+        out = [f(x3())]
+        GLOBAL = 11.0
+        out.append(f(x3()))
+        GLOBAL = 3.0
+        return out
+
+    check(scenario)
+
+
+LOGGER = logging.getLogger("tests.capture")
+
+
+def test_a_silent_logger_is_no_break_and_a_loud_one_logs(caplog: pytest.LogCaptureFixture) -> None:
+    def f(x: weft.Tensor) -> weft.Tensor:
+        LOGGER.debug("called")
+        return x + 1
+
+    silent = weft.compile(f, fullgraph=True)
+    LOGGER.setLevel(logging.WARNING)
+    assert_close(silent(x3()), x3() + 1)
+    loud = weft.compile(f)
+    for _ in range(2):
+        loud(x3())
+    with caplog.at_level(logging.DEBUG, "tests.capture"):
+        for _ in range(4):
+            loud(x3())
+    assert caplog.text.count("called") == 4
+
+
+def test_simple_namespaces_and_bound_builtin_methods() -> None:
+    def scenario(decorate: Any) -> Any:
+        config, seen = types.SimpleNamespace(scale=2.0), []
+        note = seen.append
+
+        @decorate
+        def f(x: weft.Tensor) -> weft.Tensor:
+            return x * config.scale
+
+        @decorate
+        def g(x: weft.Tensor) -> weft.Tensor:
+            note(1)
+            return x
+
+        out = [f(x3()), g(x3())]
+        config.scale = 5.0
+        return [*out, f(x3()), g(x3()), g(x3()), len(seen)]
+
+    check(scenario)
+
+
+def test_thread_locals_and_context_variables() -> None:
+    local, context = threading.local(), contextvars.ContextVar("scale", default=1.0)
+
+    @weft.compile
+    def f(x: weft.Tensor) -> weft.Tensor:
+        return x * local.scale + context.get()
+
+    for k in range(5):
+        local.scale = float(k)
+        context.set(k * 2.0)
+        assert_close(f(x3()), x3() * k + k * 2.0)
 
 
 # -- side effects on Python objects
