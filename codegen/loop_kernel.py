@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from weft.codegen.emit import Reg, memory_form, memory_literal
@@ -9,6 +10,7 @@ from weft.codegen.kernel import KernelCode, Phase
 from weft.codegen.llvm import Function, mem_type
 from weft.codegen.loop_body import BodyEmitter
 from weft.codegen.loop_loops import lanes_range
+from weft.codegen.nest_key import nest_key
 from weft.codegen.schedule import schedule
 from weft.codegen.target import Target
 from weft.ir import types as T
@@ -34,15 +36,21 @@ def emit_loops(kernel: Kernel, target: Target, symbol_prefix: str) -> KernelCode
     declares: set[str] = set()
     phases = []
     layout, scratch = _layout(kernel)
+    shared = _Shared(kernel)
     for k, nests in enumerate(kernel.phases):
         symbol = f"{symbol_prefix}_{k}"
         bodies = []
         for j, nest in enumerate(nests):
             inner = symbol if len(nests) == 1 else f"{symbol}_{j}"
-            for fn in _nest_functions(kernel, nest, target, inner, layout, internal=len(nests) > 1):
-                functions.append(fn.text())
-                declares |= fn.declares
-            bodies.append((inner, nest.units))
+            names = shared.buffers(nest) if len(nests) > 1 else None
+            known = shared.symbol(nest, inner) if names is not None else None
+            if known is None:
+                place = layout if names is None else local_layout(names)
+                for fn in _nest_functions(kernel, nest, target, inner, place, internal=len(nests) > 1):
+                    functions.append(fn.text())
+                    declares |= fn.declares
+            block = [layout[n] for n in [*names, "status"]] if names is not None else []
+            bodies.append((known or inner, nest.units, block))
         if len(nests) > 1:
             functions.append(_dispatch(symbol, bodies))
         units = sum(n.units for n in nests)
@@ -78,18 +86,52 @@ def _layout(kernel: Kernel) -> tuple[dict[str, tuple[int, int]], int]:
     return place, scratch
 
 
-def _dispatch(symbol: str, parts: list[tuple[str, int]]) -> str:
+class _Shared:
+    """Nests that are the same code on different buffers have one function."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        buffers = {b.name: b for b in kernel.buffers}
+        nests = [nest for phase in kernel.phases for nest in phase]
+        self.keys = {id(n): nest_key(n, buffers) for n in nests} if len(nests) > 1 else {}
+        self.counts = Counter(key for key, _ in self.keys.values())
+        self.symbols: dict[Any, str] = {}
+
+    def buffers(self, nest: Nest) -> list[str] | None:
+        """The buffers of a nest that occurs several times, in the order of its function; None for the
+        others."""
+        key, names = self.keys.get(id(nest), (None, []))
+        return names if self.counts[key] > 1 else None
+
+    def symbol(self, nest: Nest, symbol: str) -> str | None:
+        """The function that an earlier nest of this code has; None for the first, whose it will be."""
+        key, _ = self.keys[id(nest)]
+        found = self.symbols.setdefault(key, symbol)
+        return None if found == symbol else found
+
+
+def local_layout(names: list[str]) -> dict[str, tuple[int, int]]:
+    """Where a shared nest finds its buffers: one after the other in a block of its own, then the status."""
+    return {n: (i, 0) for i, n in enumerate([*names, "status"])}
+
+
+def _dispatch(symbol: str, parts: list[tuple[str, int, list[tuple[int, int]]]]) -> str:
     """A phase of several nests: their units lie one after the other."""
     fn = Function(symbol)
     offset = 0
-    for inner, units in parts:
+    longest = max(len(block) for _, _, block in parts)
+    local = fn.alloca(8 * longest, 8) if longest else ""
+    for inner, units, block in parts:
         stop = offset + units
         lo = fn.op(f"call i64 @llvm.smax.i64(i64 %begin, i64 {offset})")
         hi = fn.op(f"call i64 @llvm.smin.i64(i64 %end, i64 {stop})")
         with fn.when(fn.op(f"icmp slt i64 {lo}, {hi}")):
             a = fn.op(f"sub i64 {lo}, {offset}")
             b = fn.op(f"sub i64 {hi}, {offset}")
-            fn.do(f"call void @{inner}(ptr %bufs, i64 {a}, i64 {b}, i64 %thread)")
+            for i, place in enumerate(block):
+                at = fn.op(f"getelementptr ptr, ptr {local}, i64 {i}")
+                fn.do(f"store ptr {_pointer(fn, *place)}, ptr {at}, align 8")
+            given = local if block else "%bufs"
+            fn.do(f"call void @{inner}(ptr {given}, i64 {a}, i64 {b}, i64 %thread)")
         offset = stop
     fn.ret()
     return fn.text()

@@ -482,3 +482,30 @@ def test_bytes_and_phases():
     assert len(code.phases) == 2
     assert code.phases[0].units > 1
     assert code.scratch_bytes == 4 * 64 * code.phases[0].units
+
+
+def test_alike_nests_share_their_code(execute):
+    def f(*xs):
+        return [P.exp_p.bind(x) * 2.0 for x in xs]
+
+    arrays = [sample(s, f32) for s in ((33,), (33,), (33,), (50,))]
+    check(execute, f, *arrays)
+    code = code_of(f, *[TensorType(a.shape, f32) for a in arrays])
+    assert code.llvm.count("define internal") == 2
+    assert code.loops.count("lanes [") == 4
+
+
+def test_large_results_are_streamed_where_they_are_aligned():
+    t = TensorType((1 << 22,), f32)
+    graph = lower(trace(lambda x: x * 2.0, t)).graph
+    kernel = Standalone(loop_kernels(graph)[0])
+    x = sample((1 << 22,), f32)
+    for offset in (0, 4):
+        raw = np.zeros((1 << 22) + 64, np.float32)
+        start = -raw.ctypes.data % 64 // 4 + offset
+        out = raw[start : start + (1 << 22)]
+        block = kernel.block([x], [out], np.zeros(1, np.int64))
+        for fn, units in kernel._phases:
+            fn(block, 0, units, 0)
+        np.testing.assert_array_equal(out, x * 2)
+    assert "nontemporal" in kernel.llvm
