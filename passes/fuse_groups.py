@@ -385,7 +385,8 @@ def repeated_work(plan: NestPlan, producer: dict[Value, Op]) -> str | None:
             costs[op.result] = cost_of(op) + sum(costs.get(x, 0.0) for x in made)
         elif op.prim.kind is Kind.MOVE:
             cost = max((costs.get(x, 0.0) for x in op.operands), default=0.0)
-            if cost > CHEAP and _repeats(plan, op, rows) > REPEATS:
+            most = REPEATS if len(op.operands) == 1 else 1  # of several operands all are computed everywhere
+            if cost > CHEAP and _repeats(plan, op, rows) > most:
                 return f"{op.prim.name} would repeat dear work for each element"
             costs[op.result] = cost
         elif op.prim.kind is Kind.GATHER:
