@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-_CHUNK = 8192
+_CHUNK = 16384
 
 
 def _in_chunks(fn: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndarray:
@@ -34,15 +34,22 @@ def _erf_f32(x: np.ndarray) -> np.ndarray:
     from weft.ir.math_special import ERF_F32_FAR, ERF_F32_NEAR
 
     t = np.minimum(np.abs(x), np.float32(4.0))
-    far, near, z = np.full_like(x, ERF_F32_FAR[-1]), np.full_like(x, ERF_F32_NEAR[-1]), t * t
+    z = t * t
+    far, near = np.full_like(x, ERF_F32_FAR[-1]), np.full_like(x, ERF_F32_NEAR[-1])
     for c in reversed(ERF_F32_FAR[:-1]):
         far *= t
         far += np.float32(c)
     for c in reversed(ERF_F32_NEAR[:-1]):
         near *= z
         near += np.float32(c)
-    tail = np.copysign(np.float32(1.0) - np.exp(far * t - t), x)
-    return np.where(t > np.float32(0.927734375), tail, near * x + x)
+    near *= x
+    near += x
+    far *= t
+    far -= t
+    tail = np.subtract(np.float32(1.0), np.exp(far, out=far), out=far)
+    # several times faster than np.where
+    np.putmask(near, t > np.float32(0.927734375), np.copysign(tail, x, out=tail))
+    return near
 
 
 def erf(x: np.ndarray) -> np.ndarray:
