@@ -21,7 +21,7 @@ from weft.autograd.tape import Edge, Node, TypeStub, edge_of, keep_old_value, re
 from weft.dispatch import apply, interpreter, wrap, wrap_value
 from weft.ir import prims as P
 from weft.ir.graph import Value
-from weft.ir.prims.base import Primitive, full_like
+from weft.ir.prims.base import _NUMPY, Primitive, _current, full_like
 from weft.ir.types import DType
 from weft.tensor import Tensor, contiguous_strides
 
@@ -309,6 +309,10 @@ def write_(t: Tensor, new: Tensor, mark: int | None = None, replaces: bool = Fal
     they saved of the old value is kept for them. ``replaces``: ``new`` does not depend on ``t``, whose old
     value then has the gradient zero. Raises torch's RuntimeErrors for leaves and for overlapping memory.
     """
+    if not mode.grad and not t._inference and _current.get() is _NUMPY:
+        _write_array(t, new)
+        t._vc[0] += 1
+        return t
     check_inplace(t)
     tracked = mode.grad and (t.requires_grad or new._rg)
     old_edge = edge_of(t) if tracked else None

@@ -72,6 +72,10 @@ def convert(x: Tensor, dtype: DType) -> Tensor:
 
 def broadcast_shapes(*shapes: Sequence[int]) -> tuple[int, ...]:
     """The shape that all broadcast to. RuntimeError names the two extents that do not fit."""
+    if len(shapes) == 2:
+        a, b = shapes
+        if len(a) >= len(b) and tuple(a[len(a) - len(b) :]) == tuple(b):
+            return tuple(a)
     out: list[int] = list(shapes[0]) if shapes else []
     for shape in shapes[1:]:
         a, b = list(out), list(shape)
@@ -148,15 +152,22 @@ def binary(prim: Primitive, a: Any, b: Any, *, to_float: bool = False) -> Tensor
             type(x) is _ndarray
             and type(y) is _ndarray
             and x.dtype is y.dtype
-            and x.shape == y.shape
             and (not to_float or x.dtype.kind == "f")
         ):
-            return apply(prim, a, b)
+            return apply(prim, a, b) if x.shape == y.shape else _broadcast_binary(prim, a, b)
     elif _current.get() is _NUMPY:
         quick = _with_number(prim, a, b, to_float)
         if quick is not None:
             return quick
     return elementwise(prim, a, b, to_float=to_float)
+
+
+def _broadcast_binary(prim: Primitive, a: Tensor, b: Tensor) -> Tensor:
+    """Two operands of one dtype and different shapes."""
+    shape = broadcast_shapes(a._data.shape, b._data.shape)
+    if _current.get() is _NUMPY and not (mode.grad and (a.requires_grad or b.requires_grad)):
+        return apply(prim, a, b)
+    return apply(prim, broadcast_to(a, shape), broadcast_to(b, shape))
 
 
 _PLAIN = {int: "fi", float: "f"}  # kinds of tensors that keep their dtype with such a number
