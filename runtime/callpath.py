@@ -118,45 +118,35 @@ def native_runner(
     if native is None:
         return None
     address, table, _ = native
-    in_specs = _specs([_in_spec(t, i in donate.values()) for i, t in enumerate(ins)])
-    out_specs = _specs([_out_spec(t, donate.get(i)) for i, t in enumerate(outs)])
-    last = (ctypes.c_int64 * max(len(ins), 1))()
-    descriptor = (ctypes.c_int64 * 13)(
-        len(ins), len(outs), entry, arena_bytes, context, int(release_gil), n_kernels,
-        ctypes.addressof(in_specs), ctypes.addressof(out_specs), id(slow), ctypes.addressof(table),
-        len(donate), ctypes.addressof(last),
-    )  # fmt: skip
-    method = _MethodDef(b"runner", address, _METH_FASTCALL, None)
-    _kept.append((in_specs, out_specs, descriptor, method, slow, last))
-    return _builtin(method, _capsule(ctypes.addressof(descriptor)))
+    own: list[Any] = [slow]  # what the descriptor points to; lives as long as the function
+    in_specs = _words(own, [x for i, t in enumerate(ins) for x in _in_spec(own, t, i in donate.values())])
+    out_specs = _words(own, [x for i, t in enumerate(outs) for x in _out_spec(own, t, donate.get(i))])
+    last = _words(own, [0] * len(ins))
+    descriptor = _words(own, [
+        len(ins), len(outs), entry, arena_bytes, context, int(release_gil), n_kernels, in_specs, out_specs,
+        id(slow), ctypes.addressof(table), len(donate), last,
+    ])  # fmt: skip
+    return _builtin(address, _capsule(descriptor), tuple(own))
 
 
-def _in_spec(t: TensorType, donated: bool) -> list[int]:
+def _in_spec(own: list[Any], t: TensorType, donated: bool) -> list[int]:
     flags = _CONTIGUOUS | _ALIGNED | (_WRITEABLE if donated else 0)
     kind = 0 if t.shape or donated else _SCALARS.get(t.dtype, 0)
-    return [kind, t.ndim, _dims(t), id(t.dtype.np), flags, t.nbytes]
+    return [kind, t.ndim, _words(own, t.shape), id(t.dtype.np), flags, t.nbytes]
 
 
-def _out_spec(t: TensorType, donated: int | None) -> list[int]:
-    alloc = 0
-    if donated is None:
-        donated = -1
-        if t.nbytes >= buffers.SMALL:
-            make = buffers.maker(t.shape, t.dtype.np, t.nbytes)
-            _kept.append(make)
-            donated, alloc = -2, id(make)
-    return [donated, t.ndim, _dims(t), id(t.dtype.np), alloc]
+def _out_spec(own: list[Any], t: TensorType, donated: int | None) -> list[int]:
+    kind, alloc = -1 if donated is None else donated, 0
+    if donated is None and t.nbytes >= buffers.SMALL:
+        own.append(buffers.maker(t.shape, t.dtype.np, t.nbytes))
+        kind, alloc = -2, id(own[-1])
+    return [kind, t.ndim, _words(own, t.shape), id(t.dtype.np), alloc]
 
 
-def _dims(t: TensorType) -> int:
-    dims = (ctypes.c_int64 * max(t.ndim, 1))(*t.shape)
-    _kept.append(dims)
-    return ctypes.addressof(dims)
-
-
-def _specs(rows: list[list[int]]) -> Any:
-    flat = [x for row in rows for x in row]
-    return (ctypes.c_int64 * max(len(flat), 1))(*flat)
+def _words(own: list[Any], values: Sequence[int]) -> int:
+    """The address of these values as 64-bit words, in memory that ``own`` keeps."""
+    own.append((ctypes.c_int64 * max(len(values), 1))(*values))
+    return ctypes.addressof(own[-1])
 
 
 def _capsule(address: int) -> Any:
@@ -165,7 +155,13 @@ def _capsule(address: int) -> Any:
     return new(address, None, None)
 
 
-def _builtin(method: _MethodDef, owner: Any) -> Any:
+@cache
+def _method(address: int) -> _MethodDef:
+    return _MethodDef(b"runner", address, _METH_FASTCALL, None)
+
+
+def _builtin(address: int, capsule: Any, own: tuple[Any, ...]) -> Any:
+    """A built-in function over native code; ``own`` stands in for its module, and so lives as long."""
     new = ctypes.pythonapi.PyCFunction_NewEx
-    new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p]
-    return new(ctypes.addressof(method), owner, None)
+    new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.py_object, ctypes.py_object]
+    return new(ctypes.addressof(_method(address)), capsule, own)

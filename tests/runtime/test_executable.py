@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from weft.ir import prims as P
 from weft.ir.interp import run
 from weft.ir.prims.base import trace
 from weft.ir.types import TensorType, bool_, c64, f32, f64, i64
+from weft.runtime import compile as compiling
 from weft.runtime import compile_graph, stats
 
 
@@ -240,3 +243,17 @@ def test_threads_may_share_an_executable():
     for th in threads:
         th.join()
     assert not wrong
+
+
+def test_executables_can_be_freed_and_runners_live_on_their_own():
+    exe = compile_graph(trace(lambda x: x * x - x, TensorType((13,), f32)))
+    runner, gone = exe.runner, weakref.ref(exe)
+    compiling._memory.clear()
+    del exe
+    gc.collect()
+    x = np.arange(13, dtype=np.float32)
+    np.testing.assert_array_equal(runner(x)[0], x * x - x)
+    np.testing.assert_array_equal(runner(x[::-1])[0], (x * x - x)[::-1])  # by way of the general path
+    del runner
+    gc.collect()
+    assert gone() is None
