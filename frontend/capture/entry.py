@@ -181,15 +181,23 @@ def _test_item(p: Place, h: str, v: str, code: Code) -> str:
     return f"{h}[{key}] is not {v}"
 
 
+def _test_list(p: Place, h: str, v: str) -> str:
+    return f"len({h}) != {len(p.value)} or not all(map(is_, {h}, {v}))" if p.value else h
+
+
+def _test_dict(p: Place, h: str, v: str) -> str:
+    if not p.value:
+        return h
+    entries = f"all(map(is_, {h}.values(), {v}[1])) and all(map(is_, {h}, {v}[0]))"
+    return f"len({h}) != {len(p.value)} or not ({entries})"
+
+
 _TESTS: dict[str, Callable[[Place, str, str, Code], str]] = {
     "item": _test_item,
     "cell": lambda p, h, v, c: f"{h}.cell_contents is not {v}" if p.value is not MISSING else f"full({h})",
     "attr": lambda p, h, v, c: f"getattr({h}, {p.key!r}, MISSING) is not {v}",
-    "list": lambda p, h, v, c: f"len({h}) != {len(p.value)} or not all(map(is_, {h}, {v}))",
-    "dict": lambda p, h, v, c: (
-        f"len({h}) != {len(p.value)} or not all(map(is_, {h}.values(), {v}[1])) "
-        f"or not all(map(is_, {h}, {v}[0]))"
-    ),
+    "list": lambda p, h, v, c: _test_list(p, h, v),
+    "dict": lambda p, h, v, c: _test_dict(p, h, v),
     "keys": lambda p, h, v, c: f"list({h}) != {v}",
     "set": lambda p, h, v, c: f"{h} != {v}",
     "size": lambda p, h, v, c: f"len({h}) != {len(p.holder)}",
