@@ -11,7 +11,10 @@ import threading
 import numpy as np
 import pytest
 from weft.codegen.target import host_target
-from weft.runtime import get_num_threads, jit, pool_ir, set_num_threads, threads
+from weft.ir import prims as P
+from weft.ir.prims.base import trace
+from weft.ir.types import TensorType, f32
+from weft.runtime import compile_graph, get_num_threads, jit, pool_ir, set_num_threads, threads
 
 # adds 1 to each element of its units, and the thread's number to a second array
 KERNEL = """
@@ -189,3 +192,34 @@ if pid == 0:
 assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 """
     assert float(program(fork)[1]) == pytest.approx(np.e, rel=1e-6)
+
+
+def _dot(a, b):
+    return P.dot_general_p.bind(a, b, contract=((1,), (0,)), batch=((), ()))
+
+
+BIG, SQUARE = TensorType((300, 2000), f32), TensorType((257, 257), f32)
+WORK = {
+    "map": (lambda x: P.tanh_p.bind(x) * x, BIG),
+    "rows": (lambda x: P.sum_p.bind(P.exp_p.bind(x), axes=(1,)), BIG),
+    "columns": (lambda x: P.sum_p.bind(x * x, axes=(0,)), BIG),
+    "everything": (lambda x: P.sum_p.bind(x, axes=(0, 1)), BIG),
+    "dot": (lambda x: _dot(x, x), SQUARE),
+    "sort": (lambda x: P.sort_p.bind(x, axis=1), BIG),
+    "cumulative": (lambda x: P.cumsum_p.bind(x, axis=1), BIG),
+}
+
+
+@pytest.mark.usefixtures("restore")
+@pytest.mark.parametrize("name", WORK)
+def test_results_do_not_depend_on_the_number_of_threads(name):
+    fn, t = WORK[name]
+    exe = compile_graph(trace(fn, t))
+    x = np.random.default_rng(0).standard_normal(t.shape).astype(np.float32)
+    set_num_threads(1)
+    want = [a.copy() for a in exe.runner(x)]
+    for n in (2, 3, 7):
+        set_num_threads(n)
+        for _ in range(3):
+            for a, b in zip(exe.runner(x), want, strict=True):
+                np.testing.assert_array_equal(a, b)

@@ -1,0 +1,36 @@
+"""Random graphs, compiled to native code with random donations, give the interpreter's results to the bit."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+from weft.ir.interp import run
+from weft.runtime import compile_graph
+
+_path = Path(__file__).parent.parent / "passes" / "conftest.py"
+_spec = importlib.util.spec_from_file_location("random_graphs_of_passes", _path)
+assert _spec is not None and _spec.loader is not None
+_module = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_module)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_compiled_equals_interpreted(seed):
+    graph = _module.GraphMaker(seed, exact=True, n_ops=8 + seed % 50).graph
+    rng = np.random.default_rng(seed)
+    arrays = [np.asarray(rng.integers(-3, 4, p.type.shape)).astype(p.type.dtype.np) for p in graph.params]
+    want = [np.array(w) for w in run(graph, [a.copy() for a in arrays])]
+    donate: dict[int, int] = {}
+    for i, r in enumerate(graph.results):
+        fits = [j for j, p in enumerate(graph.params) if p.type == r.type and j not in donate.values()]
+        if fits and rng.integers(2):
+            donate[i] = fits[0]
+    own = [a.copy() for a in arrays]
+    got = compile_graph(graph, donate=donate).runner(*own)
+    for i, (g, w) in enumerate(zip(got, want, strict=True)):
+        assert g.dtype == w.dtype and g.shape == w.shape
+        np.testing.assert_array_equal(g, w)
+        assert i not in donate or g is own[donate[i]]
