@@ -93,11 +93,11 @@ class Signature:
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Emit the checks of all arguments; the arguments for the trace."""
         code = self.code
+        n, m = len(args), len(kwargs)
         code.fail_if(
-            f"len(args) != {len(args)} or {'kwargs' if not kwargs else f'len(kwargs) != {len(kwargs)}'}",
+            f"len(args) != {n} or {f'len(kwargs) != {m}' if m else 'kwargs'}",
             lambda a, k: (
-                f"called with {len(a)} positional and {len(k)} keyword arguments, expected "
-                f"{len(args)} and {len(kwargs)}"
+                f"called with {len(a)} positional and {len(k)} keyword arguments, expected {n} and {m}"
             ),
         )
         new_args = [self._top(x, f"args[{i}]", self._name(i)) for i, x in enumerate(args)]

@@ -5,6 +5,8 @@ Whatever a function does, compiled it gives what it gives eagerly.
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -330,3 +332,18 @@ def test_hooks_inside_that_ask_for_values() -> None:
         return [f(x) for x in xs], [x.grad for x in xs], seen
 
     check(scenario)
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_nothing_keeps_the_arguments(requires_grad: bool) -> None:
+    w = weft.ones(3, requires_grad=True)
+    f = weft.compile(lambda x: (x * w).exp() if requires_grad else (x * 2).exp())
+    for _ in range(2):
+        x = x3().requires_grad_(requires_grad)
+        y = f(x)
+        gone = weakref.ref(x), weakref.ref(y)
+        if requires_grad:
+            y.sum().backward()
+        del x, y
+        gc.collect()
+        assert [r() for r in gone] == [None, None]
