@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -125,7 +126,7 @@ def test_shuffle_follows_the_seed_and_changes_between_epochs() -> None:
     first, second = numbers(loader), numbers(loader)
     weft.manual_seed(7)
     assert numbers(loader) == first and first != second
-    assert sorted(sum(first, [])) == list(range(20))
+    assert sorted(chain(*first)) == list(range(20))
 
 
 def test_samples_without_batches() -> None:
@@ -172,7 +173,7 @@ def test_workers_give_the_same_batches(workers: int) -> None:
 
 def test_workers_share_a_stream() -> None:
     batches = [b.tolist() for b in DataLoader(Counting(9), batch_size=2, num_workers=2)]
-    assert sorted(sum(batches, [])) == list(range(9))
+    assert sorted(chain(*batches)) == list(range(9))
 
 
 def test_an_error_of_a_worker_reaches_the_caller() -> None:
@@ -185,3 +186,21 @@ def test_leaving_a_loop_early_stops_the_workers() -> None:
     assert next(batches)[1].tolist() == [0, 1]
     batches.close()  # type: ignore[attr-defined]
     assert list(batches) == []
+
+
+def test_batches_of_tensors_are_gathered_at_once_and_are_the_same() -> None:
+    class Doubled(TensorDataset):
+        def __getitem__(self, index: int) -> tuple[weft.Tensor, ...]:
+            return tuple(t * 2 for t in super().__getitem__(index))
+
+    x, y = weft.randn(10, 3), weft.arange(10)
+    data = TensorDataset(x, y)
+    single = default_collate([data[i] for i in (3, 1)])
+    assert all(weft.equal(a, b) for a, b in zip(data.gather([3, 1]) or (), single, strict=True))
+    part = Subset(data, [9, 8, 7])
+    assert [b[1].tolist() for b in DataLoader(part, batch_size=2)] == [[9, 8], [7]]
+    assert [b[1].tolist() for b in DataLoader(Doubled(x, y), batch_size=5)] == [
+        [0, 2, 4, 6, 8],
+        [10, 12, 14, 16, 18],
+    ]
+    assert DataLoader(data, batch_size=2, collate_fn=len).__iter__().__next__() == 2

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from weft.tensor import Tensor
-from weft.utils.data.dataset import IterableDataset
+from weft.utils.data.dataset import IterableDataset, Subset, TensorDataset
 from weft.utils.data.sampler import BatchSampler, RandomSampler, SequentialSampler
 
 
@@ -172,6 +172,10 @@ class DataLoader:
         """The batch of some indices (of one, without batches)."""
         if self.batch_sampler is None:
             return self.collate_fn(self.dataset[index])
+        if self.collate_fn is default_collate and isinstance(self.dataset, (TensorDataset, Subset)):
+            batch = self.dataset.gather(index)
+            if batch is not None:
+                return batch
         many = getattr(self.dataset, "__getitems__", None)
         return self.collate_fn(many(index) if many is not None else [self.dataset[i] for i in index])
 

@@ -47,6 +47,18 @@ class TensorDataset(Dataset[tuple[Tensor, ...]]):
     def __len__(self) -> int:
         return self.tensors[0].shape[0]
 
+    def gather(self, indices: Sequence[int]) -> list[Tensor] | None:
+        """The samples at ``indices`` as one batch, as collating them one by one gives it; None where a
+        subclass makes its samples otherwise.
+        """
+        if type(self).__getitem__ is not TensorDataset.__getitem__:
+            return None
+        from weft.creation import tensor
+        from weft.ir.types import i64
+
+        rows = tensor(list(indices), dtype=i64)
+        return [t[rows] for t in self.tensors]
+
 
 class ConcatDataset(Dataset[Any]):
     """Datasets one after another."""
@@ -98,6 +110,13 @@ class Subset(Dataset[Any]):
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def gather(self, indices: Sequence[int]) -> Any:
+        """The batch that the dataset below gathers at once, if it can."""
+        below = getattr(self.dataset, "gather", None)
+        if below is None or type(self).__getitem__ is not Subset.__getitem__:
+            return None
+        return below([self.indices[i] for i in indices])
 
 
 def random_split(dataset: Any, lengths: Sequence[float], generator: Any = None) -> list[Subset]:
