@@ -163,17 +163,6 @@ def horner(x: Num, coefficients: Sequence[float]) -> Num:
     return out
 
 
-def estrin(x: Num, coefficients: Sequence[float]) -> Num:
-    """sum c[k] x^k, in pairs: a few more operations than Horner's scheme, a shorter chain of them."""
-    terms: list[Num] = [x.const(c) for c in coefficients]
-    power = x
-    while len(terms) > 1:
-        odd = terms[-1:] if len(terms) % 2 else []
-        terms = [hi.fma(power, lo) for lo, hi in zip(terms[0:-1:2], terms[1::2], strict=True)] + odd
-        power = power * power
-    return terms[0]
-
-
 def two_sum(x: Num, y: Num) -> tuple[Num, Num]:
     """x + y and its rounding error (Knuth)."""
     s = x + y
