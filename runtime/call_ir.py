@@ -67,7 +67,7 @@ declare void @Py_DecRef(ptr)
 declare void @Py_IncRef(ptr)
 
 ; the executable's general path, on the same arguments
-define internal ptr @general(ptr %slow, ptr %args, i64 %n) noinline {
+define internal ptr @general(ptr %slow, ptr %args, i64 %n) noinline optnone {
 start:
   %t = call ptr @PyTuple_New(i64 %n)
   %none = icmp eq ptr %t, null
@@ -120,7 +120,7 @@ none:
 }
 
 ; the same, growing one where needed; null with no exception set means: use the general path
-define internal ptr @arena(ptr %g, i64 %need) {
+define internal ptr @arena(ptr %g, i64 %need) noinline optnone {
 start:
   %slots.at = LOAD(slots)
   %n_slots.at = LOAD(n_slots)
@@ -145,7 +145,7 @@ none:
 }
 
 ; raise what the status word stands for
-define internal void @complain(ptr %g, i64 %status, ptr %at) noinline {
+define internal void @complain(ptr %g, i64 %status, ptr %at) noinline optnone {
   %raise.at = LOAD(raise)
   %address = ptrtoint ptr %at to i64
   %a = call ptr @PyLong_FromLongLong(i64 %status)

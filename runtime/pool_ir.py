@@ -154,7 +154,7 @@ leave:
 }
 
 ; start the workers that are wanted; called under the lock, signals stay with Python's threads
-define internal void @start_workers() noinline {
+define internal void @start_workers() noinline optnone {
 start:
   %all = alloca [128 x i8], align 8
   %old = alloca [128 x i8], align 8
@@ -264,7 +264,7 @@ done:
 }
 
 ; join all workers and use %workers from now on
-define void @weft_pool_resize(i64 %workers) {
+define void @weft_pool_resize(i64 %workers) noinline optnone {
 start:
   br label %acquire
 acquire:
@@ -298,13 +298,13 @@ done:
   ret void
 }
 
-define void @weft_pool_stop() {
+define void @weft_pool_stop() noinline optnone {
   call void @weft_pool_resize(i64 0)
   ret void
 }
 
 ; in the child of a fork: the workers are gone
-define void @weft_pool_reset() {
+define void @weft_pool_reset() noinline optnone {
   store i64 0, ptr @state
   store i32 0, ptr @sleepers
   store i32 0, ptr @lock
