@@ -1,4 +1,4 @@
-"""Elementwise primitives: errors, conventions of gradients, and paths that the table's small arrays do not reach."""
+"""Elementwise primitives: errors, conventions of gradients, and paths for many elements."""
 
 from __future__ import annotations
 
