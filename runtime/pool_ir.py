@@ -12,7 +12,7 @@ from __future__ import annotations
 MAX_WORKERS = 255
 SPINS = 20_000
 EXPORTS = ("weft_parallel_for", "weft_pool_stop", "weft_pool_resize", "weft_pool_reset")
-LIBC = frozenset({"pthread_create", "pthread_join", "pthread_sigmask", "sched_yield", "syscall"})
+LIBC = frozenset({"memset", "pthread_create", "pthread_join", "pthread_sigmask", "sched_yield", "syscall"})
 
 _FUTEX = {"x86_64": 202, "aarch64": 98}
 _PAUSE = {
