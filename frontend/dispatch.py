@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from weft.autograd.grad_mode import mode
 from weft.autograd.tape import record
+from weft.dtypes import type_name
 from weft.ir.graph import Value
 from weft.ir.prims.base import _NUMPY, Interpreter, Primitive, _current
 from weft.tensor import Tensor
@@ -154,6 +155,8 @@ def apply(prim: Primitive, *tensors: Tensor, regions: Any = (), **attrs: Any) ->
         return _apply(interpreter_below(interp), prim, tensors, attrs, regions)
     token = _enter()
     try:
+        if tensors and tensors[0]._data.dtype.kind == "c":
+            _check_complex(prim, tensors[0])
         out = prim.eval(*[t._data for t in tensors], **attrs)
     except AttributeError:
         for t in tensors:
@@ -177,6 +180,12 @@ def apply(prim: Primitive, *tensors: Tensor, regions: Any = (), **attrs: Any) ->
     if mode.grad:
         _maybe_record(prim, tensors, None, outs, attrs, ())
     return outs if len(outs) != 1 or prim.n_results != 1 else outs[0]
+
+
+def _check_complex(prim: Primitive, x: Tensor) -> None:
+    """numpy's rules order and round complex numbers, too; the primitives do not."""
+    if prim.dtypes and not any(d.is_complex for d in prim.dtypes):
+        raise NotImplementedError(f""""{prim.name}" not implemented for '{type_name(x.dtype)}'""")
 
 
 def _apply(interp: Any, prim: Primitive, tensors: Sequence[Tensor], attrs: Any, regions: Any) -> Any:
