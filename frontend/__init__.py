@@ -57,6 +57,7 @@ from weft.dtypes import (
     set_default_dtype,
 )
 from weft.indexing import index_put
+from weft.legacy import TYPES as _TYPES
 from weft.ops import FUNCTIONS as _FUNCTIONS
 from weft.ops.shape import broadcast_to_ as broadcast_to
 from weft.printing import set_printoptions
@@ -90,6 +91,7 @@ __version__ = "0.1.0"
 methods.attach()
 globals().update(_DTYPE_NAMES)
 globals().update(_FUNCTIONS)
+globals().update(_TYPES)
 
 inf, nan, pi, e, newaxis = _math.inf, _math.nan, _math.pi, _math.e, None
 strided, contiguous_format, preserve_format, channels_last = (

@@ -263,3 +263,28 @@ def test_named_results() -> None:
     v, i = r
     assert v is r.values and i is r[1]
     assert repr(r).startswith("weft.return_types.max(\nvalues=tensor([5., 7.])")
+
+
+def test_typed_constructors() -> None:
+    assert torch.FloatTensor([1, 2]).dtype is torch.float32 and torch.LongTensor([3]).tolist() == [3]
+    assert torch.DoubleTensor(2, 3).shape == (2, 3)
+    assert isinstance(torch.ones(1), torch.FloatTensor) and not isinstance(torch.ones(1), torch.LongTensor)
+
+
+def test_complex_is_refused_where_numbers_must_be_ordered() -> None:
+    z = torch.tensor([1j, 2.0])
+    for fn in (torch.floor, torch.erf, torch.argmax, lambda z: z < z, lambda z: z.sort()):
+        with pytest.raises((NotImplementedError, RuntimeError)):
+            fn(z)
+
+
+def test_out_arguments() -> None:
+    a, out = torch.tensor([1.0, 2.0]), torch.empty(0)
+    assert torch.add(a, a, out=out) is out and out.tolist() == [2, 4]
+    values, index = torch.empty(0), torch.empty(0, dtype=torch.int64)
+    torch.sort(torch.tensor([2.0, 1.0]), out=(values, index))
+    assert values.tolist() == [1, 2] and index.tolist() == [1, 0]
+    with pytest.raises(RuntimeError, match="automatic differentiation"):
+        torch.exp(torch.ones(1, requires_grad=True), out=out)
+    with pytest.raises(RuntimeError, match="can't be cast"):
+        torch.exp(a, out=index)
