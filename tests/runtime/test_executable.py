@@ -257,3 +257,34 @@ def test_executables_can_be_freed_and_runners_live_on_their_own():
     del runner
     gc.collect()
     assert gone() is None
+
+
+def test_no_params_no_results_unused_params():
+    def fill():
+        return P.full_p.bind(shape=(3,), dtype=f32, value=2.0), P.iota_p.bind(shape=(4,), dtype=i64, axis=0)
+
+    a, b = compile_graph(trace(fill)).runner()
+    assert a.tolist() == [2, 2, 2] and b.tolist() == [0, 1, 2, 3]
+    assert compile_graph(trace(lambda x: [], G.F8)).runner(G.sample(G.F8)) == []
+    unused = trace(lambda x, y: x + x, G.F8, TensorType((3, 0), f32))
+    same(unused, G.sample(G.F8), np.empty((3, 0), np.float32))
+
+
+def test_more_calls_at_once_than_arenas():
+    t = TensorType((60, 60), f32)
+    exe = compile_graph(trace(lambda x: P.cumsum_p.bind(P.cumsum_p.bind(x, axis=0), axis=1), t))
+    x = G.sample(t)
+    want = exe.runner(x)[0].copy()
+    wrong = []
+
+    def work():
+        for _ in range(20):
+            if not np.array_equal(exe.runner(x)[0], want):
+                wrong.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(40)]
+    for th in threads:
+        th.start()
+    for th in threads:
+        th.join()
+    assert not wrong

@@ -111,3 +111,21 @@ def test_exceptions_of_several_threads_do_not_mix():
     for t in ts:
         t.join()
     assert not wrong
+
+
+def test_function_may_run_another_executable():
+    t = TensorType((40, 40), f32)
+
+    def fn(x):
+        return P.cumsum_p.bind(P.cumsum_p.bind(x, axis=0), axis=1)
+
+    inner = compile_graph(trace(fn, t))
+    if "test.nested" not in HOST_FUNCTIONS:
+        register_host("test.nested", infer=lambda t: t, eval=lambda x: inner.runner(x)[0])
+    outer = trace(lambda x: fn(P.host_call_p.bind(fn(x), fn="test.nested")), t)
+    x = np.random.default_rng(0).standard_normal((40, 40)).astype(np.float32)
+    want = x
+    for _ in range(3):
+        want = np.cumsum(np.cumsum(want, axis=0), axis=1)
+    for _ in range(3):
+        np.testing.assert_allclose(compile_graph(outer).runner(x)[0], want, rtol=1e-3)
