@@ -75,7 +75,15 @@ class _Listed(Module):
 
 
 class Sequential(_Listed):
-    """Applies modules one after another: ``Sequential(a, b)``, ``Sequential(OrderedDict(first=a))``."""
+    """Applies modules one after another: ``Sequential(a, b)``, ``Sequential(OrderedDict(first=a))``.
+
+    >>> import weft
+    >>> Sequential(weft.nn.Linear(2, 3), weft.nn.ReLU())
+    Sequential(
+      (0): Linear(in_features=2, out_features=3, bias=True)
+      (1): ReLU()
+    )
+    """
 
     def __init__(self, *args: Any) -> None:
         super().__init__()

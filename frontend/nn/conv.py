@@ -136,7 +136,14 @@ class Conv1d(_Conv):
 
 
 class Conv2d(_Conv):
-    """[N, C, H, W] (or [C, H, W]) -> [N, O, H', W']."""
+    """[N, C, H, W] (or [C, H, W]) -> [N, O, H', W'].
+
+    H' = (H + 2 padding - dilation (kernel - 1) - 1) // stride + 1.
+
+    >>> import weft
+    >>> Conv2d(1, 8, 3, padding=1)(weft.zeros(2, 1, 28, 28)).shape
+    weft.Size([2, 8, 28, 28])
+    """
 
     rank = 2
 

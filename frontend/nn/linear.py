@@ -27,6 +27,10 @@ class Linear(Module):
     """``y = x W^T + b``: [*, in_features] -> [*, out_features].
 
     ``weight`` is [out_features, in_features], uniform within 1 / sqrt(in_features), as the bias.
+
+    >>> import weft
+    >>> Linear(3, 5)(weft.zeros(2, 3)).shape
+    weft.Size([2, 5])
     """
 
     def __init__(

@@ -16,6 +16,10 @@ from weft.tensor import Tensor
 class Embedding(Module):
     """A table of vectors: indices [*] -> [*, embedding_dim].
 
+    >>> import weft
+    >>> Embedding(10, 4)(weft.tensor([[1, 2, 3]])).shape
+    weft.Size([1, 3, 4])
+
     ``weight`` is [num_embeddings, embedding_dim], standard normal; the row ``padding_idx`` starts as zeros
     and gets no gradient.
     """

@@ -49,7 +49,14 @@ def clip_grad_norm_(
     error_if_nonfinite: bool = False,
     foreach: Any = None,
 ) -> Tensor:
-    """Scale the gradients in place so that their joint norm is at most ``max_norm``; the norm before."""
+    """Scale the gradients in place so that their joint norm is at most ``max_norm``; the norm before.
+
+    >>> import weft
+    >>> p = weft.nn.Parameter(weft.zeros(2))
+    >>> p.grad = weft.tensor([3.0, 4.0])
+    >>> round(clip_grad_norm_([p], 1.0).item(), 4), [round(g, 4) for g in p.grad.tolist()]
+    (5.0, [0.6, 0.8])
+    """
     with no_grad():
         grads = _grads(list(parameters) if not isinstance(parameters, Tensor) else parameters)
         total = get_total_norm(grads, norm_type, error_if_nonfinite)

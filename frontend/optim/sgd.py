@@ -13,6 +13,14 @@ class SGD(Optimizer):
     """Gradient descent with (Nesterov) momentum and weight decay, as ``torch.optim.SGD``.
 
     v = momentum v + (1 - dampening) g;  p = p - lr v  (Nesterov: p = p - lr (g + momentum v)).
+
+    >>> import weft
+    >>> p = weft.nn.Parameter(weft.ones(2))
+    >>> optimizer = SGD([p], lr=0.5)
+    >>> (p * p).sum().backward()
+    >>> optimizer.step()
+    >>> p.tolist()
+    [0.0, 0.0]
     """
 
     def __init__(

@@ -76,6 +76,11 @@ class DataLoader:
 
     ``num_workers`` processes make batches ahead (``prefetch_factor`` each); in the same order as without.
     ``shuffle`` follows ``generator`` or ``manual_seed``. ``batch_size=None`` gives the samples as they are.
+
+    >>> import weft
+    >>> from weft.utils.data import TensorDataset
+    >>> [x.tolist() for (x,) in DataLoader(TensorDataset(weft.arange(5)), batch_size=2)]
+    [[0, 1], [2, 3], [4]]
     """
 
     def __init__(

@@ -34,7 +34,13 @@ class IterableDataset(Dataset[T]):
 
 
 class TensorDataset(Dataset[tuple[Tensor, ...]]):
-    """Samples are the rows of tensors of equal length."""
+    """Samples are the rows of tensors of equal length.
+
+    >>> import weft
+    >>> x, y = TensorDataset(weft.arange(6).reshape(3, 2), weft.arange(3))[1]
+    >>> x.tolist(), y.item()
+    ([2, 3], 1)
+    """
 
     def __init__(self, *tensors: Tensor) -> None:
         if any(t.shape[0] != tensors[0].shape[0] for t in tensors):
