@@ -285,9 +285,11 @@ def convert_of_convert(r: Rewriter, op: Op) -> Rewritten:
     if x is None:
         return None
     a, b, c = x.type.dtype, op.operands[0].type.dtype, op.result.type.dtype
-    if not holds(b, a) or (b.is_floating_point and c.is_integer and not a.is_floating_point and not holds(c,
-    a)):
-        return None  # an integer out of range wraps, but saturates when it comes from a float
+    saturates = (
+        b.is_floating_point and c.is_integer
+    )  # an integer out of range wraps, one from a float does not
+    if not holds(b, a) or (saturates and not a.is_floating_point and not holds(c, a)):
+        return None
     return r.convert(x, c)
 
 

@@ -31,6 +31,18 @@ class Module:
     Subclasses call ``super().__init__()``, assign parameters and submodules as attributes and define
     ``forward``. Any change of an attribute makes compiled functions check their guards on modules again at
     their next call.
+
+    >>> import weft
+    >>> class Scale(Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.factor = weft.nn.Parameter(weft.tensor(2.0))
+    ...
+    ...     def forward(self, x):
+    ...         return x * self.factor
+    >>> scale = Scale()
+    >>> scale(weft.ones(2)).tolist(), [name for name, _ in scale.named_parameters()]
+    ([2.0, 2.0], ['factor'])
     """
 
     training: bool
