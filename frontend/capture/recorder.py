@@ -116,15 +116,24 @@ class Segment:
 
 class Recorder(Interpreter):
     """Captures operations. ``run(graph, arrays)`` executes a segment; ``fullgraph`` makes a break an error;
-    with ``tracing`` even the value of an input counts as one, since a graph would not follow it.
+    with ``tracing`` even the value of an input counts as one, since a graph would not follow it. ``locate``:
+    note the user's line of every operation (a tenth of the time of a capture).
 
     ``breaks`` lists (user's line, reason); ``states`` the autograd state that concrete tensors had before.
     """
 
     recording = True
 
-    def __init__(self, run: Run, fullgraph: bool = False, name: str = "main", tracing: bool = False) -> None:
+    def __init__(
+        self,
+        run: Run,
+        fullgraph: bool = False,
+        name: str = "main",
+        tracing: bool = False,
+        locate: bool = True,
+    ) -> None:
         self.run, self.fullgraph, self.name, self.tracing = run, fullgraph, name, tracing
+        self._loc: Callable[[], str | None] = user_loc if locate else _nowhere
         self.log = ScalarLog()
         self.leaves: list[tuple[Any, Any]] = []  # where traced numbers come from; and what to call them
         self.labels: list[str] = []
@@ -142,7 +151,7 @@ class Recorder(Interpreter):
     def bind(self, prim: Primitive, operands: Sequence[Any], attrs: Any, regions: Sequence[Graph]) -> Any:
         values = [self.value(x) for x in operands]
         attrs = {k: plain_attr(a) for k, a in attrs.items()}
-        out = self.segment.builder.add(prim, values, attrs, regions, user_loc())
+        out = self.segment.builder.add(prim, values, attrs, regions, self._loc())
         self.segment.known.update(out)
         return out[0] if prim.n_results == 1 and len(out) == 1 else out
 
@@ -352,6 +361,10 @@ def in_backward() -> bool:
     return False
 
 
+def _nowhere() -> None:
+    return None
+
+
 def plain_attr(a: Any) -> Any:
     """Attributes are constants: traced numbers in them become plain, with a guard."""
     if type(a) is TracedScalar:
@@ -375,11 +388,14 @@ def overlap(a: Tensor, b: Tensor) -> bool:
     return shares(a._data, b._data)
 
 
+_MAX_WORK: Any = 10_000  # candidate solutions; beyond, the answer is yes
+
+
 def shares(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether two arrays have an element in common; True where that is hard to tell."""
     if not np.may_share_memory(a, b):
         return False
     try:
-        return np.shares_memory(a, b, max_work=10_000)
+        return bool(np.shares_memory(a, b, max_work=_MAX_WORK))
     except np.exceptions.TooHardError:
         return True

@@ -44,7 +44,7 @@ def run_lazily(
     fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], name: str
 ) -> tuple[Any, Recorder]:
     """Call ``fn`` with its tensor operations captured in segments; the result and the recorder."""
-    rec = Recorder(SEGMENTS.run, name=name)
+    rec = Recorder(SEGMENTS.run, name=name, locate=False)
     try:
         with interpreting(rec):
             out = fn(*args, **kwargs)
