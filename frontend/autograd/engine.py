@@ -8,6 +8,7 @@ The nodes that the roots were computed from, in program order, become the record
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,10 @@ from weft.autograd.tape import (
     version_error,
 )
 from weft.dispatch import Direct, Taping, Wrapper, interpreter, payload, quiet, wrap, wrap_value
-from weft.ir.graph import Value
-from weft.ir.prims.base import _NUMPY, Interpreter, _current, interpreting, type_of
-from weft.passes.autodiff import OpRecord, backprop
+from weft.ir.graph import Graph, Value
+from weft.ir.interp import run as run_graph
+from weft.ir.prims.base import _NUMPY, Interpreter, Kind, _current, interpreting, trace, type_of
+from weft.passes.autodiff import OpRecord, backprop, gradient_graph
 from weft.tensor import Tensor
 
 
@@ -105,7 +107,10 @@ class Walk:
             n = len(operands)
             results = [self.unpack(s, (node, i), node, n + i) for i, s in enumerate(node.results)]
         keys = [(node, i) for i in range(len(results))]
-        return OpRecord(node.prim, operands, results, node.attrs, node.regions, node.edges, keys)
+        prim = node.prim
+        if self.direct and prim.kind is Kind.CONTRACT and None in node.edges:
+            prim = Pruned(prim, tuple(i for i, e in enumerate(node.edges) if e is not None))
+        return OpRecord(prim, operands, results, node.attrs, node.regions, node.edges, keys)
 
     def _read(self, s: Any, node: Node, index: int) -> Any:
         """``unpack`` where arrays flow: the common case first."""
@@ -124,6 +129,33 @@ class Walk:
         elif self.create_graph:
             base = Taping(base)
         return SpoilAware(base) if self.spoiled else base
+
+
+class Pruned:
+    """A contraction of which some operand needs no gradient: that one, dear as it is, is not computed.
+
+    The gradient rule gives all at once; here its graph is cut down to the wanted ones and run by the
+    reference interpreter.
+    """
+
+    kind, nondifferentiable = None, False
+
+    def __init__(self, prim: Any, wanted: tuple[int, ...]) -> None:
+        self.prim, self.name, self.wanted = prim, prim.name, wanted
+
+    def vjp(self, ct: Any, out: Any, *operands: Any, **attrs: Any) -> Sequence[Any]:
+        if not all(type(x) is np.ndarray for x in (ct, *operands)):
+            return self.prim.vjp(ct, out, *operands, **attrs)
+        types = tuple(type_of(x) for x in operands)
+        graph = _pruned_gradient(self.prim, types, tuple(sorted(attrs.items())), self.wanted)
+        grads = iter(run_graph(graph, [*operands, ct]))
+        return [next(grads) if i in self.wanted else None for i in range(len(operands))]
+
+
+@lru_cache(256)
+def _pruned_gradient(prim: Any, types: Any, attrs: Any, wanted: tuple[int, ...]) -> Graph:
+    one_op = trace(lambda *xs: prim.bind(*xs, **dict(attrs)), *types)
+    return gradient_graph(one_op, wanted, (0,))
 
 
 def run_backward(

@@ -477,3 +477,21 @@ def test_next_functions() -> None:
     (mul, _), *_ = y.grad_fn.next_functions
     assert mul.name() == "MulBackward0"
     assert mul.next_functions[0][0].variable is x
+
+
+def test_contractions_skip_gradients_nobody_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    from weft.ir import prims as P
+
+    runs: list[int] = []
+    plain = P.conv_p.eval
+    monkeypatch.setattr(P.conv_p, "eval", lambda *a, **k: runs.append(1) or plain(*a, **k))
+    x, w = torch.randn(1, 2, 5, 5), torch.randn(3, 2, 3, 3, requires_grad=True)
+    grads = []
+    for needs_input in (False, True):
+        runs.clear()
+        x.requires_grad_(needs_input)
+        (g,) = torch.autograd.grad(torch.nn.functional.conv2d(x, w).square().sum(), w)
+        grads.append(g)
+        assert needs_input or len(runs) == 2
+    torch.nn.functional.conv2d(x, w).square().sum().backward()
+    assert torch.allclose(grads[0], grads[1]) and torch.allclose(grads[0], w.grad)
