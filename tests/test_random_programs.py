@@ -12,6 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from random_programs import Program, agree, arguments, tolerances
+from weft.codegen.target import Target, host_target, named_target
 from weft.ir import prims as P
 from weft.ir.graph import Graph
 from weft.ir.interp import run
@@ -60,6 +61,22 @@ def test_gradients(seeds: range) -> None:
         outputs = [i for i, r in enumerate(graph.results) if r.type.dtype.is_floating_point]
         gradient = verify(gradient_graph(graph, wrt, outputs))
         check(gradient, arguments(gradient, seed), f"gradient of program {seed}")
+
+
+@pytest.fixture
+def narrow_vectors(monkeypatch: pytest.MonkeyPatch) -> Target:
+    """Where the machine has AVX-512, pretend that it has AVX2 only."""
+    target = named_target("haswell") if host_target().vector_bits == 512 else host_target()
+    monkeypatch.setattr("weft.runtime.compile.host_target", lambda: target)
+    return target
+
+
+@pytest.mark.parametrize("seeds", [range(300, 320), range(320, 340)], ids=str)
+def test_narrow_vectors(seeds: range, narrow_vectors: Target) -> None:
+    assert narrow_vectors.vector_bits <= 256
+    for seed in seeds:
+        graph = Program(seed).graph
+        check(graph, arguments(graph, seed), f"program {seed} on {narrow_vectors.cpu}")
 
 
 def test_text_round_trip() -> None:
