@@ -107,7 +107,8 @@ def test_printing(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("values", [
-    [1.0, float("nan"), 3], [float("inf"), -1], [1e-8, 1], [1e5, 1.0], [0.0, 0.0], [1e10], [-0.0], [1.5, 1e-5],
+    [1.0, float("nan"), 3], [float("inf"), -1], [1e-8, 1], [1e5, 1.0], [0.0, 0.0], [1e10], [-0.0],
+    [1.5, 1e-5],
     [float("nan")], [float("inf")], [123456789.0], [0.1, 1000.5],
 ])  # fmt: skip
 def test_printing_of_special_values(values: list[float]) -> None:
