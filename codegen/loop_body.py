@@ -57,6 +57,7 @@ class BodyEmitter:
         self.constant = {n for n, x in buffers.items() if x.role == "in"}  # loads of these may be hoisted
         self.status = ""
         self.affines: dict[str, Index] = {}
+        self.ahead: dict[int, int] = {}  # id of a load -> elements to the same place in the next row
 
     # -- i64 arithmetic on indices
 
@@ -170,7 +171,10 @@ class BodyEmitter:
             return self.load_one(s.buffer, at, self.mask(k, s.mask, tail=False))
         mask = self.mask(k, s.mask)
         if c == 1 and not vectors:
-            return self.load_vector(self._instance_address(s.buffer, scalar, k), dtype, mask)
+            address = self._instance_address(s.buffer, scalar, k)
+            if id(s) in self.ahead:
+                self._prefetch(address, self.ahead[id(s)] * dtype.itemsize)
+            return self.load_vector(address, dtype, mask)
         if c == -1 and not vectors and mask is None:
             return self._load_reversed(s.buffer, scalar, k, dtype)
         return self._gather(s.buffer, c, scalar, vectors, k, mask)
@@ -204,6 +208,12 @@ class BodyEmitter:
         )
         out = self.b.widen(Reg(raw, form, 0, depth), dtype)
         return out if mask is None else self.b.select(mask, out, self.b.const(0, dtype))
+
+    def _prefetch(self, address: str, distance: int) -> None:
+        """Ask for what lies ``distance`` bytes on (it need not exist)."""
+        self.fn.declare("declare void @llvm.prefetch.p0(ptr, i32 immarg, i32 immarg, i32 immarg)")
+        p = self.fn.op(f"getelementptr i8, ptr {address}, i64 {distance}")
+        self.fn.do(f"call void @llvm.prefetch.p0(ptr {p}, i32 0, i32 2, i32 1)")
 
     def load_vector(self, address: str, dtype: DType, mask: Reg | None) -> Reg:
         form, w = memory_form(dtype), self.frame.lanes

@@ -20,6 +20,7 @@ from weft.ir.scalarcost import cost_by_name
 
 BYTES_PER_NS = 10.0  # of one core, as is the next
 OPERATIONS_PER_NS = 70.0
+PREFETCHED = 1 << 20  # bytes of an operand from which its next row is fetched ahead
 STREAM_BYTES = 16 << 20  # a result of this size will not be found in a cache again
 
 
@@ -236,12 +237,34 @@ def _nest_function(
             e.pointers[name] = _pointer(fn, *layout[name])
     e.status = _pointer(fn, *layout["status"])
     e.streamed = streamed
+    e.ahead = next_rows(nest, buffers)
     (_rows if nest.kind == "rows" else _lanes)(e, nest)
     if streamed:  # streamed stores are not ordered by the release at the end of the parallel region
         fn.declare("declare void @llvm.x86.sse.sfence()")
         fn.do("call void @llvm.x86.sse.sfence()")
     fn.ret()
     return fn
+
+
+def next_rows(nest: Nest, buffers: dict[str, Buffer]) -> dict[int, int]:
+    """Loads that walk a row for the second time: memory has nothing to do then but to fetch the next row."""
+    out: dict[int, int] = {}
+    if nest.kind != "rows" or not nest.axes:
+        return out
+    row = nest.axes[-1][0]
+    seen: set[Any] = set()
+    for number, loop in enumerate(s for s in nest.body if isinstance(s, Loop) and s.kind == "vector"):
+        here = [s for s in loop.body if isinstance(s, Load) and s.buffer in buffers]
+        for s in here:
+            b = buffers[s.buffer]
+            if b.role == "in" and b.size * b.dtype.itemsize >= PREFETCHED and (s.buffer, s.index) in seen:
+                step = s.index.coefficient(row)
+                if step and s.mask is None and (s.buffer, "done") not in seen:
+                    out[id(s)] = step
+        if number:
+            seen.update((s.buffer, "done") for s in here if id(s) in out)
+        seen.update((s.buffer, s.index) for s in here)
+    return out
 
 
 def _pointer(fn: Function, slot: int, offset: int) -> str:

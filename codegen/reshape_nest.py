@@ -6,10 +6,24 @@ from collections.abc import Callable
 from typing import Any
 
 from weft.codegen.lower import Lowering
-from weft.ir.loops import Accumulate, Affine, Fold, Index, Load, Loop, Nest, Store, statements
+from weft.ir.loops import (
+    Accumulate,
+    Affine,
+    Compute,
+    Fold,
+    Index,
+    Load,
+    Loop,
+    Nest,
+    Number,
+    Store,
+    statements,
+)
 from weft.ir.types import i64
 
 LINE = 64  # bytes of a cache line
+JAMMED = (8, 4, 2)  # rows that are walked side by side where their number allows it
+LIGHT = 8  # most computations of such a row
 STRIDED = 8  # elements between lanes from which a load counts as strided
 STRIP = 4096  # elements of a block when a flat axis is split
 
@@ -130,3 +144,38 @@ def _block(nest: Nest, low: Lowering, k: int, size: int) -> None:
     substitute(nest.body, change)
     nest.axes[k] = (var, -(-extent // size))
     nest.body = [Loop([(inner, size)], "serial", nest.body, [], limit)]
+
+
+def jam_rows(nest: Nest, low: Lowering) -> None:
+    """Add several rows at once to column sums, so that the sums are read and written once for all of them.
+
+    For a nest whose body is one walk over the row without folds, and light: then a block of rows is walked
+    side by side, folded in registers.
+    """
+    loops = [s for s in nest.body if isinstance(s, Loop)]
+    if not nest.partials or nest.kind != "rows" or len(loops) != 1 or loops[0].folds or loops[0].limit:
+        return
+    walk, var = loops[0], nest.axes[-1][0]
+    sums = [s for s in walk.body if isinstance(s, Accumulate)]
+    plain = all(isinstance(s, (Number, Affine, Load, Compute)) for s in nest.body if s is not walk)
+    size = next((k for k in JAMMED if nest.axes[-1][1] % k == 0), 1)
+    light = sum(isinstance(s, Compute) for s in statements(nest.body)) <= LIGHT
+    if not sums or not plain or not light or size == 1 or any(s.index.coefficient(var) for s in sums):
+        return
+    inner = low.fresh("k")
+    low.ranges[inner], low.dtypes[inner] = size, i64
+    before = [s for s in nest.body if s is not walk]
+    block = Loop([(inner, size)], "unroll", [*before, *(s for s in walk.body if s not in sums)])
+
+    def change(i: Index) -> Index:
+        c = i.coefficient(var)
+        return i.without(var) + Index.var(var) * (c * size) + Index.var(inner) * c if c else i
+
+    substitute(block.body, change)
+    walk.body = [block]
+    for s in sums:
+        fold = Fold(low.fresh("f"), s.op, s.source, low.dtypes[s.source])
+        block.folds.append(fold)
+        walk.body.append(Accumulate(s.buffer, s.index, s.op, fold.name))
+    nest.axes[-1] = (var, nest.axes[-1][1] // size)
+    nest.body = [walk]

@@ -10,7 +10,7 @@ from typing import Any
 from weft.codegen import lower_moves as _rules  # noqa: F401  (fills the rules of the lowering)
 from weft.codegen.components import Group, connected, merge_alike
 from weft.codegen.lower import ZERO, IndexTuple, Lowering, Scope, fold_dtype, linear
-from weft.codegen.reshape_nest import block_transposed, coalesce, split_last
+from weft.codegen.reshape_nest import block_transposed, coalesce, jam_rows, split_last
 from weft.codegen.tiling import choose_tiles
 from weft.ir.graph import Graph, Op, Value
 from weft.ir.loops import (
@@ -140,6 +140,7 @@ class _NestBuilder:
         if plan.flat:
             split_last(nest, self.low)
         block_transposed(nest, self.low)
+        jam_rows(nest, self.low)
         self._chunk(nest)
         return nest
 
