@@ -29,6 +29,7 @@ from weft.capture.trace import settle, trace
 RECOMPILE_LIMIT = 8  # versions of one function; beyond, calls that fit none run in segments
 FAILURE_LIMIT = 3  # traces of one function that did not become one graph
 _ALL: weakref.WeakSet[Any] = weakref.WeakSet()
+PATIENCE = 10.0  # seconds that a call waits for another thread's compile of the same function
 log = logging.getLogger("weft.recompiles")
 
 
@@ -150,18 +151,26 @@ class Compiled:
         self._call = entries[0].call if entries else _no_version
 
     def _make(self, args: Any, kwargs: Any, misses: list[tuple[Entry, Miss]]) -> Any:
-        with self._lock:
+        """Make a version for this call, one thread at a time; or run it in segments."""
+        if not self._lock.acquire(timeout=PATIENCE):  # its holder may wait for this very thread
+            return self._lazily(args, kwargs)
+        try:
             for entry in self.entries:  # another thread may have made it
                 if not any(entry is tried for tried, _ in misses):
                     out = entry.call(args, kwargs)
                     if type(out) is not Miss:
                         return out
                     misses.append((entry, out))
-            if misses and not self._may_recompile(misses, args, kwargs):
-                return self._lazily(args, kwargs)
-            if len(self.breaks) >= FAILURE_LIMIT and not self.fullgraph:
-                return self._lazily(args, kwargs)
-            return self._trace(args, kwargs)
+            if self._may_trace(misses, args, kwargs):
+                return self._trace(args, kwargs)
+        finally:
+            self._lock.release()
+        return self._lazily(args, kwargs)
+
+    def _may_trace(self, misses: list[tuple[Entry, Miss]], args: Any, kwargs: Any) -> bool:
+        if misses and not self._may_recompile(misses, args, kwargs):
+            return False
+        return len(self.breaks) < FAILURE_LIMIT or self.fullgraph
 
     def _may_recompile(self, misses: list[tuple[Entry, Miss]], args: Any, kwargs: Any) -> bool:
         reason = _nearest(misses, args, kwargs)
@@ -426,7 +435,7 @@ def compile(
         )
     if not callable(fn):
         raise RuntimeError(f"weft.compile takes a function or a module, but got {type(fn).__name__}")
-    if isinstance(fn, Compiled):
+    if isinstance(fn, Compiled) or hasattr(type(fn), "_weft_follow"):  # compiled already
         return fn
     settings = {"disable": disable or backend == "eager", "mode": mode, **(options or {})}
     if hasattr(fn, "named_parameters") and not inspect.isfunction(fn):

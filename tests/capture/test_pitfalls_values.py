@@ -211,6 +211,23 @@ def test_thread_started_inside() -> None:
         assert_close(f(x3()), x3() + 5)
 
 
+def test_a_thread_inside_that_calls_the_same_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("weft.capture.compiled.PATIENCE", 0.05)
+
+    @weft.compile
+    def f(x: weft.Tensor, depth: int) -> weft.Tensor:
+        if depth == 0:
+            return x * 2
+        out: list[weft.Tensor] = []
+        t = threading.Thread(target=lambda: out.append(f(x3(), 0)))
+        t.start()
+        t.join()
+        return x + out[0]
+
+    for _ in range(2):
+        assert_close(f(x3(), 1), x3() * 3)
+
+
 # -- arguments
 
 

@@ -43,3 +43,14 @@ def test_refused_fusions_are_told() -> None:
 def test_limits_are_measured_once() -> None:
     limits = machine_limits()
     assert limits["bytes"] > 0 and limits["flops"] > 0 and machine_limits() == limits
+
+
+def test_reports_of_modules() -> None:
+    model = weft.nn.Sequential(weft.nn.Linear(4, 8), weft.nn.ReLU())
+    compiled = weft.compile(model)
+    assert weft.compile(compiled) is compiled
+    for target in (model, compiled):
+        report = weft.explain(target)(weft.ones(2, 4))
+        assert report.graph_count == 1 and report.name == "Sequential"
+        assert any("training is True" in g for g in report.guards)
+    assert len(compiled.entries) == 1
