@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class Value:
     """One SSA value: a graph parameter or one result of one operation. Compared by identity.
 
-    The arithmetic operators bind primitives, so that gradient rules read like formulas. They neither broadcast
-    nor promote; a Python number takes the type of the other operand.
+    The arithmetic operators bind primitives, so that gradient rules read like formulas. They neither
+    broadcast nor promote; a Python number takes the type of the other operand.
     """
 
     __slots__ = ("__weakref__", "name", "type")
@@ -73,9 +73,9 @@ def _operator(name: str, *operands: Any) -> Any:
 class Op:
     """One operation: a primitive applied to operands. Immutable.
 
-    Attributes: ``prim``; ``operands`` and ``results`` (tuples of Value); ``attrs`` (read-only mapping of str to
-    int, float, bool, str, None, DType, Device, ndarray or nested tuples of these); ``regions`` (tuple of Graph);
-    ``loc`` (the user's ``file:line`` or None).
+    Attributes: ``prim``; ``operands`` and ``results`` (tuples of Value); ``attrs`` (read-only mapping of str
+    to int, float, bool, str, None, DType, Device, ndarray or nested tuples of these); ``regions`` (tuple of
+    Graph); ``loc`` (the user's ``file:line`` or None).
     """
 
     __slots__ = ("attrs", "loc", "operands", "prim", "regions", "results")
@@ -125,7 +125,8 @@ class Graph:
         return print_graph(self)
 
     def __repr__(self) -> str:
-        return f"Graph({self.name}: {len(self.params)} params, {len(self.ops)} ops, {len(self.results)} results)"
+        counts = f"{len(self.params)} params, {len(self.ops)} ops, {len(self.results)} results"
+        return f"Graph({self.name}: {counts})"
 
     def producers(self) -> dict[Value, Op]:
         """The operation that defines each value (parameters have none)."""
@@ -191,8 +192,8 @@ class GraphBuilder:
 def rewrite(
     graph: Graph, visit: Callable[[GraphBuilder, Op, tuple[Value, ...]], Sequence[Value] | None]
 ) -> Graph:
-    """Copy ``graph`` op by op. ``visit(builder, op, operands)`` gets each op with its operands already mapped and
-    returns the values that stand for its results, or None to copy the op as it is.
+    """Copy ``graph`` op by op. ``visit(builder, op, operands)`` gets each op with its operands already mapped
+    and returns the values that stand for its results, or None to copy the op as it is.
     """
     b = GraphBuilder(graph.name)
     b.params = list(graph.params)

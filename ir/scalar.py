@@ -1,8 +1,9 @@
 """The scalar vocabulary in which the rules of MAP primitives are written.
 
-A rule ``scalar(b, x, y)`` calls methods of a builder ``b``. The *base* methods below are what a target must give
-(the LLVM emitters, the numpy builder, the cost counter, the kernel-IR printer); everything else (exp, log, sin ...)
-is composed from them once, in :mod:`weft.ir.scalarmath`, so that both targets and the interpreter agree to the bit.
+A rule ``scalar(b, x, y)`` calls methods of a builder ``b``. The *base* methods below are what a target must
+give (the LLVM emitters, the numpy builder, the cost counter, the kernel-IR printer); everything else (exp, log,
+sin ...) is composed from them once, in :mod:`weft.ir.scalarmath`, so that both targets and the interpreter agree
+to the bit.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ class ScalarBuilder(ABC):
 
     @abstractmethod
     def binary(self, op: str, x: Any, y: Any) -> Any:
-        """op: add sub mul div (float) idiv irem (C semantics, safe for 0 and overflow: gives 0) min max (NaN wins)
-        fmin fmax (raw: whichever the hardware gives for NaN) copysign and or xor shl shr (arithmetic if signed).
+        """op: add sub mul div (float) idiv irem (C semantics, safe for 0 and overflow: gives 0) min max (NaN
+        wins) fmin fmax (x < y ? x : y and x > y ? x : y, as x86: y if either is NaN) copysign and or xor shl
+        shr (arithmetic if signed).
         """
 
     @abstractmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -17,8 +17,8 @@ class DType:
     """
 
     __slots__ = ("bits", "category", "itemsize", "long_name", "name", "np", "rank")
-    _by_name: dict[str, DType] = {}
-    _by_np: dict[Any, DType] = {}
+    _by_name: ClassVar[dict[str, DType]] = {}
+    _by_np: ClassVar[dict[Any, DType]] = {}
 
     def __init__(self, name: str, long_name: str, np_dtype: Any, category: str, rank: int) -> None:
         self.name, self.long_name, self.category, self.rank = name, long_name, category, rank

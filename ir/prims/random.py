@@ -82,7 +82,7 @@ def philox_words(b: Any, seed: Any, block: Any) -> list[Any]:
 
 
 def _scalar(b: Any, seed: Any, offset: Any, index: Any, **attrs: Any) -> Any:
-    """The u32 at linear ``index``; ``seed`` and ``offset`` are u64. Words live in u64, so products need no casts."""
+    """The u32 at linear ``index``; ``seed`` and ``offset`` are u64, as the words in between."""
     if b.dtype(index) is not u64:
         index = b.convert(index, u64)
     c = philox_words(b, seed, b.binary("add", offset, b.binary("shr", index, b.const(2, u64))))
