@@ -1,9 +1,9 @@
 """The scalar vocabulary in which the rules of MAP primitives are written.
 
 A rule ``scalar(b, x, y)`` calls methods of a builder ``b``. The *base* methods below are what a target must
-give (the LLVM emitters, the numpy builder, the cost counter, the kernel-IR printer); everything else (exp, log,
-sin ...) is composed from them once, in :mod:`weft.ir.scalarmath`, so that both targets and the interpreter agree
-to the bit.
+give (the LLVM emitters, the numpy builder, the cost counter, the kernel-IR printer); everything else (exp,
+log, sin ...) is composed from them once, in :mod:`weft.ir.scalarmath`, so that both targets and the
+interpreter agree to the bit.
 """
 
 from __future__ import annotations
