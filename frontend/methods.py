@@ -19,6 +19,7 @@ from weft.ops import reduce as R
 from weft.ops import shape as S
 from weft.ops import sort as O
 from weft.ops import statistics as Q
+from weft.ops.keywords import keywords
 from weft.random import IN_PLACE
 from weft.tensor import Tensor
 
@@ -201,6 +202,8 @@ def _min(self: Tensor, *args: Any, **kw: Any) -> Any:
 
 
 def _other(args: tuple[Any, ...], kw: dict[str, Any]) -> tuple[Any, ...]:
+    if "axis" in kw:
+        kw["dim"] = kw.pop("axis")
     return (kw.pop("other"), *args) if "other" in kw else args
 
 
@@ -229,7 +232,7 @@ def attach() -> None:
     """Give Tensor its methods."""
     for module, names in TABLE.items():
         for name in names:
-            setattr(Tensor, name, getattr(module, name))
+            setattr(Tensor, name, keywords(getattr(module, name)))
     for module, names in INPLACE.items():
         for name in names:
             setattr(Tensor, name + "_", I.inplace(getattr(module, name)))
@@ -240,7 +243,7 @@ def attach() -> None:
     for name in ("squeeze", "unsqueeze", "transpose", "t", "swapaxes", "swapdims"):
         setattr(Tensor, name + "_", I.squeezer(getattr(S, name)))
     extra: dict[str, Any] = {
-        "view": S.view_as_shape,
+        "view": keywords(S.view_as_shape),
         "type": C.type_,
         "index_put_": indexing.index_put_,
         "index_put": indexing.index_put,
@@ -268,8 +271,8 @@ def attach() -> None:
         "pin_memory": lambda self, device=None: self,
         "share_memory_": lambda self: self,
         "__reversed__": E.reversed_,
-        "softmax": A.softmax,
-        "log_softmax": A.log_softmax,
+        "softmax": keywords(A.softmax),
+        "log_softmax": keywords(A.log_softmax),
     }
     for name, fn in extra.items():
         setattr(Tensor, name, fn)

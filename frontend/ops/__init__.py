@@ -25,6 +25,7 @@ from weft.ops import (
 )
 from weft.ops.inplace import copy_
 from weft.ops.inplace import inplace as _inplace
+from weft.ops.keywords import keywords
 from weft.promotion import CATEGORY
 from weft.tensor import Tensor
 
@@ -117,7 +118,7 @@ _LAYERS = ("dropout", "layer_norm", "group_norm", "rms_norm", "bilinear", "alpha
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
 for _module in (math, reduce, shape, index, linalg, sort, statistics, extra, activation):
-    FUNCTIONS.update({n: _with_out(f) for n, f in _public(_module).items()})
+    FUNCTIONS.update({n: _with_out(keywords(f)) for n, f in _public(_module).items()})
 for _module, _chosen in ((window, _WINDOW), (neural, _NEURAL), (layers, _LAYERS)):
     FUNCTIONS.update({n: getattr(_module, n) for n in _chosen})
 FUNCTIONS.update({n + "_": _inplace(getattr(math, n)) for n in _IN_PLACE_NAMES})

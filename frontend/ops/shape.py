@@ -67,11 +67,11 @@ def view_alias(x: Tensor) -> Tensor:
     return view(x, P.reshape_p, shape=shape_of(x))
 
 
-def view_as_shape(input: Tensor, *shape: Any) -> Tensor:
+def view_as_shape(input: Tensor, *size: Any) -> Tensor:
     """A view in another shape (RuntimeError where strides forbid it) or, given a dtype, of other bits."""
-    if len(shape) == 1 and isinstance(shape[0], DType):
-        return _view_dtype(input, shape[0])
-    target = _infer_shape(shape_of_args(shape, "size"), input)
+    if len(size) == 1 and isinstance(size[0], DType):
+        return _view_dtype(input, size[0])
+    target = _infer_shape(shape_of_args(size, "size"), input)
     out = view(input, P.reshape_p, shape=target)
     if out._view is None:
         raise RuntimeError(
@@ -221,9 +221,9 @@ def movedim(input: Tensor, source: Any, destination: Any) -> Tensor:
 moveaxis = movedim
 
 
-def expand(input: Tensor, *sizes: Any) -> Tensor:
+def expand(input: Tensor, *size: Any) -> Tensor:
     """Dimensions of extent 1 repeated without memory, a view; -1 keeps an extent."""
-    target = list(shape_of_args(sizes, "size"))
+    target = list(shape_of_args(size, "size"))
     have = shape_of(input)
     extra = len(target) - len(have)
     if extra < 0:
@@ -559,9 +559,9 @@ def rot90(input: Tensor, k: int = 1, dims: Sequence[int] = (0, 1)) -> Tensor:
     return transpose(flip(input, b), a, b) if k == 1 else flip(transpose(input, a, b), b)
 
 
-def repeat(input: Tensor, *sizes: Any) -> Tensor:
+def repeat(input: Tensor, *repeats: Any) -> Tensor:
     """The whole tensor repeated along each dimension (a copy)."""
-    reps = shape_of_args(sizes, "repeats")
+    reps = shape_of_args(repeats, "repeats")
     s = shape_of(input)
     if len(reps) < len(s):
         raise RuntimeError(
