@@ -296,7 +296,10 @@ def test_second_spellings_of_keywords() -> None:
     assert x.mean(axis=1, keepdims=True).shape == (2, 1) and x.max(axis=1).values.tolist() == [2, 5]
     assert x.permute(dims=(1, 0)).shape == (3, 2) and x.reshape(shape=(3, 2)).shape == (3, 2)
     assert x.expand(size=(4, 2, 3)).shape == (4, 2, 3) and x.view(size=(6,)).shape == (6,)
-    assert torch.flip(x, dims=(0,)).tolist() == [[3, 4, 5], [0, 1, 2]] and x.repeat(repeats=(2, 1)).shape == (4, 3)
+    assert torch.flip(x, dims=(0,)).tolist() == [[3, 4, 5], [0, 1, 2]] and x.repeat(repeats=(2, 1)).shape == (
+        4,
+        3,
+    )
     assert x.swapaxes(axis0=0, axis1=1).shape == (3, 2)
     with pytest.raises(TypeError):
         x.sum(nonsense=1)
