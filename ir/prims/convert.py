@@ -19,6 +19,8 @@ def _float_to_int(x: np.ndarray, dtype: DType) -> np.ndarray:
     info = np.iinfo(dtype.np)
     # high may round up to the next power of two
     low, high = wide.dtype.type(info.min), wide.dtype.type(info.max)
+    if wide.size and low <= wide.min() and wide.max() < high:  # the usual case; a NaN fails both
+        return wide.astype(dtype.np)
     t = np.trunc(wide)
     inside = (t >= low) & (t < high) if int(high) != info.max else (t >= low) & (t <= high)
     out = np.where(inside, t, 0).astype(dtype.np)
