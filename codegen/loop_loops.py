@@ -8,7 +8,7 @@ from typing import Any
 
 from weft.codegen.emit import Reg
 from weft.codegen.llvm import reg_type
-from weft.codegen.loop_body import BodyEmitter, Frame, varying
+from weft.codegen.loop_body import BodyEmitter, Frame, mark, varying
 from weft.codegen.loop_folds import State, across, merge, publish, start, step
 from weft.ir import types as T
 from weft.ir.loops import Accumulate, Compute, Fold, Loop, statements
@@ -68,9 +68,7 @@ def varying_names(e: BodyEmitter, loop: Loop) -> set[str]:
 def varying_from(body: list[Any], names: set[str]) -> set[str]:
     found = set(names)
     for s in body:
-        from weft.codegen.loop_body import _mark
-
-        _mark(s, found)
+        mark(s, found)
     return found
 
 
