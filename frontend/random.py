@@ -152,17 +152,25 @@ def uniform(shape: tuple[int, ...], dtype: DType, generator: Generator | None) -
 
 
 def normal_values(shape: tuple[int, ...], dtype: DType, generator: Generator | None) -> Tensor:
-    """Standard normal by the Box-Muller transform, in float32 or float64."""
+    """Standard normal numbers by the Box-Muller transform.
+
+    The transform is computed in float64 whatever the dtype, so that the last bits in which numpy's and the
+    compiler's functions differ do not reach a narrower result.
+    """
     if dtype.is_complex:
         part = T.f64 if dtype is T.c128 else T.f32
         both = normal_values((2, *shape), part, generator) * math.sqrt(0.5)
         return apply(P.complex_p, both[0].contiguous(), both[1].contiguous())
     if not dtype.is_floating_point:
         raise RuntimeError(f'"normal_kernel_cpu" not implemented for {dtype.long_name}')
-    wide = T.f64 if dtype is T.f64 else T.f32
-    u = uniform((2, *shape), wide, generator)
-    radius = ((1.0 - u[0]).log() * -2.0).sqrt()
-    return convert(radius * (u[1] * (2 * math.pi)).cos(), dtype)
+    if dtype is T.f64:
+        u = uniform((2, *shape), T.f64, generator)
+        first, second = 1.0 - u[0], u[1]
+    else:
+        words = convert(bits((2, *shape), generator), T.f64)
+        first, second = (words[0] + 1.0) * 2.0**-32, words[1] * 2.0**-32
+    radius = (first.log() * -2.0).sqrt()
+    return convert(radius * (second * (2 * math.pi)).cos(), dtype)
 
 
 def _finish(t: Tensor, requires_grad: bool) -> Tensor:

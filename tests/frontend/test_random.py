@@ -138,3 +138,26 @@ def test_dropout_mask_follows_the_stream() -> None:
         F.dropout(x, 1.5)
     channels = F.dropout2d(torch.ones(4, 8, 3, 3), 0.5)
     assert all(len(set(c.reshape(-1).tolist())) == 1 for n in channels for c in n)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_compiled_streams_have_the_same_bits(dtype: torch.dtype) -> None:
+    def draw() -> tuple[torch.Tensor, ...]:
+        x = torch.ones(50)
+        return (
+            torch.rand(300, dtype=dtype),
+            torch.randn(5000, dtype=dtype),
+            torch.randint(0, 100, (20,)),
+            torch.randperm(30),
+            torch.nn.functional.dropout(x, 0.3),
+        )
+
+    torch.manual_seed(11)
+    eager = [draw(), draw()]
+    state = torch.get_rng_state()
+    compiled = torch.compile(draw)
+    torch.manual_seed(11)
+    for want in eager:
+        for a, b in zip(want, compiled(), strict=True):
+            assert torch.equal(a, b)
+    assert torch.equal(state, torch.get_rng_state())

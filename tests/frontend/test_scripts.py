@@ -36,3 +36,20 @@ def test_error_types() -> None:
         weft.tensor(1).unbind()
     with pytest.raises(RuntimeError, match="Could not infer dtype of NoneType"):
         weft.tensor([None])
+
+
+def test_a_view_made_a_leaf() -> None:
+    base = weft.ones(4)
+    a = base[1:].requires_grad_()
+    for write in (lambda: a.fill_(2), lambda: a[1:].fill_(2)):
+        with pytest.raises(RuntimeError, match="leaf Variable"):
+            write()
+    base.mul_(3)
+    assert a.requires_grad and a.is_leaf and a.tolist() == [3.0, 3.0, 3.0]
+    (a[1:] * 2).sum().backward()
+    assert a.grad is not None and a.grad.tolist() == [0.0, 2.0, 2.0]
+
+    def step(x: weft.Tensor) -> weft.Tensor:
+        return (x[1:] * x[:-1]).sum()
+
+    assert weft.compile(step)(a).item() == step(a).item() == 18.0
