@@ -218,6 +218,8 @@ class Tensor:
                     "var.detach()."
                 )
             return self
+        if requires_grad and not self._rg and self._is_view():
+            self._view = self._view.detached()  # type: ignore[union-attr]  # a leaf has no history but its own
         self._rg = bool(requires_grad)
         return self
 
