@@ -20,7 +20,8 @@ from weft.ir.scalarcost import cost_by_name
 
 BYTES_PER_NS = 10.0  # of one core, as is the next
 OPERATIONS_PER_NS = 70.0
-PREFETCHED = 1 << 20  # bytes of an operand from which its next row is fetched ahead
+PREFETCHED = 1 << 20  # bytes of an operand from which what is read next is fetched ahead
+AHEAD_BYTES = 2048
 STREAM_BYTES = 16 << 20  # a result of this size will not be found in a cache again
 
 
@@ -237,7 +238,7 @@ def _nest_function(
             e.pointers[name] = _pointer(fn, *layout[name])
     e.status = _pointer(fn, *layout["status"])
     e.streamed = streamed
-    e.ahead = next_rows(nest, buffers)
+    e.ahead = next_rows(nest, buffers) if nest.kind == "rows" else further_on(nest, buffers)
     (_rows if nest.kind == "rows" else _lanes)(e, nest)
     if streamed:  # streamed stores are not ordered by the release at the end of the parallel region
         fn.declare("declare void @llvm.x86.sse.sfence()")
@@ -249,7 +250,7 @@ def _nest_function(
 def next_rows(nest: Nest, buffers: dict[str, Buffer]) -> dict[int, int]:
     """Loads that walk a row for the second time: memory has nothing to do then but to fetch the next row."""
     out: dict[int, int] = {}
-    if nest.kind != "rows" or not nest.axes:
+    if not nest.axes:
         return out
     row = nest.axes[-1][0]
     seen: set[Any] = set()
@@ -264,6 +265,20 @@ def next_rows(nest: Nest, buffers: dict[str, Buffer]) -> dict[int, int]:
         if number:
             seen.update((s.buffer, "done") for s in here if id(s) in out)
         seen.update((s.buffer, s.index) for s in here)
+    return out
+
+
+def further_on(nest: Nest, buffers: dict[str, Buffer]) -> dict[int, int]:
+    """Loads of large operands along the lanes. Long arithmetic fills the processor's window, so that it sees
+    the next loads too late to hide their misses: they are asked for ahead.
+    """
+    lane = nest.axes[-1][0]
+    out: dict[int, int] = {}
+    for s in nest.body:
+        b = buffers.get(s.buffer) if isinstance(s, Load) else None
+        large = b is not None and b.role == "in" and b.size * b.dtype.itemsize >= PREFETCHED
+        if b is not None and large and s.index.coefficient(lane) == 1:
+            out[id(s)] = AHEAD_BYTES // b.dtype.itemsize
     return out
 
 
