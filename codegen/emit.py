@@ -352,8 +352,7 @@ class VectorBuilder(ScalarMath):
         return x
 
     def widen(self, x: Reg, dtype: DType) -> Reg:
-        """The register form of what :meth:`narrow` gave or a load brought (i8 for bool, u16 bits for
-        halves)."""
+        """The register form of what :meth:`narrow` gave or a load brought."""
         w = x.lanes
         if dtype is T.bool_:
             return self.compare("ne", x, self.const(0, T.u8))

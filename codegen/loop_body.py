@@ -50,8 +50,7 @@ class BodyEmitter(MemoryEmitter):
         return index.const % 4 == 0 and all(c % 4 == 0 for n, c in index.terms if n != f.var)
 
     def _random_blocks(self, words: Any, seed: Regs, offset: Regs, position: Regs) -> Regs:
-        """Random words of all instances: each block of four is computed once, then the words are
-        interleaved."""
+        """Random words of all instances: each block of four once, then interleaved."""
         w, n = self.frame.lanes, self.frame.instances
         b, blocks = self.b, w * n // 4
         first = position[0]

@@ -102,8 +102,7 @@ class _Shared:
         self.symbols: dict[Any, str] = {}
 
     def buffers(self, nest: Nest) -> list[str] | None:
-        """The buffers of a nest that occurs several times, in the order of its function; None for the
-        others."""
+        """The buffers of a repeated nest, in the order of its function; None for the others."""
         key, names = self.keys.get(id(nest), (None, []))
         return names if self.counts[key] > 1 else None
 
@@ -150,8 +149,7 @@ def _nest_functions(
     layout: dict[str, tuple[int, int]],
     internal: bool,
 ) -> list[Function]:
-    """The function of a nest; for large results two, of which the one that streams its stores needs
-    alignment."""
+    """The function of a nest; where results are large, another that streams aligned stores."""
     streamed = streamable(kernel, nest, target)
     if not streamed:
         return [_nest_function(kernel, nest, target, symbol, layout, internal, set())]

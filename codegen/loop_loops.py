@@ -1,5 +1,4 @@
-"""Loops of the kernel IR to LLVM: vector loops with several accumulators and a tail, serial and unrolled
-loops."""
+"""Loops of the kernel IR to LLVM: vector loops with accumulators and a tail, serial and unrolled ones."""
 
 from __future__ import annotations
 
@@ -25,8 +24,7 @@ def emit_loop(e: BodyEmitter, loop: Loop) -> None:
         _serial(e, loop)
 
 
-# serial and unrolled loops
-# ----------------------------------------------------------------------------------------
+# serial and unrolled loops ---------------------------------------------------------------------------
 
 
 def _flat(states: list[list[State]]) -> list[Reg]:
@@ -165,8 +163,7 @@ def _text(r: Reg) -> str:
     return r.text
 
 
-# vector loops
-# ------------------------------------------------------------------------------------------------------
+# vector loops ----------------------------------------------------------------------------------------
 
 
 def unroll_of(body: list[Any], registers: int) -> int:

@@ -1,5 +1,4 @@
-"""What a nest asks of the machine: lanes, traffic, what to stream and to fetch ahead, time, memory it may
-share."""
+"""What a nest asks of the machine: lanes, streams, fetching ahead, time, memory it may share."""
 
 from __future__ import annotations
 
@@ -26,8 +25,7 @@ def used_buffers(nest: Nest) -> list[str]:
 
 
 def lanes_for(kernel: Kernel, nest: Nest, target: Target) -> int:
-    """Lanes of the vectors of a nest: by the widest common type of its work, at most 64-bit and at least
-    8."""
+    """Lanes of the vectors of a nest, by the narrowest type of 32 or 64 bits in its work."""
     sizes: list[int] = []
     types = {b.name: b.dtype for b in kernel.buffers}
     for s in statements(nest.body):

@@ -53,8 +53,7 @@ def linear(index: IndexTuple, shape: Sequence[int]) -> Index:
 
 
 class Lowering:
-    """State of the lowering of one nest. ``buffers`` names the memory of the values that come from
-    outside."""
+    """The lowering of one nest. ``buffers`` names the memory of values from outside."""
 
     def __init__(self, producers: dict[Value, Op], buffers: dict[Value, str], counter: list[int]) -> None:
         self.producers, self.buffers, self._counter = producers, buffers, counter

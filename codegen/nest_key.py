@@ -74,8 +74,7 @@ class _Names:
 
 
 def nest_key(nest: Nest, buffers: dict[str, Buffer]) -> tuple[Any, list[str]]:
-    """The key of a nest and its buffers in order of appearance: equal keys mean equal code, buffer by
-    buffer."""
+    """The key of a nest, and its buffers in order of appearance: equal keys mean equal code."""
     names = _Names(buffers)
     axes = names.axes(nest.axes)
     partials = tuple((names.buffer(p.buffer), p.size, p.op, p.dtype.name) for p in nest.partials)

@@ -1,5 +1,4 @@
-"""From a fused graph to kernel IR: one nest per connected group, and the phase that combines partial
-results."""
+"""From a fused graph to kernel IR: a nest per connected group, a phase that combines partial results."""
 
 from __future__ import annotations
 
@@ -56,8 +55,7 @@ class Scheduler:
         return Kernel(self.name, self.buffers, phases)
 
     def _groups(self) -> list[Group]:
-        """Connected parts, each with its plan. Where there is none, each result by itself: right, if not
-        fast."""
+        """Connected parts, each with its plan; without one, each result by itself."""
         parts = connected(self.region.ops, list(self.stores))
         groups: list[Group] = []
         for ops, own in parts:
@@ -218,8 +216,7 @@ class _NestBuilder:
                 scope.memo[(op.result, self.index(op.result), None)] = name
 
     def _folds(self, op: Op, classes: tuple[int, ...]) -> bool:
-        """True where the reduction folds over the loop, False where each iteration adds to its own partial
-        result."""
+        """True where the loop folds, False where each iteration has a partial result of its own."""
         return bool(classes) and not (
             op in self.plan.final and set(self.plan.classes[op.result]) & set(classes)
         )

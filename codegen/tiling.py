@@ -1,5 +1,4 @@
-"""Which values that several passes over a row need are kept in a row-local array, and which are computed
-again."""
+"""Which values that several passes over a row need are kept in an array, and which are computed again."""
 
 from __future__ import annotations
 

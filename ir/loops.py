@@ -204,8 +204,7 @@ class Loop:
 
 @dataclass(slots=True)
 class Partial:
-    """Per-unit partial results: ``buffer`` holds ``size`` elements for each unit, started at the identity of
-    op."""
+    """Partial results: ``size`` elements of ``buffer`` per unit, started at the identity of op."""
 
     buffer: str
     size: int

@@ -237,8 +237,7 @@ def _split_reductions(plan: NestPlan, outputs: Sequence[Value]) -> None:
 
 
 def _followed(plan: NestPlan, big: set[Op]) -> set[Op]:
-    """The reductions (of ``big``, or all) after which the group goes on with more classes or a big
-    reduction."""
+    """The reductions (of ``big``, or all) that more classes or a big reduction follow."""
     users: dict[Value, list[Op]] = {}
     for op in plan.ops:
         for x in op.operands:
@@ -333,8 +332,7 @@ def _after(plan: NestPlan, across: Sequence[Op]) -> set[Value]:
 
 
 def _axes_of_finals(plan: NestPlan, order: list[int]) -> None:
-    """No reduction is used again inside rows: choose by what is contiguous and by how much runs in
-    parallel."""
+    """No reduction is used again in rows: choose by contiguity and parallelism."""
     last = order[-1] if order else -1
     ends = [last in _folded(plan, op) for op in plan.final]
     kept: set[int] = set()
@@ -387,8 +385,7 @@ def _check_rows(plan: NestPlan) -> None:
 
 
 def one_by_one(ops: Sequence[Op], output: Value) -> NestPlan:
-    """The plan that always works: one loop per dimension of one output, reductions done where they are
-    read."""
+    """The plan that always works: a loop per dimension of one output, reductions in place."""
     classes = tuple(i if d != 1 else -1 for i, d in enumerate(output.type.shape))
     extent = dict(enumerate(output.type.shape))
     return NestPlan(list(ops), {output: classes}, {}, extent, [c for c in classes if c >= 0])

@@ -65,8 +65,7 @@ class Grouping:
     # -- which transparent operations must exist as values
 
     def _materialise(self) -> None:
-        """Results and operands of opaque operations need memory: what makes them is a node (a reshape, a
-        view)."""
+        """Results and operands of opaque operations need memory: their makers are nodes."""
         for v in self.graph.results:
             self._need(v)
         for op in self.graph.ops:
@@ -306,8 +305,7 @@ class Grouping:
 
 
 def _own_scalar_results(graph: Graph) -> Graph:
-    """Compute scalar results by operations of their own, so that others may repeat the arithmetic they come
-    from."""
+    """Compute scalar results by operations of their own, so that others may repeat theirs."""
     producer, users = graph.producers(), graph.users()
     ops, results = list(graph.ops), []
     for v in graph.results:
@@ -354,8 +352,7 @@ def form_of(op: Op) -> str:
 
 
 def loops_for_reshape(op: Op) -> bool:
-    """True where loops over the finer of both shapes give all indices: each dim is split or merged, not
-    both."""
+    """True where loops over the finer shape give all indices: a dim is split or merged, not both."""
     shape = [d for d in op.operands[0].type.shape if d != 1]
     out = [d for d in op.result.type.shape if d != 1]
     i = j = 0
