@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-
 import weft
 from weft import nn
 from weft.nn import functional as F
@@ -79,6 +78,7 @@ def test_the_kernels_of_an_mlp_training_step() -> None:
     assert len(step.kernels()) == MLP_STEP_KERNELS
 
 
-# Forward: hidden layer with its ReLU; logits. Loss and its gradient by the logits. Backward: gradients of both
-# weights, of the hidden layer with the ReLU's mask, the biases. The update of all parameters.
+# Forward: the hidden layer with its ReLU; the logits. The loss. The gradient of the logits with the last bias and
+# its update. The gradient of the hidden layer with the ReLU's mask. The first bias and its update. Both weight
+# gradients, each with the update of its weight as epilogue.
 MLP_STEP_KERNELS = 8

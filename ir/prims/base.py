@@ -1,4 +1,4 @@
-"""What a primitive is, the registry of them, and ``bind``, the one door through which every operation goes."""
+"""What a primitive is, the registry of them, and ``bind``, the one door for every operation."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
-
-from weft.ir.graph import Graph, GraphBuilder, Value
+from weft.ir.graph import Graph, GraphBuilder
 from weft.ir.types import CPU, DType, TensorType, dtype_of_numpy
 
 
@@ -48,8 +47,8 @@ class Primitive:
     scalar          for MAP: ``scalar(b, *xs, **attrs)`` over a :class:`weft.ir.scalar.ScalarBuilder`.
     vjp             ``vjp(ct, out, *operands, **attrs) -> tuple`` of one cotangent (or None) per operand. With
                     several results ``ct`` and ``out`` are tuples (a missing cotangent is None).
-    needs           which *values* the vjp reads: a string of operand digits and ``o`` for the outputs, e.g. ``"1o"``
-                    (``*`` for all). Of the rest it may read only the type (:func:`type_of`).
+    needs           which *values* the vjp reads: a string of operand digits and ``o`` for the outputs, such as
+                    ``"1o"`` (``*`` for all). Of the rest it may read only the type (:func:`type_of`).
     nondifferentiable   True where the derivative is zero or undefined everywhere.
     defaults        attribute defaults, filled in by ``bind``.
     dtypes          the dtypes of the first operand that the primitive takes (for tests and error messages).
@@ -118,7 +117,7 @@ def primitive_named(name: str) -> Primitive:
 
 
 class Interpreter:
-    """Gives meaning to ``bind``. Subclasses: numpy (below), the Recorder, the taping interpreter of the frontend."""
+    """Gives meaning to ``bind``: numpy (below), the Recorder, the taping interpreter of the frontend."""
 
     recording = False  # True where values are symbolic (capture)
 
@@ -172,7 +171,7 @@ def interpreting(interpreter: Interpreter):
 
 
 def type_of(x: Any) -> TensorType:
-    """The type of a value of any interpreter: an ndarray, a graph Value, or anything with ``.type`` (TensorType)."""
+    """The type of a value of any interpreter: an ndarray, a graph Value, or anything with ``.type``."""
     if isinstance(x, (np.ndarray, np.generic)):
         return TensorType(x.shape, dtype_of_numpy(x.dtype), CPU)
     t = getattr(x, "_ir_type", None)  # a frontend Tensor
@@ -193,7 +192,7 @@ def full_like(like: Any, value: complex) -> Any:
 
 
 def scale(x: Any, factor: float) -> Any:
-    """``x * factor`` in the dtype of ``x``: for rules, where a bare ``x * 2.0`` would promote a bfloat16 array."""
+    """``x * factor`` in the dtype of ``x``; in a rule a bare ``x * 2.0`` would promote a bfloat16 array."""
     return PRIMITIVES["mul"].bind(x, full_like(x, factor))
 
 
