@@ -22,7 +22,7 @@ from weft.autograd.grad_mode import mode
 from weft.autograd.tape import record
 from weft.dtypes import type_name
 from weft.ir.graph import Value
-from weft.ir.prims.base import _NUMPY, Interpreter, Primitive, _current
+from weft.ir.prims.base import _NUMPY, Interpreter, Kind, Primitive, _current
 from weft.tensor import Tensor
 
 _new = object.__new__
@@ -220,4 +220,12 @@ def _maybe_record(
                 "Inference tensors cannot be saved for backward. To work around you can make a clone to get "
                 "a normal tensor and use it in autograd."
             )
+        if prim.kind is Kind.MOVE and type(outs[0]._data) is _ndarray and outs[0]._data.base is not None:
+            _share_version(outs[0], tensors[0])
         record(prim, tensors, payloads or [t._data for t in tensors], outs, attrs, regions)
+
+
+def _share_version(out: Tensor, x: Tensor) -> None:
+    """A moved array on the memory of its operand: writing to the one changes what was saved of the other."""
+    if np.may_share_memory(out._data, x._data):
+        out._vc = x._vc

@@ -249,7 +249,7 @@ def own(t: Tensor, *sources: Tensor) -> Tensor:
     if type(d) is np.ndarray and (
         d.base is not None or not d.flags.writeable or any(d is s._data for s in sources)
     ):
-        t._data = np.array(d)
+        t._data, t._vc = np.array(d), [0]
     return t
 
 

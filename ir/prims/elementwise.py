@@ -134,11 +134,12 @@ def _div_scalar(b: Any, x: Any, y: Any) -> Any:
 
 
 def _div_vjp(ct: Any, out: Any, x: Any, y: Any) -> tuple[Any, Any]:
+    # The quotient is computed again: a program may overwrite its own, as in PyTorch.
     dx = div_p.bind(ct, conj(y))
-    return dx, -(dx * conj(out))
+    return dx, -(dx * conj(div_p.bind(x, y)))
 
 
-div_p = elementwise("div", domain=NUMERIC, eval=_div_eval, scalar=_div_scalar, vjp=_div_vjp, needs="1o")
+div_p = elementwise("div", domain=NUMERIC, eval=_div_eval, scalar=_div_scalar, vjp=_div_vjp, needs="01")
 
 
 def _rem_eval(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import weft
@@ -53,3 +54,20 @@ def test_a_view_made_a_leaf() -> None:
         return (x[1:] * x[:-1]).sum()
 
     assert weft.compile(step)(a).item() == step(a).item() == 18.0
+
+
+def test_overwriting_results() -> None:
+    """Quotients may be; a result kept for the gradient may not, not even through its reshaped self."""
+
+    def gradient(fn: Any) -> list[float]:
+        x = weft.tensor([0.5, 2.0, 3.0], requires_grad=True)
+        y = fn(x)
+        y.add_(1)
+        y.sum().backward()
+        assert x.grad is not None
+        return x.grad.tolist()
+
+    assert gradient(lambda x: x / (x + 1)) == pytest.approx([4 / 9, 1 / 9, 1 / 16])
+    assert gradient(lambda x: 1 / x) == pytest.approx([-4, -1 / 4, -1 / 9])
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        gradient(lambda x: x.amax(0, keepdim=True))
