@@ -78,7 +78,7 @@ def test_the_kernels_of_an_mlp_training_step() -> None:
     assert len(step.kernels()) == MLP_STEP_KERNELS
 
 
-# Forward: the hidden layer with its ReLU; the logits. The loss. The gradient of the logits with the last bias and
-# its update. The gradient of the hidden layer with the ReLU's mask. The first bias and its update. Both weight
-# gradients, each with the update of its weight as epilogue.
+# Forward: the hidden layer with its ReLU; the logits. The loss. The gradient of the logits with the last bias
+# and its update. The gradient of the hidden layer with the ReLU's mask. The first bias and its update. Both
+# weight gradients, each with the update of its weight as epilogue.
 MLP_STEP_KERNELS = 8

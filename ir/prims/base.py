@@ -47,7 +47,7 @@ class Primitive:
     scalar          for MAP: ``scalar(b, *xs, **attrs)`` over a :class:`weft.ir.scalar.ScalarBuilder`.
     vjp             ``vjp(ct, out, *operands, **attrs) -> tuple`` of one cotangent (or None) per operand. With
                     several results ``ct`` and ``out`` are tuples (a missing cotangent is None).
-    needs           which *values* the vjp reads: a string of operand digits and ``o`` for the outputs, such as
+    needs           which *values* the vjp reads: a string of operand digits and ``o`` for the outputs, as
                     ``"1o"`` (``*`` for all). Of the rest it may read only the type (:func:`type_of`).
     nondifferentiable   True where the derivative is zero or undefined everywhere.
     defaults        attribute defaults, filled in by ``bind``.
