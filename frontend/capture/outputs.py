@@ -103,7 +103,10 @@ class OutputWriter(SourceFinder):
     def _shares(self, view: View) -> bool:
         """Whether the memory that a view output shows is also visible elsewhere."""
         base = _root(view)
-        return type(base._data) is not Value or id(base) in self.outs or base in _tensors(self.made.out, base)
+        if type(base._data) is not Value or id(base) in self.outs or base in _tensors(self.made.out, base):
+            return True
+        outs = {id(t): t for _, t in tensor_paths(self.made.out)}.values()
+        return sum(t._view is not None and _root(t._view) is base for t in outs) > 1
 
     def _view_out(self, t: Tensor, view: View) -> str:
         base = view.base

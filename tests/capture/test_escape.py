@@ -67,3 +67,18 @@ def test_what_user_code_keeps_of_a_history_is_found() -> None:
     for k in (1.0, 2.0):
         compiled(weft.full((3,), k, requires_grad=True))
         assert holders["a"].kept[0].tolist() == [2 * k] * 3
+
+
+def test_outputs_that_are_views_of_one_value_share_memory() -> None:
+    def f(x: Any) -> Any:
+        y = x * 2
+        return y[1:], y.detach().view(2, 2), y + 1
+
+    for fn in (f, weft.compile(f, fullgraph=True)):
+        x = weft.ones(4, requires_grad=True)
+        a, b, c = fn(x)
+        with weft.no_grad():
+            b[1] = 7
+        assert a.tolist() == [2.0, 7.0, 7.0] and c.tolist() == [3.0] * 4
+        a.sum().backward()
+        assert x.grad is not None and x.grad.tolist() == [0.0, 2.0, 2.0, 2.0]
