@@ -107,7 +107,7 @@ class Walk:
             n = len(operands)
             results = [self.unpack(s, (node, i), node, n + i) for i, s in enumerate(node.results)]
         keys = [(node, i) for i in range(len(results))]
-        prim = node.prim
+        prim: Any = node.prim
         if self.direct and prim.kind is Kind.CONTRACT and None in node.edges:
             prim = Pruned(prim, tuple(i for i, e in enumerate(node.edges) if e is not None))
         return OpRecord(prim, operands, results, node.attrs, node.regions, node.edges, keys)
@@ -196,7 +196,7 @@ def _propagate(walk: Walk, nodes: Sequence[Node], roots: Any, needed: set[Edge])
     watched = {(n, i) for n in nodes if n.retained for i in n.retained}
     watched.update((n, i) for n in nodes if n.hooks for i in n.hooks)
 
-    def on_cotangent(edge: Edge, ct: Any) -> Any:
+    def on_cotangent(edge: Any, ct: Any) -> Any:
         if type(ct) is not Spoiled:
             return _run_hooks(walk, edge, ct)
         if edge in needed or edge in watched:
@@ -208,12 +208,13 @@ def _propagate(walk: Walk, nodes: Sequence[Node], roots: Any, needed: set[Edge])
     mode.grad = walk.create_graph
     token = quiet.enter()
     try:
-        cotangents: dict[Edge, Any] = {}
+        cotangents: dict[Any, Any] = {}
         for edge, ct in roots:
             ct = walk.flowing(ct)
             old = cotangents.get(edge)
             cotangents[edge] = ct if old is None else old + ct
-        found = backprop(records, cotangents, needed | watched, None if plain else on_cotangent)
+        hooks = None if plain else on_cotangent
+        found: dict[Any, Any] = backprop(records, cotangents, needed | watched, hooks)
     finally:
         quiet.leave(token)
         mode.grad = before

@@ -146,7 +146,9 @@ def _cosine_window(n: int, periodic: bool, dtype: Any, coefficients: Sequence[fl
     if n == 1:
         return (arange(1) + 1).to(dtype or get_default_dtype())
     angle = arange(n).double() * (2 * math.pi / (n if periodic else n - 1))
-    total = sum(((-1) ** k * c * (angle * k).cos() for k, c in enumerate(coefficients)), angle * 0)
+    total = angle * 0
+    for k, c in enumerate(coefficients):
+        total = total + (-1) ** k * c * (angle * k).cos()
     return total.to(dtype or get_default_dtype())
 
 

@@ -122,11 +122,10 @@ def trapezoid(y: Tensor, x: Tensor | None = None, *, dx: Any = 1, dim: int = -1)
     heights = (y.narrow(d, 0, n - 1) + y.narrow(d, 1, n - 1)) / 2
     if x is None:
         return _sum(heights, d) * dx
-    if x.ndim == 1 and y.ndim > 1:
-        x = x.reshape([-1 if i == d else 1 for i in range(y.ndim)])
-    k = shape_of(x)[d if x.ndim == y.ndim else -1]
-    axis = d if x.ndim == y.ndim else -1
-    return _sum(heights * (x.narrow(axis, 1, k - 1) - x.narrow(axis, 0, k - 1)), d)
+    at: Any = x.reshape([-1 if i == d else 1 for i in range(y.ndim)]) if x.ndim == 1 and y.ndim > 1 else x
+    axis = d if at.ndim == y.ndim else -1
+    k = shape_of(at)[axis]
+    return _sum(heights * (at.narrow(axis, 1, k - 1) - at.narrow(axis, 0, k - 1)), d)
 
 
 trapz = trapezoid
