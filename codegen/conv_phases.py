@@ -34,12 +34,13 @@ class Phases:
     """``taps[phase, place]`` is the flat kernel position that a phase multiplies at a place of its window, or
     -1.
 
-    ``out`` is the size of the whole result; ``outputs`` its channels.
+    ``out`` is the size of the whole result, ``inner`` that of one phase; ``outputs`` its channels.
     """
 
     taps: np.ndarray
     gap: Ints
     out: Ints
+    inner: Ints
     outputs: int
 
     @property
@@ -69,7 +70,7 @@ def split_phases(g: Geometry) -> tuple[Geometry, Phases] | None:
     inner = replace(
         g, outputs=g.outputs * prod(g.gap), spread=spread, kernel=window, out=out, lo=lo, gap=ones, step=ones
     )
-    return inner, Phases(taps, g.gap, g.out, g.outputs)
+    return inner, Phases(taps, g.gap, g.out, out, g.outputs)
 
 
 def _line(gap: int, lo: int, step: int, kernel: int) -> tuple[int, list[list[int]]]:
@@ -129,7 +130,7 @@ def emit_weave(c: Conv, phases: Phases) -> tuple[str, int]:
         outer = fn.mul(fn.add(fn.mul(f0, phases.gap[1]), f1), phases.gap[2])
         channel = fn.add(fn.mul(fn.add(fn.mul(sample, c.g.groups), group), c.m), row)
         start = fn.add(fn.mul(fn.add(channel, fn.mul(outer, rows)), c.plane),
-                       fn.mul(fn.add(fn.mul(q0, c.g.out[1]), q1), c.g.out[2]))  # fmt: skip
+                       fn.mul(fn.add(fn.mul(q0, phases.inner[1]), q1), phases.inner[2]))  # fmt: skip
         with fn.range(0, phases.out[2], block) as p2:
             count = fn.min(fn.sub(phases.out[2], p2.i), block)
             with fn.range(0, count, lanes) as v:

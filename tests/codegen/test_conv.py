@@ -68,6 +68,7 @@ CASES = {
     "wide rows": (conv(ONE, SAME), (1, 4, 5, 150), (7, 4, 3, 3)),
     "as a weight gradient": (conv(ONE, SAME), (16, 32, 14, 14), (24, 32, 14, 14)),
     "as a weight gradient of stride 2": (conv(ONE, SAME, rhs=(2, 2)), (16, 32, 14, 14), (24, 32, 7, 7)),
+    "transposed, one tap a phase": (conv(ONE, SAME, lhs=(2, 2)), (2, 4, 3, 5), (4, 4, 2, 2)),
     "as an input gradient of stride 2": (conv(ONE, ((2, 1), (2, 1)), lhs=(2, 2)), (2, 9, 7, 7), (5, 9, 3, 3)),
 }
 
