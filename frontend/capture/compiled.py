@@ -20,6 +20,7 @@ from weft.capture.entry import Guards, Miss
 from weft.capture.errors import CaptureError
 from weft.capture.outputs import tensor_paths
 from weft.capture.plan import Plan, Planner
+from weft.capture.recorder import before
 from weft.capture.regions import run_lazily
 from weft.capture.segments import SEGMENTS
 from weft.capture.sources import Unfit
@@ -250,22 +251,18 @@ class Compiled:
         """The entry, with the tensors the trace touched as they were before; None if a captured tensor
         escaped."""
         out, made.out = made.out, None
-        after = [
-            (b, b.tensor._grad, b.tensor._edge, b.tensor._rg, b.tensor._vc[0])
-            for b in made.recorder.states.values()
-        ]
-        for b in made.recorder.states.values():
+        after = [before(b.tensor) for b in made.recorder.states.values()]
+        for b in reversed(made.recorder.states.values()):  # what two share was first met by the first
             b.restore()
-        mine = _inner_tensors(out, [g for _, g, *_ in after if g is not None])
+        mine = _inner_tensors(out, [a.grad for a in after if a.grad is not None])
         if any(id(t) not in mine for t in made.recorder.live_tensors()):
             from weft.capture.escape import escaped
 
             gc.collect()
             suspects = {id(t) for t in made.recorder.live_tensors()} - mine.keys()
-            if escaped(suspects, [*mine.values(), *(e for _, _, e, *_ in after)], made.mark):
-                for b, grad, edge, rg, version in after:
-                    t = b.tensor
-                    t._grad, t._edge, t._rg, t._vc[0] = grad, edge, rg, version
+            if escaped(suspects, [*mine.values(), *(a.edge for a in after)], made.mark):
+                for a in after:
+                    a.restore()
                 made.out = out
                 return None
         return Entry(plan, self.name)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,7 +32,8 @@ Run = Callable[[Graph, list[Any]], Sequence[np.ndarray]]
 
 @dataclass(slots=True)
 class Before:
-    """The autograd state of a concrete tensor when the capture first met it."""
+    """The autograd state of a concrete tensor, and of the bases it is a view of, when the capture first met
+    it."""
 
     tensor: Tensor
     grad: Tensor | None
@@ -42,11 +43,15 @@ class Before:
     hooks: Any
     post_hooks: Any
     n_hooks: int
+    views: list[tuple[Any, int, int, Any, bool]]  # view, its versions, the edge and flag of its base
 
     def restore(self) -> None:
         t = self.tensor
         t._grad, t._edge, t._rg = self.grad, self.edge, self.rg
         t._vc[0] = self.version
+        for view, edge_version, value_version, edge, rg in self.views:
+            view.edge_version, view.value_version = edge_version, value_version
+            view.base._edge, view.base._rg = edge, rg
 
 
 class GradWatch:
@@ -87,9 +92,17 @@ WATCH_GRADS = GradWatch()
 
 
 def before(t: Tensor) -> Before:
-    return Before(
-        t, t.__dict__.get("_grad"), t._edge, t._rg, t._vc[0], t._hooks, t._post_hooks, len(t._hooks or ())
-    )
+    n_hooks = len(t._hooks or ())
+    grad = t.__dict__.get("_grad")
+    return Before(t, grad, t._edge, t._rg, t._vc[0], t._hooks, t._post_hooks, n_hooks, list(_views(t)))
+
+
+def _views(t: Tensor) -> Iterator[tuple[Any, int, int, Any, bool]]:
+    view = t._view
+    while view is not None and view.differentiable:
+        base = view.base
+        yield view, view.edge_version, view.value_version, base._edge, base._rg
+        view = base._view
 
 
 @dataclass(slots=True)

@@ -393,3 +393,19 @@ def test_seeding_inside() -> None:
     want = f(weft.zeros(2))
     for _ in range(2):
         assert_close(g(weft.zeros(2)), want)
+
+
+def test_the_base_of_a_written_view_gets_its_history_once() -> None:
+    def fn(a: weft.Tensor, b: weft.Tensor) -> weft.Tensor:
+        v = a**2
+        a.mul_(b)
+        return v + a + b
+
+    compiled = weft.compile(fn)
+    for call in (fn, compiled, compiled):
+        a = weft.tensor([0.5]).reshape(())
+        b = weft.tensor(2.0, requires_grad=True)
+        out = call(a, b)
+        out.backward()
+        assert (out.item(), b.grad.item(), a.item(), a.requires_grad) == (3.25, 1.5, 1.0, True)
+    assert not compiled.breaks
