@@ -409,6 +409,15 @@ def _rebase(
     _rebase_base(t, edge, base, base_edge)
 
 
+def take_history(t: Tensor, edge: Any) -> None:
+    """``t`` was written by what ``edge`` leads to: its history, or that of the base it is a view of."""
+    view = t._view
+    if view is None or not view.differentiable:
+        t._edge, t._rg = edge, True
+        return
+    _rebase_base(t, edge, view.base, edge_of(view.base))
+
+
 def _rebase_base(t: Tensor, edge: Any, base: Tensor, base_edge: Any) -> None:
     """Rewrite the history of what ``t`` is a view of; in capture that may be a view of a tensor outside."""
     assert t._view is not None

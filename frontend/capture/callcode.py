@@ -20,6 +20,7 @@ from weft.dtypes import _defaults
 from weft.ir.graph import Value
 from weft.ir.prims.base import _NUMPY, _current
 from weft.tensor import Tensor
+from weft.views import take_history
 
 CALL_HELPERS: dict[str, Any] = {
     "Tensor": Tensor,
@@ -36,6 +37,7 @@ CALL_HELPERS: dict[str, Any] = {
     "current": _current.get,
     "EAGER": _NUMPY,
     "Saved": Saved,
+    "take_history": take_history,
     "Rerun": Rerun,
     "edges_of": edges_of,
 }
@@ -135,7 +137,10 @@ class CallWriter(OutputWriter):
         if backward is not None:
             history.append(f"node = make_node(ins, edges, [{', '.join(self.saved_code)}], {rerun})")
             for i, target in enumerate(self.edge_targets):
-                history += [f"{target}._edge = (node, {i})", f"{target}._rg = True"]
+                if i < len(self.edge_targets) - self.n_rebased:
+                    history += [f"{target}._edge = (node, {i})", f"{target}._rg = True"]
+                else:
+                    history.append(f"take_history({target}, (node, {i}))")
         return [*self.write_code, *fresh, *self._version_lines(writes), *history, *views, *grads]
 
     def _namespace(self, backward: BackwardPlan | None, split: Joint | None) -> dict[str, Any]:

@@ -88,6 +88,7 @@ class Planner(CallWriter):
     def _check_states(self) -> None:
         for b in self.rec.states.values():
             t = b.tensor
+            edge_of(t)  # a view that was written, and not read since, takes the history of its base now
             if t._rg is not b.rg and not self._rebased(b):
                 raise Unfit(f"it changes requires_grad of {self._label(t)}")
             if (t._hooks, t._post_hooks) != (b.hooks, b.post_hooks) or len(t._hooks or ()) != b.n_hooks:
@@ -145,6 +146,7 @@ class Planner(CallWriter):
         self.differentiated = [t for t in inputs if self.rec.states[id(t)].rg and t.dtype.is_inexact]
         wrt = [self.rec.states[id(t)].edge or (accumulator(t), 0) for t in self.differentiated]
         self.edge_targets = [self.outs[id(t)] for t in tracked] + [self.source(b.tensor).var for b in rebased]
+        self.n_rebased = len(rebased)
         with interpreting(self.rec):
             try:
                 made = joint(self.rec, self.made.mark, outputs, wrt, self.results)

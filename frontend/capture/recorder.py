@@ -26,6 +26,7 @@ from weft.ir.prims.base import Interpreter, Primitive
 from weft.ir.types import CPU, TensorType, f64, i64
 from weft.passes.autodiff import backprop
 from weft.tensor import Tensor
+from weft.views import OVERLAP
 
 Run = Callable[[Graph, list[Any]], Sequence[np.ndarray]]
 
@@ -216,6 +217,8 @@ class Recorder(Interpreter):
     def assign(self, t: Tensor, value: Value) -> None:
         """A write to a concrete tensor: its memory changes when the segment ends."""
         self.meet(t)
+        if not t._data.flags.writeable and 0 in t._data.strides:
+            raise RuntimeError(OVERLAP)
         value = self._present(value)
         seg = self.segment
         others = [u for u in (*seg.lifted.values(), *seg.written.values()) if u is not t]

@@ -51,6 +51,7 @@ class SourceFinder:
         self.result_of: dict[int, int] = {}  # by id of an output tensor: the index of its result
         self.differentiated: list[Tensor] = []
         self.edge_targets: list[str] = []
+        self.n_rebased = 0  # how many of them, at the end, are inputs that were written
         self.write_code: list[str] = []
         self.saved_code: list[str] = []
 

@@ -396,16 +396,33 @@ def test_seeding_inside() -> None:
 
 
 def test_the_base_of_a_written_view_gets_its_history_once() -> None:
-    def fn(a: weft.Tensor, b: weft.Tensor) -> weft.Tensor:
+    def fn(a: weft.Tensor, b: weft.Tensor, read_again: bool) -> weft.Tensor:
         v = a**2
         a.mul_(b)
-        return v + a + b
+        return v + a + b if read_again else v + b
 
     compiled = weft.compile(fn)
-    for call in (fn, compiled, compiled):
-        a = weft.tensor([0.5]).reshape(())
-        b = weft.tensor(2.0, requires_grad=True)
-        out = call(a, b)
-        out.backward()
-        assert (out.item(), b.grad.item(), a.item(), a.requires_grad) == (3.25, 1.5, 1.0, True)
+    for read_again, value, slope in ((True, 3.25, 1.5), (False, 2.25, 1.0)):
+        for call in (fn, compiled, compiled):
+            base = weft.tensor([0.5])
+            a = base.reshape(())
+            b = weft.tensor(2.0, requires_grad=True)
+            out = call(a, b, read_again)
+            out.backward(retain_graph=True)
+            assert (out.item(), b.grad.item(), a.item()) == (value, slope, 1.0)
+            assert (a.requires_grad, base.requires_grad) == (True, True)
+            assert not a.is_leaf and not base.is_leaf
+            b.grad = None
+            (3 * base).sum().backward()
+            assert b.grad.item() == 1.5
     assert not compiled.breaks
+
+
+def test_a_write_into_an_expanded_input_says_what_to_do() -> None:
+    @weft.compile
+    def fn(x: weft.Tensor) -> weft.Tensor:
+        x[2].mul_(2)
+        return x
+
+    with pytest.raises(RuntimeError, match=r"single memory location. Please clone\(\) the tensor"):
+        fn(weft.ones(7, 3)[None].expand(3, 7, 3))
