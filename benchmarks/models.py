@@ -59,8 +59,10 @@ def gpt(T: Any, vocabulary: int, context: int, width: int, heads: int, layers: i
 
 
 def lstm(T: Any, inputs: int, hidden: int) -> Any:
-    """A hand-written LSTM over (time, batch, features), so that every framework runs the same operations."""
+    """An LSTM over (time, batch, features): the library's own where it has one, else written by hand."""
     nn = T.nn
+    if hasattr(nn, "LSTM"):
+        return nn.LSTM(inputs, hidden)
 
     class LSTM(nn.Module):
         def __init__(self) -> None:
