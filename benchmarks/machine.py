@@ -57,7 +57,7 @@ def fma_peak() -> float:
             f"  %b{c} = {fma}({vec} %a{c}, {vec} %a{c}, {vec} %a{(c + 1) % 12})" for c in chains
         ),
         stores="\n".join(
-            f"  %p{c} = getelementptr {vec}, ptr %out, i64 {c}\n  store {vec} %b{c}, ptr %p{c}"
+            f"  %p{c} = getelementptr {vec}, ptr %out, i64 {c}\n  store {vec} %b{c}, ptr %p{c}, align 4"
             for c in chains
         ),
     )  # fmt: skip
