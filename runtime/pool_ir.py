@@ -62,7 +62,8 @@ _POOL = """
 @fn = internal global ptr null, align 128
 @bufs = internal global ptr null
 @units = internal global i64 0
-@chunk = internal global i64 0
+@grain = internal global i64 0
+@parts = internal global i64 0
 @wanted = internal global i64 0
 @started = internal global i64 0
 @threads = internal global [256 x i64] zeroinitializer
@@ -74,23 +75,36 @@ declare i32 @sched_yield()
 declare i64 @syscall(i64, ...)
 declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)
 
-; take chunks of the current job until none is left
+; take chunks of the current job until none is left: a share of what remains, but no less than the grain
+; (guided self-scheduling, Polychronopoulos and Kuck 1987), so that threads of unequal speed end together
 define internal void @run(i64 %me) {
 start:
   %fn = load ptr, ptr @fn
   %bufs = load ptr, ptr @bufs
   %units = load i64, ptr @units
-  %chunk = load i64, ptr @chunk
+  %grain = load i64, ptr @grain
+  %parts = load i64, ptr @parts
+  %first = load atomic i64, ptr @next monotonic, align 8
   br label %take
 take:
-  %begin = atomicrmw add ptr @next, i64 %chunk monotonic
-  %none = icmp sge i64 %begin, %units
-  br i1 %none, label %done, label %work
+  %begin = phi i64 [ %first, %start ], [ %seen, %claim ], [ %later, %work ]
+  %remain = sub i64 %units, %begin
+  %none = icmp sle i64 %remain, 0
+  br i1 %none, label %done, label %claim
+claim:
+  %share = udiv i64 %remain, %parts
+  %small = icmp slt i64 %share, %grain
+  %most = select i1 %small, i64 %grain, i64 %share
+  %over = icmp sgt i64 %most, %remain
+  %count = select i1 %over, i64 %remain, i64 %most
+  %end = add i64 %begin, %count
+  %pair = cmpxchg ptr @next, i64 %begin, i64 %end monotonic monotonic
+  %seen = extractvalue { i64, i1 } %pair, 0
+  %mine = extractvalue { i64, i1 } %pair, 1
+  br i1 %mine, label %work, label %take
 work:
-  %most = add i64 %begin, %chunk
-  %over = icmp sgt i64 %most, %units
-  %end = select i1 %over, i64 %units, i64 %most
   call void %fn(ptr %bufs, i64 %begin, i64 %end, i64 %me)
+  %later = load atomic i64, ptr @next monotonic, align 8
   br label %take
 done:
   ret void
@@ -210,16 +224,12 @@ more:
 ready:
   %wanted = load i64, ptr @wanted
   %n = add i64 %wanted, 1
-  %parts = shl i64 %n, 2
-  %parts1 = sub i64 %parts, 1
-  %up = add i64 %units, %parts1
-  %even = udiv i64 %up, %parts
-  %small = icmp slt i64 %even, %grain
-  %chunk = select i1 %small, i64 %grain, i64 %even
+  %parts = shl i64 %n, 1
   store ptr %fn, ptr @fn
   store ptr %bufs, ptr @bufs
   store i64 %units, ptr @units
-  store i64 %chunk, ptr @chunk
+  store i64 %grain, ptr @grain
+  store i64 %parts, ptr @parts
   store atomic i64 0, ptr @next monotonic, align 8
   %s = load atomic i64, ptr @state monotonic, align 8
   %gen = lshr i64 %s, 32
@@ -232,9 +242,9 @@ ready:
   %some = icmp sgt i32 %asleep, 0
   br i1 %some, label %wake, label %mine
 wake:
-  %c1 = sub i64 %chunk, 1
-  %u1 = add i64 %units, %c1
-  %pieces = udiv i64 %u1, %chunk
+  %g1 = sub i64 %grain, 1
+  %u1 = add i64 %units, %g1
+  %pieces = udiv i64 %u1, %grain
   %need = sub i64 %pieces, 1
   %r = call i64 (i64, ...) @syscall(i64 FUTEX, ptr @seq, i32 129, i64 %need, ptr null, ptr null, i32 0)
   br label %mine
