@@ -12,7 +12,7 @@ from math import prod
 
 from weft.codegen.blocks import Code, Ix
 from weft.codegen.contract_unit import ContractUnit, Grid
-from weft.codegen.epilogue import EPILOGUE, Output, emit_epilogue, kernel_pointers
+from weft.codegen.epilogue import EPILOGUE, Output, emit_epilogue, kernel_pointers, overwritable
 from weft.codegen.kernel import KernelCode, Phase, Unsupported
 from weft.codegen.microkernel import (
     Tile,
@@ -183,7 +183,15 @@ class Contract(Writer):
         phases.append(self.phase("main", parts, flops / units / _GFLOPS))
         if self.splits > 1:
             phases.append(self.phase("combine", [self._combine()], self.n * self.splits * 0.2))
-        return self.code(phases, self.scratch, self._describe(), flops)
+        return self.code(phases, self.scratch, self._describe(), flops, self._inplace())
+
+    def _inplace(self) -> frozenset[tuple[int, int]]:
+        """The results that may lie over an operand: none where panels overlap, so that columns are stored
+        twice."""
+        overlap = self.splits == 1 and any(
+            g.start + g.panels * g.tile.cols > h.start > g.start for g in self.grids for h in self.grids
+        )
+        return frozenset() if overlap else overwritable(self.graph, self.dot)
 
     # packing
 

@@ -43,6 +43,10 @@ class Grid:
         """First row of tile number ``t``."""
         return fn.min(fn.mul(t, self.tile.rows), self.rows - self.tile.rows)
 
+    def repeated(self, fn: Code, t: Ix) -> Ix:
+        """How many rows at the start of tile ``t`` the tile before has computed too."""
+        return 0 if self.rows % self.tile.rows == 0 else fn.sub(fn.mul(t, self.tile.rows), self.row(fn, t))
+
     def col(self, fn: Code, p: Ix) -> Ix:
         return fn.add(self.start, fn.mul(p, self.tile.cols))
 
@@ -89,12 +93,12 @@ class ContractUnit:
                     row = g.row(fn, t.i)
                     self._multiply(row, b, start, count, tile)
                     if not self.blocked:
-                        self._finish(tile, row, g.col(fn, p.i))
+                        self._finish(tile, t.i, g.col(fn, p.i))
         if self.blocked:
             with fn.range(p0, p1, runs=True) as p, fn.range(t0, t1, runs=True) as t:
                 slot = fn.add(fn.mul(fn.sub(p.i, p0), tall), fn.sub(t.i, t0))
                 tile = fn.at(self.tiles, fn.mul(slot, aligned(g.tile.bytes)))
-                self._finish(tile, g.row(fn, t.i), g.col(fn, p.i))
+                self._finish(tile, t.i, g.col(fn, p.i))
 
     def _b_panel(self, panel: Ix, start: Ix) -> str:
         """The address of a panel of B at k ``start``; for inner products, of its first row."""
@@ -144,13 +148,17 @@ class ContractUnit:
                 f"i64 {g.tile.row_bytes})"
             )
 
-    def _finish(self, tile: str, row: Ix, col: Ix) -> None:
+    def _finish(self, tile: str, t: Ix, col: Ix) -> None:
+        """Hand over the rows of tile ``t`` that no other has, to the epilogue or as partial sums."""
         c, fn, g = self.c, self.fn, self.g
-        cols = g.partial or g.tile.cols
+        cols, row = g.partial or g.tile.cols, g.row(fn, t)
         if c.splits == 1:
+            done = g.repeated(fn, t)
+            fresh = fn.at(tile, fn.mul(done, g.tile.row_bytes))
             fn.do(
-                f"call void @{c.epilogue.symbol}(ptr %bufs, ptr {tile}, i64 {g.tile.row_bytes}, "
-                f"i64 {self.batch}, i64 {row}, i64 {g.tile.rows}, i64 {col}, i64 {cols})"
+                f"call void @{c.epilogue.symbol}(ptr %bufs, ptr {fresh}, i64 {g.tile.row_bytes}, "
+                f"i64 {self.batch}, i64 {fn.add(row, done)}, i64 {fn.sub(g.tile.rows, done)}, "
+                f"i64 {col}, i64 {cols})"
             )
             return
         index = fn.add(fn.mul(fn.add(fn.mul(self.batch, c.m), row), c.n), col)

@@ -13,7 +13,8 @@ from weft.codegen.llvm import mem_type
 from weft.codegen.microkernel import Tile, narrowed
 from weft.codegen.places import Coord, Place, Region
 from weft.codegen.uniforms import Uniforms
-from weft.ir.graph import Op, Value
+from weft.ir.graph import Graph, Op, Value
+from weft.ir.prims.base import Kind
 from weft.ir.types import DType
 
 Ints = tuple[int, ...]
@@ -91,12 +92,35 @@ def emit_epilogue(
             place = output.place(region, "%batch", row, Coord(fn.add("%col", v.i), 1))
             sums = load_lanes(fn, fn.at(line, fn.mul(v.i, acc.itemsize)), acc, lanes)
             region.given[(contract.result, id(place))] = _result(region, sums, acc, dtype)
-            for value, base in zip(graph.results, results, strict=True):
-                got = region.wide(region.value(value, place))
+            # all values before the first store: a result may lie over an operand
+            found = [region.wide(region.value(value, place)) for value in graph.results]
+            for value, got, base in zip(graph.results, found, results, strict=True):
                 elem = mem_type(value.type.dtype)
                 at = fn.at(base, region.linear(place).base, elem)
                 store_lanes(fn, got, at, value.type.dtype, lanes, mask)
     return fn
+
+
+def overwritable(graph: Graph, contract: Op) -> frozenset[tuple[int, int]]:
+    """Pairs (operand, result) that may share memory where the epilogue runs once on every element.
+
+    Such an operand is read by maps of the result's shape alone, none of which the contraction or a movement
+    reads: so only at the place where the result is written afterwards.
+    """
+    shape = contract.result.type.shape
+    elsewhere = set(contract.operands)
+    for op in reversed(graph.ops):
+        own = op is not contract and op.prim.kind is Kind.MAP and op.result.type.shape == shape
+        if not own or op.result in elsewhere:
+            elsewhere.update(op.operands)
+    return frozenset(
+        (i, j)
+        for i, x in enumerate(graph.params)
+        for j, y in enumerate(graph.results)
+        if x not in elsewhere
+        and x.type.shape == y.type.shape == shape
+        and x.type.dtype.itemsize == y.type.dtype.itemsize
+    )
 
 
 def _same_in_row(

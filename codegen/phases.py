@@ -46,12 +46,19 @@ class Writer:
     def status_of(self, fn: Code) -> str:
         return fn.arg(len(self.op.operands) + len(self.op.results) + 1)
 
-    def code(self, phases: list[Phase], scratch: int, loops: str, flops: int = 0) -> KernelCode:
+    def code(
+        self,
+        phases: list[Phase],
+        scratch: int,
+        loops: str,
+        flops: int = 0,
+        inplace: frozenset[tuple[int, int]] = frozenset(),
+    ) -> KernelCode:
         """The finished kernel."""
         nbytes = sum(v.type.nbytes for v in (*self.op.operands, *self.op.results))
         return KernelCode(
             self.prefix, "\n".join(self.functions), frozenset(self.declares), tuple(phases), scratch, loops,
-            nbytes, flops,
+            nbytes, flops, inplace,
         )  # fmt: skip
 
 
