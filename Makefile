@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 SOURCES = $(shell find frontend ir passes codegen runtime -name '*.py') pyproject.toml
 
-.PHONY: demo test check bench accuracy clean
+.PHONY: demo test check bench bench-shapes accuracy clean
 
 demo: $(VENV)/.run
 	$(BIN)/python examples/digits.py
@@ -24,6 +24,10 @@ check: $(VENV)/.dev
 # Peers (torch, jax) are measured where they are installed: pip install 'weft[parity]' jax
 bench: $(VENV)/.run
 	$(BIN)/python -m benchmarks.bench
+
+# A hundred shapes that no one tuned for, forward and backward.
+bench-shapes: $(VENV)/.run
+	$(BIN)/python -m benchmarks.shapes
 
 accuracy: $(VENV)/.run
 	$(BIN)/python -m benchmarks.accuracy
