@@ -11,7 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from weft.codegen import tables
 from weft.codegen.llvm import Function, mem_type, reg_type, vec
+from weft.codegen.target import Target, current_target
 from weft.ir import types as T
 from weft.ir.scalarmath import ScalarMath
 from weft.ir.types import DType
@@ -72,8 +74,9 @@ def memory_literal(value: Any, dtype: DType) -> str:
 class VectorBuilder(ScalarMath):
     """Emits the base vocabulary into a :class:`Function`; vectors have ``lanes`` elements."""
 
-    def __init__(self, fn: Function, lanes: int) -> None:
+    def __init__(self, fn: Function, lanes: int, target: Target | None = None) -> None:
         self.fn, self.lanes = fn, lanes
+        self.target = target or current_target()
 
     # -- plumbing
 
@@ -280,6 +283,35 @@ class VectorBuilder(ScalarMath):
             phi.add(f, inside)
             out.append(Reg(phi.name, u.dtype, w, fn.depth))
         return tuple(out)
+
+    def table(self, values: tuple[float, ...], index: Reg, dtype: DType) -> Reg:
+        bits = [literal(v, dtype) for v in values]
+        return tables.lookup(self, bits, Reg(index.text, T.i32, index.lanes, index.depth), dtype)
+
+    def _whole(self, x: Reg) -> bool:
+        """True for a vector that fills a register of AVX-512."""
+        return self.target is not None and self.target.masked and x.lanes * x.dtype.bits == 512
+
+    def scale2(self, p: Reg, n: Reg) -> Reg:
+        if not (self._whole(p) and self._whole(n)):
+            return super().scale2(p, n)
+        return self._avx512("scalef", p, [p, n])
+
+    def normalise(self, x: Reg) -> tuple[Reg, Reg]:
+        if not self._whole(x):
+            return super().normalise(x)
+        # mantissa in [1, 2), NaN for negative operands
+        return self._avx512("getexp", x, [x]), self._avx512("getmant", x, [x], "i32 8")
+
+    def _avx512(self, name: str, like: Reg, args: list[Reg], immediate: str = "") -> Reg:
+        """An instruction that llvm has only under a mask, all lanes of it."""
+        w, t = like.lanes, reg_type(like.dtype, like.lanes)
+        full = f"llvm.x86.avx512.mask.{name}.p{'s' if like.dtype is T.f32 else 'd'}.512"
+        given = [f"{t} {a.text}" for a in args] + [immediate] * bool(immediate)
+        types = [t] * len(args) + ["i32 immarg"] * bool(immediate)
+        self.fn.declares.add(f"declare {t} @{full}({', '.join(types)}, {t}, i{w}, i32 immarg)")
+        text = f"call {t} @{full}({', '.join(given)}, {t} poison, i{w} -1, i32 4)"
+        return self.emit(text, like.dtype, w, _depth(args))
 
     def convert(self, x: Reg, dtype: DType) -> Reg:
         d = x.dtype

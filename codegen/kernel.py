@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 
-from weft.codegen.target import Target
+from weft.codegen.target import Target, emitting_for
 from weft.ir.graph import Op
 
 
@@ -76,4 +76,5 @@ def emitter_of(form: str) -> Emitter:
 
 def emit_kernel(op: Op, target: Target, symbol_prefix: str) -> KernelCode:
     """The code of one ``kernel`` op. Raises Unsupported with a reason where it cannot be compiled."""
-    return emitter_of(op.attrs["form"])(op, target, symbol_prefix)
+    with emitting_for(target):
+        return emitter_of(op.attrs["form"])(op, target, symbol_prefix)

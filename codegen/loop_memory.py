@@ -35,7 +35,7 @@ class MemoryEmitter:
 
     def __init__(self, fn: Function, target: Target, buffers: dict[str, Buffer], lanes: int) -> None:
         self.fn, self.target, self.buffers, self.lanes = fn, target, buffers, lanes
-        self.b = VectorBuilder(fn, lanes)
+        self.b = VectorBuilder(fn, lanes, target)
         self.env: dict[str, Regs] = {}
         self.frame = Frame()
         self.pointers: dict[str, str] = {}

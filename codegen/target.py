@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 
@@ -23,6 +26,10 @@ class Target:
     l2_bytes: int = 512 << 10
 
     @property
+    def architecture(self) -> str:
+        return self.triple.split("-")[0]
+
+    @property
     def masked(self) -> bool:
         """True where masked loads and stores of every element size are one instruction (AVX-512)."""
         return self.vector_bits == 512
@@ -37,6 +44,24 @@ class Target:
         width = f'"prefer-vector-width"="{self.vector_bits}" "min-legal-vector-width"="{self.vector_bits}"'
         cpu = f'"target-cpu"="{self.cpu}" "target-features"="{self.features}"'
         return f"attributes #0 = {{ nounwind {width} {cpu} }}"
+
+
+_emitting: ContextVar[Target | None] = ContextVar("emitting", default=None)
+
+
+@contextmanager
+def emitting_for(target: Target) -> Iterator[None]:
+    """Kernels emitted inside are for ``target``: builders deep inside them ask :func:`current_target`."""
+    token = _emitting.set(target)
+    try:
+        yield
+    finally:
+        _emitting.reset(token)
+
+
+def current_target() -> Target | None:
+    """The target of the kernel that is being emitted, if one is."""
+    return _emitting.get()
 
 
 _HASWELL = (

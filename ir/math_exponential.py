@@ -1,14 +1,15 @@
 """Exponentials, logarithms, hyperbolic functions and powers of f32 and f64, over the base vocabulary.
 
 Cody-Waite range reduction with fma and minimax polynomials (Remez exchange, coefficients rounded to the
-working precision). No tables, no branches: one path serves all elements of a vector, special values are
-selected at the end.
+working precision); the usual functions of f32 go through the tables of :mod:`weft.ir.math_tables`. No
+branches: one path serves all elements of a vector, special values are selected at the end.
 """
 
 from __future__ import annotations
 
 import math
 
+from weft.ir import math_tables as tables
 from weft.ir.scalarexpr import (
     BIAS,
     MANTISSA,
@@ -31,36 +32,24 @@ LN2 = {
     f64: (0.6931471805599453, 2.3190468138462996e-17),
 }
 LOG2E = 1.4426950408889634
-# log2(e) likewise
-LOG2E_PARTS = {
-    f32: (1.4426950216293335, 1.925963033500011e-08),
-    f64: (1.4426950408889634, 2.0355273740931033e-17),
-}
+# log2(e) likewise, for f64
+LOG2E_PARTS = (1.4426950408889634, 2.0355273740931033e-17)
 # adding and taking away 1.5 * 2^mantissa rounds to an integer, and leaves it in the low bits
 ROUNDER = {f32: 1.5 * 2.0**23, f64: 1.5 * 2.0**52}
 
-# (exp(r) - 1 - r) / r^2 on |r| <= ln2/2, best for exp and best for expm1
-EXP = {
-    f32: (
-        0.4999999403953552,
-        0.16666507720947266,
-        0.04166798293590546,
-        0.008370251394808292,
-        0.0013852789998054504,
-    ),
-    f64: (
-        0.5000000000000012,
-        0.1666666666666613,
-        0.04166666666651132,
-        0.008333333333445384,
-        0.001388888895095612,
-        0.00019841269965805602,
-        2.4801483335111855e-05,
-        2.7556940686695213e-06,
-        2.7634342042049237e-07,
-        2.5261836256185187e-08,
-    ),
-}
+# (exp(r) - 1 - r) / r^2 on |r| <= ln2/2, best for exp (f64) and best for expm1
+EXP = (
+    0.5000000000000012,
+    0.1666666666666613,
+    0.04166666666651132,
+    0.008333333333445384,
+    0.001388888895095612,
+    0.00019841269965805602,
+    2.4801483335111855e-05,
+    2.7556940686695213e-06,
+    2.7634342042049237e-07,
+    2.5261836256185187e-08,
+)
 EXPM1 = {
     f32: (
         0.4999999701976776,
@@ -84,31 +73,21 @@ EXPM1 = {
     ),
 }
 # (2^r - 1) / r on |r| <= 1/2
-EXP2 = {
-    f32: (
-        0.6931471824645996,
-        0.24022594094276428,
-        0.055503662675619125,
-        0.00962543673813343,
-        0.0013387887738645077,
-        0.0001333514228463173,
-    ),
-    f64: (
-        0.6931471805599453,
-        0.24022650695910072,
-        0.05550410866482416,
-        0.009618129107628416,
-        0.0013333558145624926,
-        0.00015403530392724582,
-        1.5252734870974276e-05,
-        1.3215487873080799e-06,
-        1.0177399105315145e-07,
-        7.054330594506144e-09,
-        4.657538674179149e-10,
-        2.6713189663629938e-11,
-        -2.378244250819816e-11,
-    ),
-}
+EXP2 = (
+    0.6931471805599453,
+    0.24022650695910072,
+    0.05550410866482416,
+    0.009618129107628416,
+    0.0013333558145624926,
+    0.00015403530392724582,
+    1.5252734870974276e-05,
+    1.3215487873080799e-06,
+    1.0177399105315145e-07,
+    7.054330594506144e-09,
+    4.657538674179149e-10,
+    2.6713189663629938e-11,
+    -2.378244250819816e-11,
+)
 EXP2_MID = (
     0.6931471807063969,
     0.24022651066633213,
@@ -159,25 +138,14 @@ LOG_DD = (
     0.0873713046777628,
     0.21488926888262588,
 )
-# (log2(1+f) - f log2(e)) / f^2
-LOG2_F32 = (
-    -0.7213475108146667,
-    0.4808962941169739,
-    -0.3606741726398468,
-    0.2887098789215088,
-    -0.24049988389015198,
-    0.20171873271465302,
-    -0.17794272303581238,
-    0.20346952974796295,
-    -0.1761016994714737,
-)
-# (sinh(x)/x - 1) / x^2 in x^2, |x| <= 1; (tanh(x)/x - 1) / x^2 in x^2, |x| <= 0.56
+# (sinh(x)/x - 1) / x^2 in x^2, |x| <= 1.8 (f32) or 1
 SINH = {
     f32: (
         0.1666666716337204,
-        0.00833331048488617,
-        0.00019842895562760532,
-        2.782211822704994e-06,
+        0.008333315141499043,
+        0.00019843372865580022,
+        2.7454377686808584e-06,
+        2.724609338145001e-08,
     ),
     f64: (
         0.16666666666666669,
@@ -189,14 +157,6 @@ SINH = {
         7.776588517413244e-13,
     ),
 }
-TANH_F32 = (
-    -0.3333331346511841,
-    0.13332436978816986,
-    -0.053835757076740265,
-    0.021000979468226433,
-    -0.0061719221994280815,
-)
-
 EXP_RANGE = {f32: (-104.0, 89.0), f64: (-746.0, 710.0)}
 EXP2_RANGE = {f32: (-151.0, 129.0), f64: (-1076.0, 1025.0)}
 
@@ -210,7 +170,8 @@ def reduce_exp(x: Num) -> tuple[Num, Num]:
 
 
 def exp_poly(r: Num) -> Num:
-    return (r * r).fma(horner(r, EXP[r.dtype]), r) + 1.0
+    """exp(r) of f64, |r| <= ln2/2."""
+    return (r * r).fma(horner(r, EXP), r) + 1.0
 
 
 def power_of_two(n: Num) -> Num:
@@ -221,10 +182,10 @@ def power_of_two(n: Num) -> Num:
 
 
 def scale2(p: Num, n: Num) -> Num:
-    """p * 2^n rounded once, for an integral float n, |n| <= 2 * (bias - 1): by two powers of two."""
+    """p * 2^floor(n) rounded once, n a multiple of 1/16, |n| <= 2 * (bias - 1): by two powers of two."""
     dt = p.dtype
-    t = (n + (ROUNDER[dt] + 2 * BIAS[dt])).bits()
-    # the low bits of t hold n + 2 bias; the shifts push its other bits out
+    t = (n + (ROUNDER[dt] / 16 + 2 * BIAS[dt])).bits() >> 4
+    # the low bits of t hold floor(n) + 2 bias; the shifts push its other bits out
     half = t >> 1
     first, second = half << MANTISSA[dt], (t - half) << MANTISSA[dt]
     return p * first.as_float() * second.as_float()
@@ -236,17 +197,26 @@ def _scale(p: Num, n: Num) -> Num:
 
 def exp(x: Num) -> Num:
     low, high = EXP_RANGE[x.dtype]
-    n, r = reduce_exp(x.at_least(low).at_most(high))
-    return _scale(exp_poly(r), n)
+    return _scale(*_exp_parts(x.at_least(low).at_most(high)))
+
+
+def _exp_parts(x: Num) -> tuple[Num, Num]:
+    """p and n with exp(x) = p 2^floor(n)."""
+    if x.dtype is f32:
+        return tables.exp_parts(x)
+    n, r = reduce_exp(x)
+    return exp_poly(r), n
 
 
 def exp2(x: Num) -> Num:
     low, high = EXP2_RANGE[x.dtype]
     x = x.at_least(low).at_most(high)
+    if x.dtype is f32:
+        return _scale(*tables.exp2_parts(x))
     magic = ROUNDER[x.dtype]
     n = (x + magic) - magic
     r = x - n
-    return _scale(r.fma(horner(r, EXP2[x.dtype]), 1.0), n)
+    return _scale(r.fma(horner(r, EXP2), 1.0), n)
 
 
 def expm1(x: Num) -> Num:
@@ -316,21 +286,46 @@ def at_the_edge(x: Num, edge: float, out: Num) -> Num:
 
 
 def log(x: Num) -> Num:
+    if x.dtype is f32:
+        return tables.log(x)
     return at_the_edge(x, 0.0, log_of(*split_any(x)))
 
 
 def log2(x: Num) -> Num:
-    e, f = split_any(x)
-    hi, lo = LOG2E_PARTS[x.dtype]
     if x.dtype is f32:
-        out = e + f.fma(hi, (f * f).fma(horner(f, LOG2_F32), f * lo))
-    else:
-        head, tail = fast_two_sum(*log_series(f))
-        p, rest = two_product(head, head.const(hi))
-        rest = rest + head.fma(lo, tail * hi)
-        total, error = two_sum(e, p)
-        out = total + (error + rest)
-    return at_the_edge(x, 0.0, out)
+        return tables.log2(x)
+    e, f = split_any(x)
+    hi, lo = LOG2E_PARTS
+    head, tail = fast_two_sum(*log_series(f))
+    p, rest = two_product(head, head.const(hi))
+    rest = rest + head.fma(lo, tail * hi)
+    total, error = two_sum(e, p)
+    return at_the_edge(x, 0.0, total + (error + rest))
+
+
+def normalise(x: Num) -> tuple[Num, Num]:
+    """e and m with x = m 2^e, 1 <= m < 2, e an integral float.
+
+    0 gives -inf and 1, infinity inf and 1; below 0, and for NaN, m is NaN.
+    """
+    dt = x.dtype
+    least = 1 << MANTISSA[dt]
+    most = (2 * BIAS[dt] + 1) << MANTISSA[dt]
+    unusual = (x.bits(signed=False) - least).ge(most - least)  # unsigned: not a positive normal number
+
+    def parts(x: Num) -> tuple[Num, Num]:
+        bits = x.bits(signed=False)
+        return _exponent(bits, dt), ((bits & (least - 1)) | (BIAS[dt] << MANTISSA[dt])).as_float()
+
+    def slow() -> tuple[object, object]:
+        shift = MANTISSA[dt] + 1
+        e, m = parts(x * 2.0**shift)
+        e = pick(x.lt(2.0 ** (1 - BIAS[dt])), pick(x.eq(0.0), -INF, e - float(shift)), INF)
+        return e.h, pick(x.ge(0.0), pick(x.eq(0.0) | x.eq(INF), 1.0, m), NAN).h
+
+    e, m = parts(x)
+    e_h, m_h = x.b.rare(unusual.h, (e.h, m.h), slow)
+    return Num(x.b, e_h), Num(x.b, m_h)
 
 
 def log1p(x: Num) -> Num:
@@ -348,8 +343,8 @@ def log1p(x: Num) -> Num:
 
 def half_exp(a: Num) -> Num:
     """exp(a) / 2 for a >= 0, without overflow before the result overflows."""
-    n, r = reduce_exp(a.at_most(91.0 if a.dtype is f32 else 711.0))
-    return _scale(exp_poly(r), n - 1.0)
+    p, n = _exp_parts(a.at_most(91.0 if a.dtype is f32 else 711.0))
+    return _scale(p, n - 1.0)
 
 
 def sinh(x: Num) -> Num:
@@ -357,7 +352,7 @@ def sinh(x: Num) -> Num:
     z = a * a
     small = (a * z).fma(horner(z, SINH[x.dtype]), a)
     h = half_exp(a)
-    return pick(a.lt(1.0), small, h - 0.25 / h).copysign(x)
+    return pick(a.lt(1.8 if x.dtype is f32 else 1.0), small, h - 0.25 / h).copysign(x)
 
 
 def cosh(x: Num) -> Num:
@@ -366,15 +361,10 @@ def cosh(x: Num) -> Num:
 
 
 def tanh(x: Num) -> Num:
-    if x.dtype is f64:
-        t = expm1(abs(x).at_most(20.0) * 2.0)
-        return (t / (t + 2.0)).copysign(x)
-    a = abs(x).at_most(10.0)
-    z = a * a
-    small = (a * z).fma(horner(z, TANH_F32), a)
-    n, r = reduce_exp(a + a)
-    e = exp_poly(r) * power_of_two(n)
-    return pick(a.lt(0.55), small, 1.0 - 2.0 / (e + 1.0)).copysign(x)
+    if x.dtype is f32:
+        return tables.tanh(x)
+    t = expm1(abs(x).at_most(20.0) * 2.0)
+    return (t / (t + 2.0)).copysign(x)
 
 
 def asinh(x: Num) -> Num:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from weft.ir.math_exponential import INF, NAN, exp, exp_poly, log, power_of_two, reduce_exp
+from weft.ir import math_tables as tables
+from weft.ir.math_exponential import INF, NAN, exp, exp_poly, log, reduce_exp
 from weft.ir.math_trig import cot_pi, sin_pi_magnitude
 from weft.ir.scalarexpr import Num, horner, pick
 from weft.ir.types import f32, f64
@@ -123,24 +124,8 @@ DIGAMMA = (
     0.0698307445426394,
 )
 
-ERF_F32_NEAR = (0.128379166, -0.376125336, 0.112819925, -0.0267681349, 0.00499119423, -0.000596761703)
-ERF_F32_FAR = (
-    -0.128717512, -0.634846687, -0.106777877, 0.0242546219, -0.00388396438, 0.000383197126, -1.7285347e-05,
-)  # fmt: skip
-
 HALF_SQRT_PI = math.sqrt(math.pi) / 2
 BERNOULLI = (1 / 6, -1 / 30, 1 / 42, -1 / 30, 5 / 66, -691 / 2730, 7 / 6)
-
-
-def _erf_f32(x: Num) -> Num:
-    """x P(x^2) near 0, 1 - exp(P(x)) further out (after N. Juffa's erff)."""
-    t = abs(x).at_most(4.0)
-    z = x * x
-    near = x.fma(horner(z, ERF_F32_NEAR), x)
-    far = t.fma(horner(t, ERF_F32_FAR), -t)
-    n, r = reduce_exp(far)
-    tail = (1.0 - exp_poly(r) * power_of_two(n)).copysign(x)
-    return pick(t.gt(0.927734375), tail, near)
 
 
 def _erf_near(x: Num) -> Num:
@@ -167,7 +152,7 @@ def erfc(x: Num) -> Num:
 
 def erf(x: Num) -> Num:
     if x.dtype is f32:
-        return _erf_f32(x)
+        return tables.erf(x)
     a = abs(x)
     return pick(a.lt(1.0), _erf_near(x), (1.0 - _erfc_parts(a)).copysign(x))
 

@@ -55,3 +55,7 @@ class ScalarBuilder(ABC):
     @abstractmethod
     def bitcast(self, x: Any, dtype: DType) -> Any:
         """The same bits as another dtype of the same width."""
+
+    @abstractmethod
+    def table(self, values: tuple[float, ...], index: Any, dtype: DType) -> Any:
+        """``values[index mod 16]`` for sixteen values of f32 and an index of i32."""

@@ -51,6 +51,9 @@ class CostCounter(ScalarMath):
     def bitcast(self, x: Any, dtype: DType) -> Any:
         return dtype
 
+    def table(self, values: tuple[float, ...], index: Any, dtype: DType) -> Any:
+        return self._count(1.0, dtype)
+
 
 @cache
 def _cost(name: str, dtypes: tuple[DType, ...], attrs: tuple[tuple[str, Any], ...]) -> float:

@@ -3,7 +3,8 @@
 They take and give handles of f32 or f64 (half precision is widened by the primitives' rules). A target's
 builder inherits :class:`ScalarMath` and gives the base methods; it may override
 
-* ``scale2``, where it has an instruction for it (``vscalefps``): the result is the same to the bit;
+* ``scale2`` and ``normalise``, where it has instructions for them (``vscalefps``, ``vgetexpps`` and
+  ``vgetmantps``): the results are the same to the bit;
 * ``rare``, to branch around code that hardly any element needs.
 """
 
@@ -35,8 +36,13 @@ class ScalarMath(ScalarBuilder):
         return tuple(self.select(condition, s, u) for s, u in zip(slow(), usual, strict=True))
 
     def scale2(self, p: Any, n: Any) -> Any:
-        """p * 2^n rounded once, n an integral float (or NaN) with |n| <= 2 * (exponent bias - 1)."""
+        """p * 2^floor(n) rounded once, n a multiple of 1/16 (or NaN) with |n| <= 2 * (exponent bias - 1)."""
         return math_exponential.scale2(Num(self, p), Num(self, n)).h
+
+    def normalise(self, x: Any) -> tuple[Any, Any]:
+        """Exponent and mantissa of x, as :func:`weft.ir.math_exponential.normalise`."""
+        e, m = math_exponential.normalise(Num(self, x))
+        return e.h, m.h
 
     def int_pow(self, x: Any, n: Any) -> Any:
         return math_exponential.int_pow(Num(self, x), Num(self, n)).h

@@ -97,6 +97,9 @@ class NumpyBuilder(ScalarMath):
     def bitcast(self, x: Any, dtype: DType) -> Any:
         return np.ascontiguousarray(x).view(dtype.np).reshape(x.shape)
 
+    def table(self, values: tuple[float, ...], index: Any, dtype: DType) -> Any:
+        return np.asarray(np.array(values, dtype.np)[index & (len(values) - 1)])
+
 
 def _two_sum(x: Any, y: Any) -> tuple[Any, Any]:
     """x + y rounded, and its error (Knuth)."""
