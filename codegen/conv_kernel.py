@@ -14,6 +14,7 @@ from math import prod
 from weft.codegen.blocks import Code, Ix
 from weft.codegen.contract_kernel import contraction_of
 from weft.codegen.contract_unit import Grid
+from weft.codegen.conv_geometry import geometry
 from weft.codegen.conv_phases import Phases, emit_phase_weights, emit_weave, split_phases
 from weft.codegen.conv_unit import ConvUnit
 from weft.codegen.epilogue import EPILOGUE, Output, emit_epilogue, kernel_pointers
@@ -40,51 +41,11 @@ _MOST_TILES = 128  # per unit: their sums wait on the stack
 
 def emit(op: Op, target: Target, prefix: str) -> KernelCode:
     """The code of a kernel of form ``conv``."""
+    from weft.codegen import conv_direct
+
+    if conv_direct.suits(op, target):
+        return conv_direct.Direct(op, target, prefix).emit()
     return Conv(op, target, prefix).emit()
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """A convolution in three spatial dimensions (leading ones added).
-
-    ``size`` is the input, ``spread`` the input with dilation and padding, ``out`` the result.
-    """
-
-    samples: int
-    channels: int
-    outputs: int
-    groups: int
-    size: Ints
-    spread: Ints
-    kernel: Ints
-    out: Ints
-    stride: Ints
-    lo: Ints
-    gap: Ints  # lhs_dilation
-    step: Ints  # rhs_dilation
-
-    @property
-    def as_is(self) -> bool:
-        """True where the input needs neither padding nor dilation."""
-        # equal sizes are not enough: padding, dilation and cropping may cancel
-        return self.spread == self.size and not any(self.lo) and max(self.gap) == 1
-
-
-def geometry(conv: Op) -> Geometry:
-    """The numbers of a conv op."""
-    x, w, a = conv.operands[0].type.shape, conv.operands[1].type.shape, conv.attrs
-    lead = 3 - (len(x) - 2)
-
-    def full(values: Ints, fill: int = 1) -> Ints:
-        return (fill,) * lead + tuple(values)
-
-    size, kernel, out = full(x[2:]), full(w[2:]), full(conv.result.type.shape[2:])
-    padding = ((0, 0),) * lead + tuple(tuple(p) for p in a["padding"])
-    gap = full(a["lhs_dilation"])
-    spread = tuple((d - 1) * g + 1 + lo + hi for d, g, (lo, hi) in zip(size, gap, padding, strict=True))
-    stride, step = full(a["stride"]), full(a["rhs_dilation"])
-    return Geometry(x[0], x[1], w[0], a["groups"], size, spread, kernel, out, stride,
-                    tuple(lo for lo, _ in padding), gap, step)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from weft.codegen.places import Coord, Place, Region, constant
 from weft.ir.types import bool_, f32
 
 if TYPE_CHECKING:
-    from weft.codegen.conv_kernel import Conv, Geometry
+    from weft.codegen.conv_geometry import Geometry
+    from weft.codegen.conv_kernel import Conv
 
 Ints = tuple[int, ...]
 

@@ -12,7 +12,7 @@ group.
 
 from __future__ import annotations
 
-from weft.ir.graph import Op
+from weft.ir.graph import Graph, Op
 from weft.ir.prims.base import Kind
 from weft.ir.types import TensorType
 
@@ -117,3 +117,17 @@ def side_refusal(contract: Op, op: Op) -> str | None:
     if kind is Kind.RANDOM and op.prim.scalar is not None:
         return None
     return f"a {kind.value} op cannot be computed on a tile"
+
+
+def channels_last(graph: Graph, conv: Op) -> Op | None:
+    """The permutation that moves the channels of ``conv`` last, where nothing else reads its result."""
+    users = [op for op in graph.ops if conv.result in op.operands]
+    if len(users) != 1 or conv.result in graph.results:
+        return None
+    return users[0] if moves_channels_last(users[0]) else None
+
+
+def moves_channels_last(op: Op) -> bool:
+    """True for a permutation from [N, C, *S] to [N, *S, C]."""
+    n = op.operands[0].type.ndim if op.operands else 0
+    return op.prim.name == "permute" and n > 2 and op.attrs["perm"] == (0, *range(2, n), 1)

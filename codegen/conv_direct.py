@@ -1,0 +1,276 @@
+"""Convolutions as products of rows of pixels by packed weights, with vectors along the output channels.
+
+A tile is some output positions by some vectors of output channels. For each tap of the kernel it reads, at
+each of its positions, the channels of one input pixel, found through a table of addresses: what lies in the
+padding reads from a row of zeros, so that nothing is padded, unrolled or copied (the indirect convolution of
+Dukhan, "The Indirect Convolution Algorithm", 2019). Where the input is dilated (in gradients of strided
+convolutions), output positions fall into classes that meet the same taps, and each class is computed by its
+own taps alone.
+
+The weights are packed by blocks of output channels; an input that does not lie channels-last is copied once,
+and results go out channels-last, or are transposed tile by tile.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from math import prod
+
+from weft.codegen.blocks import Code, Ix
+from weft.codegen.contract_kernel import contraction_of
+from weft.codegen.conv_direct_unit import DirectUnit, emit_scattered
+from weft.codegen.conv_geometry import Geometry, Line, geometry, lines_of
+from weft.codegen.conv_weights import emit_weights
+from weft.codegen.epilogue import EPILOGUE, Output, emit_epilogue, kernel_pointers
+from weft.codegen.kernel import KernelCode, Phase
+from weft.codegen.microkernel import Tile, accumulator, widest
+from weft.codegen.operands import Matrix, matrix
+from weft.codegen.packing import Packer, Packing, element_of, unit_rows
+from weft.codegen.phases import Writer, aligned
+from weft.codegen.places import Region
+from weft.codegen.target import Target
+from weft.codegen.uniforms import Uniforms
+from weft.ir.contraction import channels_last
+from weft.ir.graph import Op
+
+Ints = tuple[int, ...]
+_GFLOPS = 70.0
+_UNIT_FLOPS = 1 << 20
+_UNITS = 16
+_MOST_ROWS = 8  # each row of a tile keeps an address register
+_UNIT_BYTES = 24 << 10  # of sums, of one unit
+_PIXELS = 256  # copied by one unit
+
+
+@dataclass(frozen=True)
+class PixelClass:
+    """Output positions that meet the same taps: a line for each dimension."""
+
+    lines: tuple[Line, ...]
+
+    @property
+    def shape(self) -> Ints:
+        return tuple(line.count for line in self.lines)
+
+    @property
+    def pixels(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def taps(self) -> int:
+        return prod(line.taps for line in self.lines)
+
+    @property
+    def inside(self) -> bool:
+        return all(line.inside for line in self.lines)
+
+    @property
+    def whole(self) -> bool:
+        """True where these are all output positions, in order."""
+        return all(line.gap == 1 for line in self.lines)
+
+
+@dataclass(frozen=True)
+class Blocking:
+    """``tile``; the blocks of channels (of all groups) and tiles of a unit; taps and channels at a time."""
+
+    tile: Tile
+    blocks: int
+    tiles: int
+    taps: int
+    depth: int
+
+
+def tile_for(target: Target, acc_lanes: int, outputs: int, pixels: int) -> tuple[int, int]:
+    """Rows and vectors of the tile that wastes the least on ``outputs`` channels of ``pixels`` positions."""
+    vectors, best = -(-outputs // acc_lanes), (0.0, 0, 0)
+    for wide in range(1, widest(target) + 1):
+        most = max(1, min((target.registers - 1 - wide) // wide, _MOST_ROWS, pixels))
+        rows = -(-pixels // -(-pixels // most))
+        # products hide the latency of ten before them; loads must keep up with them
+        work = max(rows * wide, rows / 2 + wide, 10) + 0.5
+        total = -(-pixels // rows) * -(-vectors // wide) * work
+        if not best[1] or total < best[0]:
+            best = (total, rows, wide)
+    return best[1], best[2]
+
+
+def classes_of(g: Geometry) -> list[PixelClass]:
+    return [PixelClass(lines) for lines in itertools.product(*(lines_of(g, d) for d in range(3)))]
+
+
+def suits(op: Op, target: Target) -> bool:
+    """True where a convolution is better computed this way than over packed patches."""
+    conv = contraction_of(op.regions[0])
+    g = geometry(conv)
+    if max(g.gap) > 1 and max(g.stride) > 1:
+        return False
+    lanes = target.lanes(accumulator(conv.result.type.dtype).bits)
+    outputs, depth = g.outputs // g.groups, g.channels // g.groups
+    filled = outputs / (-(-outputs // lanes) * lanes)
+    return depth >= 8 and filled >= 0.7 and prod(g.kernel) <= 512 and prod(g.out) > 1
+
+
+class Direct(Writer):
+    def __init__(self, op: Op, target: Target, prefix: str) -> None:
+        super().__init__(op, target, prefix)
+        self.conv = contraction_of(self.graph)
+        self.acc = accumulator(self.conv.result.type.dtype)
+        self.lanes = target.lanes(self.acc.bits)
+        self.g = geometry(self.conv)
+        x, w = self.conv.operands
+        self.w: Matrix = matrix(w, self.graph, ((), (0,), tuple(range(1, w.type.ndim))))
+        self.x: Matrix = matrix(x, self.graph, ((0,), tuple(range(2, x.type.ndim)), (1,)))
+        self.turn = channels_last(self.graph, self.conv)  # the op that lays the result out channels-last
+        self.m, self.depth = self.g.outputs // self.g.groups, self.g.channels // self.g.groups
+        self.plane, self.taps = prod(self.g.out), prod(self.g.kernel)
+        self.classes = classes_of(self.g)
+        self.scattered = len(self.classes) > 1 and self.turn is None
+        rows, vectors = tile_for(target, self.lanes, self.m, max(c.pixels for c in self.classes))
+        self.tile = Tile(rows, vectors, self.lanes, self.acc)
+        self.blocks = -(-self.m // self.tile.cols)
+        self._source()
+        self._layout()
+
+    # -- decisions
+
+    def _source(self) -> None:
+        """Read the input where it lies, if its channels are neighbours; else from a channels-last copy."""
+        a = self.x.access
+        last = self.x.plain and a is not None and (a.strides[1] == 1 or self.g.channels == 1)
+        inside = all(c.inside for c in self.classes)
+        self.copy_x = not last and not (self.x.plain and inside and self.blocks == 1)
+        if self.copy_x:
+            size, c = self.g.size, self.g.channels
+            strides = (prod(size) * c, 1, size[1] * size[2] * c, size[2] * c, c)
+            self.x_strides, self.x_offset = strides, 0
+            return
+        assert a is not None
+        lead = (0,) * (5 - len(a.strides))
+        self.x_strides, self.x_offset = (*a.strides[:2], *lead, *a.strides[2:]), a.offset
+
+    def blocking(self, c: PixelClass) -> Blocking:
+        """How units of a class of positions are cut."""
+        tile = self.tile
+        most = max(1, self.target.l2_bytes // 4 // tile.row_bytes)  # k whose weights stay in the cache
+        taps, depth = max(c.taps, 1), self.depth
+        if taps * depth > 1.5 * most:
+            depth = -(-depth // -(-depth // most)) if depth > 1.5 * most else depth
+            taps = max(1, min(taps, most // depth))
+        tiles = -(-c.pixels // tile.rows)
+        per_unit = max(1, min(tiles, _UNIT_BYTES // tile.bytes))
+        work = 2 * tile.rows * tile.cols * max(c.taps, 1) * self.depth
+        blocks = 1
+        columns = self.g.groups * self.blocks
+        others = self.g.samples * columns
+        while per_unit > 1 and others * -(-tiles // per_unit) < _UNITS and per_unit * work > 2 * _UNIT_FLOPS:
+            per_unit = -(-per_unit // 2)
+        while blocks < columns and blocks * per_unit * work < _UNIT_FLOPS:
+            blocks *= 2
+        per_unit = -(-tiles // -(-tiles // per_unit))
+        return Blocking(tile, min(blocks, columns), per_unit, taps, depth)
+
+    def _layout(self) -> None:
+        g, size, at = self.g, self.acc.itemsize, 0
+        self.zero_at = at
+        if not all(c.inside for c in self.classes):
+            at += aligned(g.channels * size)
+        self.x_at = at
+        if self.copy_x:
+            at += aligned(g.samples * prod(g.size) * g.channels * size)
+        self.w_at = at
+        at += aligned(g.groups * self.blocks * self.taps * self.depth * self.tile.row_bytes)
+        self.sums_at = at
+        if self.scattered:
+            at += aligned((g.samples * self.plane * g.outputs + self.lanes) * size)
+        self.uniforms = Uniforms(self, self.conv, aligned(at))
+        self.scratch = aligned(at) + self.uniforms.nbytes
+
+    # -- code
+
+    def emit(self) -> KernelCode:
+        g, shape = self.g, self.conv.result.type.shape
+        if self.turn is not None:
+            output = Output((g.samples,), tuple(shape[2:]), (shape[1],))
+        else:
+            output = Output((g.samples,), (shape[1],), tuple(shape[2:]))
+        fn = self.start(f"{self.prefix}_epilogue", EPILOGUE)
+        self.epilogue = emit_epilogue(fn, self.op, self.turn or self.conv, output, self.acc, self.lanes, True,
+                                      self.uniforms)  # fmt: skip
+        self.keep(self.epilogue)
+        phases: list[Phase] = self.uniforms.phase()
+        phases.append(self.phase("prepare", self._prepare(), 2000.0))
+        flops = sum(2 * g.samples * c.pixels * c.taps * self.depth * g.outputs for c in self.classes)
+        parts = [self._unit(i, c) for i, c in enumerate(self.classes)]
+        phases.append(self.phase("main", parts, flops / sum(n for _, n in parts) / _GFLOPS))
+        if self.scattered:
+            phases.append(self.phase("combine", [emit_scattered(self)], 2000.0))
+        return self.code(phases, self.scratch, self._describe(), flops)
+
+    def _describe(self) -> str:
+        g, t, b = self.g, self.tile, self.blocking(self.classes[0])
+        return "\n".join([
+            f"direct conv {g.groups} groups x [{g.samples} x {self.plane} pixels] x [{self.m} channels], "
+            f"{self.taps} taps of {self.depth} {self.acc.name}",
+            f"  x: {'copied channels-last' if self.copy_x else 'in place'}",
+            f"  y: {'channels-last' if self.turn else 'transposed by tile'}, {len(self.classes)} classes",
+            f"  grid: {self.blocks} blocks of tiles of {t.rows} pixels x {t.cols}, "
+            f"{b.tiles} x {b.blocks} per unit, k by {b.taps} taps x {b.depth}",
+        ])  # fmt: skip
+
+    def _prepare(self) -> list[tuple[str, int]]:
+        parts = [self._copy_x()] if self.copy_x else []
+        parts.append(emit_weights(self))
+        if self.w_at and self.zero_at < self.x_at:
+            parts.append(self._clear())
+        return parts
+
+    def _clear(self) -> tuple[str, int]:
+        fn = self.start(f"{self.prefix}_zero")
+        fn.declare("declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)")
+        fn.do(f"call void @llvm.memset.p0.i64(ptr align 64 {fn.at(self.scratch_of(fn), self.zero_at)}, i8 0, "
+              f"i64 {self.g.channels * self.acc.itemsize}, i1 false)")  # fmt: skip
+        self.keep(fn)
+        return fn.symbol, 1
+
+    def _copy_x(self) -> tuple[str, int]:
+        """Copy some pixels of one sample, channels-last, as the accumulator's dtype."""
+        fn = self.start(f"{self.prefix}_copy_x")
+        pointers, x, c = kernel_pointers(fn, self.op), self.x, self.g.channels
+        down = x.last_stride(1) == 1 and x.last_stride(2) != 1
+        run = x.run(1 if down else 2)
+        height = unit_rows(run, x.rows, _PIXELS) if down else _PIXELS
+        blocks, size = -(-x.rows // height), self.acc.itemsize
+        first, sample = fn.mul(fn.mod("%u", blocks), height), fn.div("%u", blocks)
+        dst = fn.at(self.scratch_of(fn), fn.add(self.x_at, fn.mul(sample, x.rows * c * size)))
+        origin = None
+        if down and x.in_registers:
+            origin = (x.base(fn, pointers, sample), (x.k_stride or 0) * size)
+        packer = Packer(
+            fn, lambda mask: Region(fn, self.graph, self.lanes, pointers, mask),
+            lambda r, row, col: element_of(r, x, pointers, sample, row, col),
+            Packing(x.rows, c, c, down, run), self.acc, dst, self.lanes, origin,
+        )  # fmt: skip
+        packer.rows(first, fn.min(fn.add(first, height), x.rows))
+        self.keep(fn)
+        return fn.symbol, self.g.samples * blocks
+
+    def x_base(self, fn: Code, sample: Ix) -> str:
+        """The address of the first channel of the first pixel of a sample."""
+        size = self.acc.itemsize
+        index = fn.add(fn.mul(sample, self.x_strides[0]), self.x_offset)
+        if self.copy_x:
+            return fn.at(self.scratch_of(fn), fn.add(self.x_at, fn.mul(index, size)))
+        assert self.x.access is not None
+        return fn.at(kernel_pointers(fn, self.op)[self.x.access.param], fn.mul(index, size))
+
+    def _unit(self, number: int, c: PixelClass) -> tuple[str, int]:
+        fn = self.start(f"{self.prefix}_unit{number}")
+        b = self.blocking(c)
+        tiles = -(-c.pixels // b.tile.rows)
+        counts = (self.g.samples, -(-self.g.groups * self.blocks // b.blocks), -(-tiles // b.tiles))
+        sample, block, part = fn.split("%u", counts)
+        DirectUnit(self, fn, c, b, sample).emit(block, part)
+        self.keep(fn)
+        return fn.symbol, prod(counts)
