@@ -29,7 +29,7 @@ class DirectUnit:
         self.scratch = d.scratch_of(fn)
         self.single = b.taps >= c.taps and b.depth >= d.depth
         # tiles leave at once where their rows are rows of the result
-        self.at_once = self.single and d.turn is not None
+        self.at_once = self.single and d.turn is not None and c.taps > 0
         self.sums = fn.alloca((1 if self.at_once else b.tiles) * b.tile.bytes)
         self.table = fn.alloca(8 * max(1, b.tiles * c.taps * b.tile.rows))
         self.offsets = fn.alloca(8 * max(1, c.taps))

@@ -173,3 +173,47 @@ def test_what_is_not_compiled_says_why():
         compile_function(
             conv(ONE, NONE), TensorType((1, 0, 3, 3), f32), TensorType((1, 0, 2, 2), f32), form="conv"
         )
+
+
+DIRECT = {
+    "padded": (conv(ONE, SAME), (2, 9, 8, 8), (16, 9, 3, 3), 1),
+    "large k": (conv(ONE, SAME), (1, 600, 5, 5), (40, 600, 3, 3), 1),
+    "stride": (conv((2, 3), ((1, 0), (2, 2))), (2, 17, 11, 9), (35, 17, 3, 2), 1),
+    "dilated": (conv(ONE, ((2, 2), (1, 3)), rhs=(2, 3)), (1, 8, 9, 9), (64, 8, 3, 2), 1),
+    "groups": (conv(ONE, SAME, groups=3), (2, 24, 6, 6), (48, 8, 3, 3), 1),
+    "transposed": (conv(ONE, ((1, 2), (0, 1)), lhs=(2, 3)), (2, 16, 5, 4), (16, 16, 3, 4), 6),
+    "transposed, few taps": (conv(ONE, NONE, lhs=(3, 3)), (1, 8, 4, 4), (12, 8, 2, 2), 9),
+    "cropped": (conv(ONE, ((-1, 0), (0, -2))), (1, 8, 9, 9), (14, 8, 3, 3), 1),
+    "point": (conv(ONE, NONE), (2, 33, 7, 7), (70, 33, 1, 1), 1),
+    "one dimension": (conv((2,), ((3, 3),)), (2, 8, 40), (30, 8, 7), 1),
+    "three dimensions": (conv((1, 1, 2), ((1, 1), (0, 1), (1, 1))), (1, 8, 4, 5, 6), (16, 8, 3, 2, 3), 1),
+}
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=TARGET_IDS)
+@pytest.mark.parametrize("name", DIRECT)
+@pytest.mark.parametrize("last", [False, True])
+def test_rows_of_pixels(name, last, target):
+    fn, x, w, classes = DIRECT[name]
+
+    def run(x, w):
+        if not last:
+            return fn(x, w)
+        n = type_of(x).ndim
+        there, back = (0, n - 1, *range(1, n - 1)), (0, *range(2, n), 1)
+        return P.permute_p.bind(fn(P.permute_p.bind(x, perm=there), w), perm=back)
+
+    shape = (x[0], *x[2:], x[1]) if last else x
+    kernel = check(run, normal(*shape), normal(*w), target=target)
+    assert "direct conv" in kernel.code.loops and f"{classes} classes" in kernel.code.loops
+    assert ("in place" in kernel.code.loops) >= last
+    assert ("y: channels-last" in kernel.code.loops) == last
+
+
+def test_weights_of_the_input_gradient_are_packed_backwards():
+    def run(ct, w):
+        turned = P.flip_p.bind(P.permute_p.bind(w, perm=(1, 0, 2, 3)), axes=(2, 3))
+        return conv(ONE, SAME)(ct, turned)
+
+    kernel = check(run, normal(2, 24, 6, 6), normal(24, 40, 3, 3))
+    assert "direct conv" in kernel.code.loops
