@@ -331,7 +331,7 @@ class Compiled:
 
     def guards(self) -> list[str]:
         """The guards of the latest version, one line each."""
-        return self._entry((), {}).guard_texts
+        return self._entry((), {}).guard_texts()
 
     def call_source(self) -> str:
         """The generated function that checks the guards and calls the code."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -34,7 +34,7 @@ class Plan:
     source: str
     namespace: dict[str, Any]
     reasons: list[Any]
-    guard_texts: list[str]
+    guard_texts: Callable[[], list[str]]
 
 
 class Planner(CallWriter):
@@ -65,25 +65,17 @@ class Planner(CallWriter):
             graph, donate, backward, split, self.guards, source, namespace, self.code.reasons, self.texts()
         )
 
-    def texts(self) -> list[str]:
-        """The guards in words."""
-        out = [
+    def texts(self) -> Callable[[], list[str]]:
+        """Gives the guards in words. What the walk over the environment found is described when asked for."""
+        head = [
             f"{g.label}: {type(g.tensor).__name__} {g.tensor._ir_type}"
             + (", requires grad" if g.tensor.requires_grad else "")
             for g in self.sig.given.values()
         ]
-        out.append(f"grad mode is {'on' if self.made.modes[0] else 'off'}")
-        out += [
-            f"{h.path}: {h.tensor._ir_type}" + (", requires grad" if h.rg else "")
-            for h in self.guards.hidden.values()
-        ]
-        out += [f"{spell(e, self.rec.labels)} is {v!r}" for e, v in self.rec.log.guards.items()]
-        for p in self.guards.places:
-            if p.kind in ("item", "cell", "attr") and not isinstance(p.value, (types.ModuleType, Tensor)):
-                out.append(f"{p.path} is {_short(p.value)}")
-            elif p.kind not in ("item", "cell", "attr"):
-                out.append(f"contents of {p.path}")
-        return list(dict.fromkeys(out))
+        head.append(f"grad mode is {'on' if self.made.modes[0] else 'off'}")
+        numbers = [f"{spell(e, self.rec.labels)} is {v!r}" for e, v in self.rec.log.guards.items()]
+        guards = self.guards
+        return lambda: list(dict.fromkeys([*head, *_hidden_texts(guards), *numbers, *_place_texts(guards)]))
 
     def _check_states(self) -> None:
         for b in self.rec.states.values():
@@ -221,6 +213,22 @@ class Planner(CallWriter):
                 kept.append(op)
                 wanted.update(op.operands)
         return kept[::-1]
+
+
+def _hidden_texts(guards: Guards) -> list[str]:
+    return [
+        f"{h.path}: {h.tensor._ir_type}" + (", requires grad" if h.rg else "") for h in guards.hidden.values()
+    ]
+
+
+def _place_texts(guards: Guards) -> list[str]:
+    out = []
+    for p in guards.places:
+        if p.kind in ("item", "cell", "attr") and not isinstance(p.value, (types.ModuleType, Tensor)):
+            out.append(f"{p.path} is {_short(p.value)}")
+        elif p.kind not in ("item", "cell", "attr"):
+            out.append(f"contents of {p.path}")
+    return out
 
 
 def _short(x: Any) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from weft.autograd.tape import Saved, reachable
 from weft.capture.errors import CaptureError
+from weft.capture.memory import Memory
 from weft.capture.state import ScalarLog, TracedScalar, plain, recorder
 from weft.capture.userland import quote, user_loc
 from weft.ir import prims as P
@@ -120,6 +121,7 @@ class Segment:
     known: set[Value] = field(default_factory=set)
     stale: dict[Value, Value] = field(default_factory=dict)
     scalars: dict[Any, Value] = field(default_factory=dict)
+    memory: Memory = field(default_factory=Memory)  # of the tensors in ``lifted`` and ``written``
 
     def param(self, type: TensorType, source: Any) -> Value:
         v = self.builder.param(type)
@@ -207,11 +209,13 @@ class Recorder(Interpreter):
         if found is not None:
             return found
         self.meet(t)
-        if any(overlap(t, w) for w in self.segment.written.values()):
+        written = self.segment.written
+        if written and any(id(u) in written and overlap(t, u) for u in self.segment.memory.near(t)):
             self.flush("a tensor is read that shares memory with one that was written")
         seg = self.segment
         value = seg.current[id(t)] = seg.param(t._ir_type, t)
         seg.lifted[id(t)] = t
+        seg.memory.add(t)
         return value
 
     def assign(self, t: Tensor, value: Value) -> None:
@@ -221,10 +225,11 @@ class Recorder(Interpreter):
             raise RuntimeError(OVERLAP)
         value = self._present(value)
         seg = self.segment
-        others = [u for u in (*seg.lifted.values(), *seg.written.values()) if u is not t]
         seg.current[id(t)] = value
+        if id(t) not in seg.lifted and id(t) not in seg.written:
+            seg.memory.add(t)
         seg.written[id(t)] = t
-        if any(overlap(t, u) for u in others):
+        if any(overlap(t, u) for u in seg.memory.near(t)):
             self.flush("a tensor is written that shares memory with another one")
 
     def concretize(self, t: Tensor, why: str) -> np.ndarray:

@@ -426,3 +426,22 @@ def test_a_write_into_an_expanded_input_says_what_to_do() -> None:
 
     with pytest.raises(RuntimeError, match=r"single memory location. Please clone\(\) the tensor"):
         fn(weft.ones(7, 3)[None].expand(3, 7, 3))
+
+
+class Shy:
+    """Counts how often it is printed."""
+
+    def __init__(self) -> None:
+        self.scale, self.printed = 2.0, 0
+
+    def __repr__(self) -> str:
+        self.printed += 1
+        return "Shy()"
+
+
+def test_guards_are_put_into_words_only_when_asked_for() -> None:
+    shy = Shy()
+    f = weft.compile(lambda x: x * shy.scale, fullgraph=True)
+    assert f(weft.ones(2)).tolist() == [2.0, 2.0]
+    assert shy.printed == 0
+    assert any("shy" in line for line in f.guards()) and shy.printed > 0
