@@ -11,10 +11,10 @@ from weft.passes.fuse_groups import PLAIN, Grouping, Node
 
 def build(grouping: Grouping) -> Graph:
     """The fused graph."""
-    kernels = {n: _kernel(grouping, n) for n in set(grouping.node.values()) if n.form != PLAIN}
+    kernels = {n: _kernel(grouping, n) for n in grouping.nodes if n.form != PLAIN}
     views = _views(grouping, kernels)
     ops: list[Op] = [*kernels.values(), *views]
-    ops += [n.main for n in set(grouping.node.values()) if n.form == PLAIN]
+    ops += [n.main for n in grouping.nodes if n.form == PLAIN]
     rank = {kernels[n]: n.number for n in kernels}
     rank |= {op: grouping.number[op] for op in ops if op not in rank}
     graph = grouping.graph
@@ -23,7 +23,7 @@ def build(grouping: Grouping) -> Graph:
 
 def _kernel(grouping: Grouping, node: Node) -> Op:
     """The kernel operation of a group: its results are the very values that others read."""
-    ops = grouping.with_transparent(node.ops, node)
+    ops = grouping.with_transparent(node.ops)
     made = {r for op in ops for r in op.results}
     reads: dict[Value, None] = {}
     for op in ops:
@@ -61,7 +61,7 @@ def _views(grouping: Grouping, kernels: dict[Node, Op]) -> list[Op]:
     needed = set(grouping.graph.results)
     for op in kernels.values():
         needed.update(op.operands)
-    for n in set(grouping.node.values()):
+    for n in grouping.nodes:
         if n.form == PLAIN:
             needed.update(n.main.operands)
     views: dict[Op, None] = {}

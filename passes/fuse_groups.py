@@ -15,6 +15,7 @@ from weft.ir.nest import NestPlan, Refused, analyse
 from weft.ir.prims.base import Kind
 from weft.ir.scalarcost import cost_of
 from weft.ir.types import TensorType
+from weft.passes.fuse_grow import Growing
 
 LOOP_KINDS = frozenset({Kind.MAP, Kind.REDUCE, Kind.MOVE, Kind.GATHER, Kind.RANDOM, Kind.SOURCE})
 SINGLE_FORMS = {Kind.SCATTER: "scatter", Kind.SORT: "sort", Kind.SCAN: "cumulative", Kind.WINDOW: "window"}
@@ -28,14 +29,16 @@ REPEATS = 4  # number of times up to which any value may be
 class Node:
     """A group of operations that become one kernel (or one operation that stays as it is: form ``plain``).
 
-    ``bits`` has the numbers of its operations; ``before`` those of everything it depends on.
+    ``bits`` has the numbers of its operations; ``before`` those of everything it depends on; ``nest`` is what
+    the last analysis of a loop group found.
     """
 
-    __slots__ = ("before", "bits", "form", "main", "nests", "ops")
+    __slots__ = ("before", "bits", "form", "main", "nest", "nests", "ops")
 
     def __init__(self, form: str, op: Op, number: int, before: int) -> None:
         self.form, self.ops, self.main = form, [op], op
         self.bits, self.before = 1 << number, before
+        self.nest: Growing | None = None
         self.nests = 1
 
     @property
@@ -58,6 +61,7 @@ class Grouping:
         self.users = graph.users()
         self.results = set(graph.results)
         self.node: dict[Op, Node] = {}
+        self.nodes: dict[Node, None] = {}  # those that have not become part of another
         self.refusals: list[tuple[str, str, str]] = []
         self.transparent = {op for op in graph.ops if is_transparent(op)}
         self._materialise()
@@ -142,27 +146,17 @@ class Grouping:
     # -- growing
 
     def run(self) -> None:
-        before: dict[Op, int] = {}
         for op in self.graph.ops:
-            bits = 0
-            for x in op.operands:
-                made = self.producer.get(x)
-                if made is not None:
-                    bits |= before[made] | (1 << self.number[made])
-            before[op] = bits
             if op in self.transparent:
                 continue
-            node = Node(form_of(op), op, self.number[op], self._closed(bits))
+            before = 0
+            for n in self.sources(op.operands):
+                before |= n.bits | n.before
+            node = Node(form_of(op), op, self.number[op], before)
             self.node[op] = node
+            self.nodes[node] = None
             if node.form == "loop":
                 self._join_producers(op)
-
-    def _closed(self, bits: int) -> int:
-        """``bits`` and everything that the groups of these operations depend on."""
-        for n in set(self.node.values()):
-            if n.bits & bits:
-                bits |= n.bits | n.before
-        return bits
 
     def _join_producers(self, op: Op) -> None:
         candidates = self.sources(op.operands)
@@ -212,8 +206,11 @@ class Grouping:
     def _loop_refusal(self, a: Node, b: Node) -> str | None:
         if len(a.ops) + len(b.ops) > LARGEST:
             return "the kernel would be too long"
+        if a.nest is not None and len(b.ops) == 1 and a.nest.grow(self._new_in(a.nest, b.ops[0]), b.ops[0]):
+            b.nest = a.nest
+            return None
         union = sorted([*a.ops, *b.ops], key=self.number.__getitem__)
-        ops = self.with_transparent(union, a, b)
+        ops = self.with_transparent(union)
         for op in ops:
             if op.prim.name == "reshape" and not loops_for_reshape(op):
                 return "the reshape between them would need a division for each element"
@@ -221,11 +218,25 @@ class Grouping:
             plan = analyse(ops, self.outputs(union))
         except Refused as e:
             return str(e)
+        b.nest = Growing(plan)
         return repeated_work(plan, self.producer)
 
-    def with_transparent(self, ops: list[Op], *nodes: Node) -> list[Op]:
-        """Operations of a kernel in program order, its transparent ones among them."""
-        mine = set(ops)
+    def _new_in(self, nest: Growing, op: Op) -> list[Op]:
+        """The transparent operations that ``op`` brings into a nest."""
+        found: dict[Op, None] = {}
+        stack = list(op.operands)
+        while stack:
+            made = self.producer.get(stack.pop())
+            if made is None or made not in self.transparent or made in found or made in nest.ops:
+                continue
+            found[made] = None
+            stack += made.operands
+        return sorted(found, key=self.number.__getitem__)
+
+    def with_transparent(self, ops: Iterable[Op], within: Iterable[Op] = ()) -> list[Op]:
+        """Operations of a kernel in program order, its transparent ones among them; ``within`` are others of
+        the same kernel."""
+        mine = {*ops, *within}
         found: dict[Op, None] = dict.fromkeys(ops)
         stack = [x for op in ops for x in op.operands]
         while stack:
@@ -251,8 +262,7 @@ class Grouping:
             reason = contraction.epilogue_refusal(a.main, op)
             if reason is not None:
                 return reason
-        union = sorted([*a.ops, *b.ops], key=self.number.__getitem__)
-        for op in self.with_transparent(union, a, b):
+        for op in self.with_transparent(b.ops, a.ops):  # what ``a`` reads itself has been looked at
             if op in self.transparent and self._reads(op, a):
                 return f"{op.prim.name} does not run on a tile of the result"
             if op in self.transparent and op not in self._prologue(a):
@@ -275,9 +285,9 @@ class Grouping:
             return "the maps are wanted elsewhere too"
         if any(n is a for n in self.sources(b.main.operands)):
             return "the contraction itself reads it"
-        union = sorted([*a.ops, *b.ops], key=self.number.__getitem__)
-        for op in self.with_transparent(union, a, b):
-            if op not in b.ops and op not in self._prologue(b):
+        prologue = self._prologue(b)
+        for op in self.with_transparent([*a.ops, *b.ops]):
+            if op not in b.ops and op not in prologue:
                 reason = contraction.side_refusal(b.main, op)
                 if reason is not None:
                     return reason
@@ -296,11 +306,14 @@ class Grouping:
         a.ops = sorted([*a.ops, *b.ops], key=self.number.__getitem__)
         a.bits |= b.bits
         a.before = (a.before | b.before) & ~a.bits
+        a.nest = b.nest if a.form == "loop" else None
         for op in b.ops:
             self.node[op] = a
-        for n in set(self.node.values()):
-            if n is not a and n.before & a.bits:
-                n.before |= a.bits | a.before
+        del self.nodes[b]
+        bits, more = a.bits, a.bits | a.before
+        for n in self.nodes:
+            if n.before & bits and n is not a:
+                n.before |= more
         return a
 
 

@@ -16,7 +16,7 @@ MOST_OPS = 6000
 def side_by_side(grouping: Grouping) -> None:
     """Merge loop groups of which neither depends on the other, in program order."""
     rows: list[tuple[Node, tuple[Primitive, ...], bool]] = []
-    for node in sorted(set(grouping.node.values()), key=lambda n: n.bits.bit_length()):
+    for node in sorted(grouping.nodes, key=lambda n: n.bits.bit_length()):
         if node.form != "loop":
             continue
         work = tuple(op.prim for op in node.ops)

@@ -8,10 +8,13 @@ import pytest
 from weft.codegen.standalone import Standalone
 from weft.ir import prims as P
 from weft.ir.interp import run
+from weft.ir.nest import analyse
 from weft.ir.prims.base import trace
 from weft.ir.types import TensorType, f32
 from weft.ir.verify import verify
+from weft.passes import fuse_groups
 from weft.passes.fuse import fuse
+from weft.passes.fuse_grow import Growing
 from weft.passes.fuse_reshape import groups, sink_reshapes
 from weft.passes.pipeline import lower
 
@@ -38,6 +41,33 @@ def test_sinking_reshapes_keeps_the_results(exact, random_graph, same):
         changed += out is not made.graph
         same(made.graph, out, made.arguments(), exact)
     assert changed > 10
+
+
+def test_growing_without_analysis_changes_no_kernel(random_graph, monkeypatch):
+    graphs = [random_graph(seed, True).graph for seed in range(150)]
+    quick = [str(lower(g).graph) for g in graphs]
+    monkeypatch.setattr(Growing, "grow", lambda *args: False)
+    assert [str(lower(g).graph) for g in graphs] == quick
+
+
+def test_a_chain_of_maps_is_analysed_once(monkeypatch):
+    calls = []
+
+    def counted(*args):
+        calls.append(args)
+        return analyse(*args)
+
+    monkeypatch.setattr(fuse_groups, "analyse", counted)
+
+    def chain(x, row):
+        row = P.broadcast_p.bind(row, axes=(1,), shape=x.type.shape)
+        for _ in range(40):
+            x = P.tanh_p.bind(x) * row
+        return P.sum_p.bind(x, axes=(1,))
+
+    graph = fuse(trace(chain, TensorType((30, 20), f32), TensorType((20,), f32)))
+    assert len([op for op in graph.ops if op.prim.name == "kernel"]) == 1
+    assert len(calls) < 10
 
 
 @pytest.mark.parametrize("seed", range(12))
