@@ -25,7 +25,7 @@ from weft.codegen.schedule import schedule
 from weft.codegen.target import Target
 from weft.ir import types as T
 from weft.ir.graph import Op
-from weft.ir.loops import IDENTITIES, Kernel, Loop, Nest
+from weft.ir.loops import IDENTITIES, Kernel, Loop, Nest, statements
 
 
 def emit(op: Op, target: Target, symbol_prefix: str) -> KernelCode:
@@ -187,6 +187,8 @@ def _nest_function(
             e.pointers[name] = _pointer(fn, *layout[name])
     e.status = _pointer(fn, *layout["status"])
     e.streamed = streamed
+    loops = [x for x in statements(nest.body) if isinstance(x, Loop)]
+    e.extents = dict(axis for axes in [nest.axes, *(x.axes for x in loops)] for axis in axes)
     e.ahead = next_rows(nest, buffers) if nest.kind == "rows" else further_on(nest, buffers)
     (_rows if nest.kind == "rows" else _lanes)(e, nest)
     if streamed:  # streamed stores are not ordered by the release at the end of the parallel region

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from weft.codegen.emit import Reg, VectorBuilder, memory_form
+from weft.codegen.interleave import MOST_INTERLEAVED, interleaved
 from weft.codegen.llvm import Function, reg_type
 from weft.codegen.target import Target
 from weft.ir import types as T
@@ -45,6 +46,7 @@ class MemoryEmitter:
         self.status = ""
         self.affines: dict[str, Index] = {}
         self.ahead: dict[int, int] = {}  # id of a load -> elements to the same place in the next row
+        self.extents: dict[str, int] = {}  # of all loop variables
 
     # -- i64 arithmetic on indices
 
@@ -153,6 +155,10 @@ class MemoryEmitter:
             return self.load_vector(address, dtype, mask)
         if c == -1 and not vectors and mask is None:
             return self._load_reversed(s.buffer, scalar, k, dtype)
+        if 1 < c <= MOST_INTERLEAVED and not vectors and mask is None:
+            found = interleaved(self, s, c, k)
+            if found is not None:
+                return found
         return self._gather(s.buffer, c, scalar, vectors, k, mask)
 
     def _instance_address(self, buffer: str, scalar: Reg, k: int) -> str:
