@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Sequence
 
 from weft.ir.graph import Graph, Op, Value
 from weft.ir.prims.base import Kind
 from weft.passes.dce import dce
+from weft.passes.flow import INFINITE, Flow
 
 # Cheap enough to run twice: they fuse into the loops that read them. Everything else is saved or its
 # readers are.
@@ -15,7 +15,6 @@ RECOMPUTABLE = frozenset({Kind.MAP, Kind.SOURCE, Kind.MOVE})
 # A chain of more maps than this is not computed again: its time would no longer hide behind the memory
 # traffic.
 MAX_DEPTH = 24
-_INF = 1 << 60
 
 
 def partition(joint: Graph, n_params: int, n_results: int) -> tuple[Graph, Graph, int]:
@@ -88,7 +87,7 @@ def _minimum_cut(
     """
     if not wanted:
         return []
-    flow = _Flow()
+    flow = Flow()
     source, sink = flow.node(), flow.node()
     producers = {r: op for op in ops for r in op.results}
     fixed = set(params) | _not_again(ops)
@@ -103,15 +102,15 @@ def _minimum_cut(
         cost = 0 if v not in producers else max(2 * v.type.nbytes, 1)
         edges[v] = flow.edge(into, out, cost // 2 if v in halved else cost)
         if v in fixed:
-            flow.edge(source, into, _INF)
+            flow.edge(source, into, INFINITE)
         else:
             pending.extend(producers[v].operands)
     for v, e in edges.items():
         if v not in fixed:
             for operand in set(producers[v].operands):
-                flow.edge(flow.heads[edges[operand]], flow.tail(e), _INF)
+                flow.edge(flow.heads[edges[operand]], flow.tail(e), INFINITE)
     for v in wanted:
-        flow.edge(flow.heads[edges[v]], sink, _INF)
+        flow.edge(flow.heads[edges[v]], sink, INFINITE)
     below = flow.sink_side(source, sink)
     cut = {v for v, e in edges.items() if flow.tail(e) not in below and flow.heads[e] in below}
     order = [*params, *producers]
@@ -129,86 +128,3 @@ def _not_again(ops: list[Op]) -> set[Value]:
             d = 0
         depth.update(dict.fromkeys(op.results, d))
     return fixed
-
-
-class _Flow:
-    """Maximum flow by Dinic's algorithm (E. A. Dinic, 1970): blocking flows in layered networks, without
-    recursion."""
-
-    def __init__(self) -> None:
-        self.adjacent: list[list[int]] = []  # per node the edges that leave it; edge e and e ^ 1 are reverses
-        self.heads: list[int] = []
-        self.room: list[int] = []
-
-    def node(self) -> int:
-        self.adjacent.append([])
-        return len(self.adjacent) - 1
-
-    def edge(self, a: int, b: int, capacity: int) -> int:
-        e = len(self.heads)
-        self.heads += [b, a]
-        self.room += [capacity, 0]
-        self.adjacent[a].append(e)
-        self.adjacent[b].append(e + 1)
-        return e
-
-    def tail(self, e: int) -> int:
-        return self.heads[e ^ 1]
-
-    def sink_side(self, source: int, sink: int) -> set[int]:
-        """Saturate the network; the nodes from which the sink can still be reached."""
-        while (level := self._levels(source, sink)) is not None:
-            self._block(source, sink, level)
-        seen, queue = {sink}, deque([sink])
-        while queue:
-            n = queue.popleft()
-            for e in self.adjacent[n]:
-                m = self.heads[e]
-                if m not in seen and self.room[e ^ 1] > 0:
-                    seen.add(m)
-                    queue.append(m)
-        return seen
-
-    def _levels(self, source: int, sink: int) -> list[int] | None:
-        """Distances from the source in the residual network; None when the sink is out of reach."""
-        level = [-1] * len(self.adjacent)
-        level[source] = 0
-        queue = deque([source])
-        while queue:
-            n = queue.popleft()
-            for e in self.adjacent[n]:
-                m = self.heads[e]
-                if level[m] < 0 and self.room[e] > 0:
-                    level[m] = level[n] + 1
-                    queue.append(m)
-        return level if level[sink] >= 0 else None
-
-    def _block(self, source: int, sink: int, level: list[int]) -> None:
-        """Push flow along shortest paths until each of them has a full edge."""
-        following = [0] * len(self.adjacent)
-        path: list[int] = []
-        n = source
-        while True:
-            if n == sink:
-                pushed = min(self.room[e] for e in path)
-                for e in path:
-                    self.room[e] -= pushed
-                    self.room[e ^ 1] += pushed
-                path.clear()
-                n = source
-                continue
-            edges = self.adjacent[n]
-            while following[n] < len(edges):
-                e = edges[following[n]]
-                if self.room[e] > 0 and level[self.heads[e]] == level[n] + 1:
-                    break
-                following[n] += 1
-            else:
-                if n == source:
-                    return
-                e = path.pop()
-                n = self.tail(e)
-                following[n] += 1
-                continue
-            path.append(e)
-            n = self.heads[e]

@@ -10,7 +10,7 @@ from weft.ir import prims as P
 from weft.ir.graph import Graph
 from weft.ir.interp import run
 from weft.ir.prims.base import Kind, trace
-from weft.ir.types import TensorType, f64
+from weft.ir.types import TensorType, f32, f64
 from weft.ir.verify import verify
 from weft.passes.autodiff import joint_graph
 from weft.passes.pipeline import lower
@@ -89,6 +89,31 @@ def test_results_are_kept(name: str) -> None:
     args = [rng.normal(size=p.type.shape) for p in graph.params]
     for a, b in zip(run(before, args), run(after, args), strict=True):
         np.testing.assert_array_equal(b, a)
+
+
+def test_an_activation_is_derived_from_what_it_was_applied_to() -> None:
+    """Of a GELU between two products the forward part stores its argument and its result, and the backward
+    part reads the argument: not the error function, the density and the scaled argument."""
+
+    def half(x: Any, value: float) -> Any:
+        return P.full_p.bind(shape=x.type.shape, dtype=f32, value=value) * x
+
+    def mlp(x: Any, w: Any, v: Any) -> Any:
+        u = P.dot_general_p.bind(x, w, contract=((1,), (1,)))
+        one = P.full_p.bind(shape=u.type.shape, dtype=f32, value=1.0)
+        y = half(u, 0.5) * (P.erf_p.bind(half(u, 0.7071)) + one)
+        return P.sum_p.bind(P.dot_general_p.bind(y, v, contract=((1,), (1,))), axes=(0, 1))
+
+    types = [TensorType(s, f32) for s in ((64, 48), (96, 48), (32, 96))]
+    graph = joint_graph(trace(mlp, *types), [0, 1, 2], [0])
+    after = verify(lower(graph).graph)
+    big = TensorType((64, 96), f32)
+    stored = [v for op in after.ops if op.prim.kind is Kind.KERNEL for v in op.results if v.type == big]
+    assert len(stored) == 3  # the argument, the result, the gradient of the argument
+    rng = np.random.default_rng(0)
+    args = [rng.normal(size=p.type.shape).astype(np.float32) for p in graph.params]
+    for a, b in zip(run(graph, args), run(after, args), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-4)
 
 
 def test_results_of_the_graph_are_always_written() -> None:
