@@ -58,29 +58,6 @@ def gpt(T: Any, vocabulary: int, context: int, width: int, heads: int, layers: i
     return GPT()
 
 
-def lstm(T: Any, inputs: int, hidden: int) -> Any:
-    """An LSTM over (time, batch, features): the library's own where it has one, else written by hand."""
-    nn = T.nn
-    if hasattr(nn, "LSTM"):
-        return nn.LSTM(inputs, hidden)
-
-    class LSTM(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.gates_x, self.gates_h = nn.Linear(inputs, 4 * hidden), nn.Linear(hidden, 4 * hidden)
-
-        def forward(self, x: Any) -> Any:
-            h = c = T.zeros(x.shape[1], hidden)
-            projected = self.gates_x(x)
-            for t in range(x.shape[0]):
-                i, f, g, o = (projected[t] + self.gates_h(h)).chunk(4, -1)
-                c = T.sigmoid(f) * c + T.sigmoid(i) * T.tanh(g)
-                h = T.sigmoid(o) * T.tanh(c)
-            return h
-
-    return LSTM()
-
-
 def resnet18(T: Any) -> Any:
     nn, F = T.nn, T.nn.functional
 

@@ -130,8 +130,8 @@ def resnet18(T: Any, compile: Compile) -> Callable[[], Any]:
 
 @row("LSTM 128 to 256, 32x64", flops=2 * 32 * 64 * 4 * 256 * (128 + 256))
 def lstm(T: Any, compile: Compile) -> Callable[[], Any]:
-    cell, x = models.lstm(T, 128, 256), T.randn(64, 32, 128)
-    return without_grad(T, compile(lambda x: cell(x)), x)
+    layer, x = T.nn.LSTM(128, 256), T.randn(64, 32, 128)
+    return without_grad(T, compile(lambda x: layer(x)), x)
 
 
 @row("MLP 784-128-10 batch 1", unit="us")

@@ -13,11 +13,11 @@ of outputs...) -> gradients of the params wrt...`` (:func:`weft.passes.autodiff.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-from weft.ir.graph import Graph, GraphBuilder
+from weft.ir.graph import Graph, GraphBuilder, Op, Value
 from weft.ir.prims.base import GraphInterpreter, Kind, Primitive, interpreting, type_of
 from weft.ir.prims.regions import (
     as_tuple,
@@ -166,16 +166,68 @@ def _keeping_carries(region: Graph, n_consts: int, n_carry: int) -> Graph:
     return Graph(region.params, region.ops, (*region.results[:n_carry], *kept), f"{region.name}_carries")
 
 
+class _Product(NamedTuple):
+    """A gradient that is a product in every step: its sum is one product over all steps, after the loop.
+
+    ``operands`` are values of the step; ``perms`` are transpositions of the product, the last one first.
+    """
+
+    operands: tuple[Value, Value]
+    attrs: Mapping[str, Any]
+    perms: tuple[tuple[int, ...], ...]
+
+    def over_steps(self, a: Any, b: Any) -> Any:
+        """The sum for the stacked operands."""
+        contract = tuple((0, *(i + 1 for i in axes)) for axes in self.attrs["contract"])
+        batch = tuple(tuple(i + 1 for i in axes) for axes in self.attrs["batch"])
+        out = apply("dot_general", a, b, contract=contract, batch=batch)
+        for perm in reversed(self.perms):
+            out = apply("permute", out, perm=perm)
+        return out
+
+
+def _product_of(value: Value, producers: Mapping[Value, Op], consts: Collection[Value]) -> _Product | None:
+    """``value`` as a product to be made after the loop, where that moves less memory than a running sum."""
+    perms: list[tuple[int, ...]] = []
+    op = producers.get(value)
+    while op is not None and op.prim.name == "permute":
+        perms.append(op.attrs["perm"])
+        op = producers.get(op.operands[0])
+    if op is None or op.prim.name != "dot_general" or any(v in consts for v in op.operands):
+        return None
+    a, b = op.operands
+    if a.type.nbytes + b.type.nbytes > 2 * value.type.nbytes:
+        return None
+    return _Product((a, b), op.attrs, tuple(perms))
+
+
+def _late_products(gradient: Graph, consts: Sequence[Value], wrt: Sequence[int]) -> dict[int, _Product]:
+    """The gradients of consts ``wrt``, the first results, that are made after the loop, by operand."""
+    producers = gradient.producers()
+    found = {i: _product_of(r, producers, consts) for i, r in zip(wrt, gradient.results, strict=False)}
+    return {i: p for i, p in found.items() if p is not None}
+
+
+def _only(graph: Graph, results: Sequence[Value]) -> Graph:
+    """The graph with these results, and the operations that they need."""
+    needed, ops = set(results), []
+    for op in reversed(graph.ops):
+        if not needed.isdisjoint(op.results):
+            needed.update(op.operands)
+            ops.append(op)
+    return Graph(graph.params, ops[::-1], results, graph.name)
+
+
 def _backward_step(
-    region: Graph, gradient: Graph, n_consts: int, n_carry: int, wrt: Sequence[int], outputs: Sequence[int]
-) -> Graph:
+    region: Graph, gradient: Graph, n_consts: int, n_carry: int, summed: Sequence[TensorType],
+    outputs: Sequence[int],
+) -> Graph:  # fmt: skip
     """One step backward: ``(consts, cotangents of the carry, sums for the consts, carry, x, cotangents of
-    y) -> (cotangents of the carry that came in, sums, cotangents of x)``.
+    y) -> (cotangents of the carry that came in, sums, the other results of ``gradient``)``.
     """
     b = GraphBuilder(gradient.name)
     consts, carry, xs = _split([p.type for p in region.params], n_consts, n_carry)
     carried_out = [region.results[i].type for i in outputs if i < n_carry]
-    summed = [region.params[i].type for i in wrt if i < n_consts]
     p_consts = [b.param(t) for t in consts]
     p_ct_carry = [b.param(t) for t in carried_out]
     p_sums = [b.param(t) for t in summed]
@@ -183,17 +235,19 @@ def _backward_step(
     p_xs = [b.param(t) for t in xs]
     p_ct_ys = [b.param(region.results[i].type) for i in outputs if i >= n_carry]
     grads = inline(b, gradient, [*p_consts, *p_carry, *p_xs, *p_ct_carry, *p_ct_ys])
-    to_consts, to_carry, to_xs = _split(grads, len(summed), len(carried_out))
+    to_consts, to_carry, others = _split(grads, len(summed), len(carried_out))
     with interpreting(GraphInterpreter(b)):
         sums = [apply("add", s, g) for s, g in zip(p_sums, to_consts, strict=True)]
-    return b.finish([*to_carry, *sums, *to_xs])
+    return b.finish([*to_carry, *sums, *others])
 
 
 def _scan_vjp(
     ct: Any, out: Any, *operands: Any, n_carry: int, length: int, n_consts: int, reverse: bool,
     regions: Regions, differentiate: Differentiate,
 ) -> tuple[Any, ...]:  # fmt: skip
-    """A scan in the other direction over the carries of each step, which a forward scan computes again."""
+    """A scan in the other direction over the carries of each step, which a forward scan computes again.
+
+    Gradients of consts are summed in its carry, but for products, which are made after it for all steps."""
     region = regions[0]
     consts, carry, xs = _split(operands, n_consts, n_carry)
     wrt = _inexact(operands)
@@ -209,14 +263,32 @@ def _scan_vjp(
         again = _keeping_carries(region, n_consts, n_carry)
         kept = apply("scan", *operands, n_carry=n_carry, reverse=reverse, regions=(again,), **how)[n_carry:]
     ct_carry = [zeros_like(carry[i]) if cts[i] is None else cts[i] for i in outputs if i < n_carry]
-    sums = [zeros_like(operands[i]) for i in wrt if i < n_consts]
     ct_ys = [cts[i] for i in outputs if i >= n_carry]
-    step = _backward_step(region, gradient, n_consts, n_carry, wrt, outputs)
+    late = _late_products(gradient, gradient.params[:n_consts], [i for i in wrt if i < n_consts])
+    summed = [i for i in wrt if i < n_consts and i not in late]
+    stack_of = _stacks(gradient, n_consts, [*kept, *xs], ct_ys)
+    fresh = list(dict.fromkeys(v for p in late.values() for v in p.operands if v not in stack_of))
+    carried = [r for i, r in zip(wrt, gradient.results, strict=True) if i not in late]
+    types = [type_of(operands[i]) for i in summed]
+    step = _backward_step(region, _only(gradient, [*carried, *fresh]), n_consts, n_carry, types, outputs)
+    sums = [zeros_like(operands[i]) for i in summed]
     found = apply("scan", *consts, *ct_carry, *sums, *kept, *xs, *ct_ys, n_carry=len(ct_carry) + len(sums),
                   reverse=not reverse, regions=(step,), **how)  # fmt: skip
-    to_carry, to_consts, to_xs = _split(as_tuple(found, len(wrt)), len(ct_carry), len(sums))
-    grads = dict(zip(wrt, (*to_consts, *to_carry, *to_xs), strict=True))
+    n_xs = len(carried) - len(ct_carry) - len(sums)
+    to_carry, total, to_xs, stacks = _split(
+        as_tuple(found, len(step.results)), len(ct_carry), len(sums), n_xs
+    )  # fmt: skip
+    stack_of |= zip(fresh, stacks, strict=True)
+    grads = dict(zip((*summed, *(i for i in wrt if i >= n_consts)), (*total, *to_carry, *to_xs), strict=True))
+    grads |= {i: p.over_steps(*(stack_of[v] for v in p.operands)) for i, p in late.items()}
     return tuple(grads.get(i) for i in range(len(operands)))
+
+
+def _stacks(gradient: Graph, n_consts: int, forward: Sequence[Any], ct_ys: Sequence[Any]) -> dict[Value, Any]:
+    """Values of a step backward that are slices of arrays that exist: what came in, cotangents of ys."""
+    params = gradient.params[n_consts:]
+    by_step = [*params[: len(forward)], *params[len(params) - len(ct_ys) :]]
+    return dict(zip(by_step, [*forward, *ct_ys], strict=True))
 
 
 scan_p = Primitive(

@@ -168,3 +168,37 @@ def test_the_same_rates(i: int) -> None:
         return out
 
     np.testing.assert_allclose(rates(weft), rates(torch), rtol=1e-12)
+
+
+RECURRENT: dict[str, Callable[[Any], Any]] = {
+    "lstm": lambda lib: lib.nn.LSTM(4, 6, 2, bidirectional=True),
+    "lstm projected": lambda lib: lib.nn.LSTM(4, 6, proj_size=3, batch_first=True),
+    "gru": lambda lib: lib.nn.GRU(4, 6, 2, bias=False),
+    "rnn": lambda lib: lib.nn.RNN(4, 6, nonlinearity="relu", bidirectional=True),
+}
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_recurrent_layers(name: str, compiled: bool) -> None:
+    a, b = twins(RECURRENT[name])
+    assert repr(a) == repr(b)
+    x = np.random.default_rng(0).standard_normal((5, 3, 4)).astype(np.float32)
+    want = a(torch.from_numpy(x))[0]
+    got = (weft.compile(b) if compiled else b)(weft.tensor(x))[0]
+    np.testing.assert_allclose(got.detach().numpy(), want.detach().numpy(), rtol=1e-5, atol=1e-6)
+    want.square().sum().backward()
+    got.square().sum().backward()
+    for p, q in zip(a.parameters(), b.parameters(), strict=True):
+        np.testing.assert_allclose(q.grad.numpy(), p.grad.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_packed_recurrence() -> None:
+    a, b = twins(lambda lib: lib.nn.GRU(4, 6, bidirectional=True))
+    x, lengths = np.random.default_rng(0).standard_normal((5, 3, 4)).astype(np.float32), [2, 5, 4]
+    packed = torch.nn.utils.rnn.pack_padded_sequence(torch.from_numpy(x), lengths, enforce_sorted=False)
+    mine = weft.nn.utils.rnn.pack_padded_sequence(weft.tensor(x), lengths, enforce_sorted=False)
+    (want, last), (got, mine_last) = a(packed), b(mine)
+    assert got.batch_sizes.tolist() == want.batch_sizes.tolist()
+    np.testing.assert_allclose(got.data.detach().numpy(), want.data.detach().numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(mine_last.detach().numpy(), last.detach().numpy(), rtol=1e-5, atol=1e-6)
