@@ -16,10 +16,12 @@ against; ``callpath`` checks them once before it uses this.
 
 from __future__ import annotations
 
-EXPORTS = ("weft_call",)
+from weft.runtime import watch_ir
+
+EXPORTS = ("weft_call", *watch_ir.EXPORTS)
 PYTHON = frozenset({
     "PyCapsule_GetPointer", "PyErr_Occurred", "PyEval_RestoreThread", "PyEval_SaveThread",
-    "PyFloat_AsDouble", "PyList_New",
+    "PyFloat_AsDouble", "PyFrame_GetCode", "PyList_New",
     "PyList_SetItem", "PyLong_AsLongLongAndOverflow", "PyLong_FromLongLong",
     "PyObject_CallFunctionObjArgs", "PyObject_Call", "PyTuple_New", "PyTuple_SetItem", "Py_DecRef",
     "Py_IncRef", "memcpy",
@@ -33,7 +35,7 @@ def module(triple: str) -> str:
     for name, (base, index) in _FIELDS.items():
         load = f"%{name} = load {_TYPES.get(name, 'i64')}, ptr %{name}.at"
         text = text.replace(f"LOAD({name})", f"getelementptr i64, ptr %{base}, i64 {index}\n  {load}")
-    return f'target triple = "{triple}"\n{text}'
+    return f'target triple = "{triple}"\n{text}{watch_ir.TEXT}'
 
 
 _FIELDS = {

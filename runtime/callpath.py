@@ -48,13 +48,22 @@ def supported() -> bool:
 
 
 @cache
-def _native() -> tuple[int, Any, Any] | None:
-    """(address of the function, globals, slots), made at first use; None where it cannot be used."""
+def symbols() -> dict[str, int] | None:
+    """The addresses of the native functions that Python calls; None where they cannot be used."""
     if not supported():
         return None
     target = host_target()
     image = disk.object_for(call_ir.module(target.triple), target)
-    address = jit.link(image, call_ir.EXPORTS, {}, call_ir.PYTHON)["weft_call"]
+    return jit.link(image, call_ir.EXPORTS, {}, call_ir.PYTHON)
+
+
+@cache
+def _native() -> tuple[int, Any, Any] | None:
+    """(address of the function, globals, slots), made at first use; None where it cannot be used."""
+    found = symbols()
+    if found is None:
+        return None
+    address = found["weft_call"]
     slots = (ctypes.c_int64 * (3 * _SLOTS))()
     grow, complain = partial(_grow, slots), hostcall.raise_status
     _kept.extend((grow, complain, slots))

@@ -1,7 +1,8 @@
 """Watches a trace for what a graph cannot hold: calls of C functions with side effects or hidden inputs, and
 user code that the walk over the environment did not foresee.
 
-A profile hook sees every Python call and every call of a C function; those made by weft itself do not count.
+A profile hook sees every Python call and every call of a C function; those made by weft itself do not count,
+and reach Python once.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 from weft.capture.userland import kind_of, user_frame
+from weft.runtime import watching
 
 _PURE_MODULES = frozenset(
     {
@@ -140,7 +142,7 @@ class Watch:
         """Watch the block (of this thread)."""
         before = sys.getprofile()
         state = random.getstate()
-        sys.setprofile(self._event)
+        watching.start(self._event)
         try:
             yield self
         finally:
@@ -149,14 +151,17 @@ class Watch:
                 self.impure = ("uses Python's random numbers", "")
 
     def _event(self, frame: FrameType, event: str, arg: Any) -> None:
-        if event == "c_call":
-            if kind_of(frame.f_code) != "weft" and self.impure is None:
+        code = frame.f_code
+        kind = kind_of(code)
+        if kind == "weft":
+            watching.pass_over(code)
+        elif event == "c_call":
+            if self.impure is None:
                 self._c_call(frame, arg)
         elif event == "call":
-            code = frame.f_code
             if id(code) in self._foreseen:
                 self.executed.add(id(code))
-            elif kind_of(code) == "user" and self.impure is None:
+            elif kind == "user" and self.impure is None:
                 self._unforeseen(frame, code)
 
     def _c_call(self, frame: FrameType, fn: Any) -> None:

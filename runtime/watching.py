@@ -1,0 +1,57 @@
+"""Profile hooks that cost little: events of code that is known not to matter never reach Python."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable
+from functools import cache
+from types import CodeType
+from typing import Any
+
+from weft.runtime import watch_ir
+
+_MOST = watch_ir.SLOTS // 2  # code objects in the table: a fuller one is slow to search
+_known: list[Any] = []  # what the table refers to, kept alive
+
+
+@cache
+def _native() -> tuple[int, Any] | None:
+    """(address of the profile function, its data); None where there is none."""
+    from weft.runtime import callpath
+
+    found = callpath.symbols()
+    if found is None:
+        return None
+    data = (ctypes.c_int64 * (watch_ir.HEAD + 2 * watch_ir.SLOTS)).from_address(found["weft_watch_data"])
+    names = [sys.intern("call"), sys.intern("c_call"), None]
+    _known.extend(names)
+    data[: watch_ir.HEAD] = [id(x) for x in names]
+    return found["weft_watch"], data
+
+
+def start(callback: Callable[..., Any]) -> None:
+    """Call ``callback(frame, event, arg)`` at each "call" and "c_call" in this thread, but for those of code
+    that :func:`pass_over` named; ``sys.setprofile`` ends it. It may be told of other events, too."""
+    native = _native()
+    if native is None:
+        sys.setprofile(callback)
+        return
+    install = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.py_object)(
+        ("PyEval_SetProfile", ctypes.pythonapi)
+    )
+    install(native[0], callback)
+
+
+def pass_over(code: CodeType) -> None:
+    """Tell nobody of calls of ``code`` and of the C functions that it calls, from now on."""
+    native = _native()
+    if native is None or len(_known) > _MOST:
+        return
+    data, slot = native[1], watch_ir.slot_of(id(code))
+    while data[watch_ir.HEAD + 2 * slot] not in (0, id(code)):
+        slot = (slot + 1) % watch_ir.SLOTS
+    at = watch_ir.HEAD + 2 * slot
+    if not data[at]:
+        _known.append(code)
+    data[at + 1], data[at] = watch_ir.CALLS | watch_ir.C_CALLS, id(code)
