@@ -48,7 +48,8 @@ def _map(size: int) -> tuple[Any, int]:
     if size < _HUGE:
         raw = ctypes.create_string_buffer(size + ALIGN)
         return raw, -(-ctypes.addressof(raw) // ALIGN) * ALIGN
-    region = mmap.mmap(-1, size + _HUGE)
+    # private: shared memory gets no huge pages by default, and a child after fork would write to ours
+    region = mmap.mmap(-1, size + _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         region.madvise(mmap.MADV_HUGEPAGE)
     start = ctypes.addressof(ctypes.c_char.from_buffer(region))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 
 import numpy as np
@@ -127,3 +128,16 @@ def test_steady_state_allocates_nothing():
         outs = exe.runner(x, y)
     assert stats.snapshot()["blocks_allocated"] == 0
     assert np.isfinite(outs[0]).all()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+@pytest.mark.parametrize("n", [5000, 3 << 20])
+def test_a_child_after_fork_has_memory_of_its_own(n):
+    a = buffers.empty((n,), u8)
+    a[:] = 1
+    pid = os.fork()
+    if not pid:
+        a[:] = 2
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert a.min() == a.max() == 1
