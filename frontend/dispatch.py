@@ -20,14 +20,16 @@ from typing import Any
 import numpy as np
 from weft.autograd.grad_mode import mode
 from weft.autograd.tape import record
-from weft.dtypes import type_name
+from weft.dtypes import dtype_of_array, type_name
 from weft.ir.graph import Value
 from weft.ir.prims.base import _NUMPY, Interpreter, Kind, Primitive, _current
+from weft.runtime import oneop
 from weft.tensor import Tensor
 
 _new = object.__new__
 _ndarray = np.ndarray
 _asarray = np.asarray
+_LEAST_BYTES = oneop.LEAST_BYTES
 
 
 class _Quiet:
@@ -77,7 +79,14 @@ class Direct(Wrapper):
     def bind(self, prim: Primitive, operands: Sequence[Any], attrs: Any, regions: Any) -> Any:
         if regions:
             return self.inner.bind(prim, operands, attrs, regions)
-        out = prim.eval(*[x if type(x) is _ndarray else _asarray(x) for x in operands], **attrs)
+        arrays = [x if type(x) is _ndarray else _asarray(x) for x in operands]
+        out = None
+        for a in arrays:
+            if a.nbytes >= _LEAST_BYTES:
+                out = oneop.run(prim, arrays, attrs)
+                break
+        if out is None:
+            out = prim.eval(*arrays, **attrs)
         if type(out) is _ndarray:
             return out
         if type(out) is not tuple:
@@ -153,17 +162,12 @@ def apply(prim: Primitive, *tensors: Tensor, regions: Any = (), **attrs: Any) ->
         attrs = {**prim.defaults, **attrs}
     if interp is not _NUMPY or regions:
         return _apply(interpreter_below(interp), prim, tensors, attrs, regions)
-    token = _enter()
     try:
-        if tensors and tensors[0]._data.dtype.kind == "c":
-            _check_complex(prim, tensors[0])
-        out = prim.eval(*[t._data for t in tensors], **attrs)
+        out = _evaluate(prim, [t._data for t in tensors], attrs)
     except AttributeError:
         for t in tensors:
             payload(t, interp)  # a better message where a value is missing
         raise
-    finally:
-        _leave(token)
     if type(out) is not tuple:
         t = _new(Tensor)
         t._data = out if type(out) is _ndarray else _asarray(out)
@@ -182,10 +186,28 @@ def apply(prim: Primitive, *tensors: Tensor, regions: Any = (), **attrs: Any) ->
     return outs if len(outs) != 1 or prim.n_results != 1 else outs[0]
 
 
-def _check_complex(prim: Primitive, x: Tensor) -> None:
+def _evaluate(prim: Primitive, arrays: list[Any], attrs: dict[str, Any]) -> Any:
+    """The results on arrays: by a kernel where the operands are large, else by the numpy rule."""
+    for a in arrays:
+        if a.nbytes >= _LEAST_BYTES:
+            out = oneop.run(prim, arrays, attrs)
+            if out is not None:
+                return out
+            break
+    token = _enter()
+    try:
+        if arrays and arrays[0].dtype.kind == "c":
+            _check_complex(prim, arrays[0])
+        return prim.eval(*arrays, **attrs)
+    finally:
+        _leave(token)
+
+
+def _check_complex(prim: Primitive, x: np.ndarray) -> None:
     """numpy's rules order and round complex numbers, too; the primitives do not."""
     if prim.dtypes and not any(d.is_complex for d in prim.dtypes):
-        raise NotImplementedError(f""""{prim.name}" not implemented for '{type_name(x.dtype)}'""")
+        name = type_name(dtype_of_array(x))
+        raise NotImplementedError(f""""{prim.name}" not implemented for '{name}'""")
 
 
 def _apply(interp: Any, prim: Primitive, tensors: Sequence[Tensor], attrs: Any, regions: Any) -> Any:

@@ -23,6 +23,7 @@ from weft.ir import prims as P
 from weft.ir.graph import Value
 from weft.ir.prims.base import _NUMPY, Primitive, _current, full_like
 from weft.ir.types import DType
+from weft.runtime.buffers import is_whole
 from weft.tensor import Tensor, contiguous_strides
 
 Step = tuple[Primitive, dict[str, Any]]
@@ -247,7 +248,7 @@ def own(t: Tensor, *sources: Tensor) -> Tensor:
     """``t`` with memory of its own: for functions whose result may alias an operand but must not."""
     d = t._data
     if type(d) is np.ndarray and (
-        d.base is not None or not d.flags.writeable or any(d is s._data for s in sources)
+        not is_whole(d) or not d.flags.writeable or any(d is s._data for s in sources)
     ):
         t._data, t._vc = np.array(d), [0]
     return t
@@ -342,7 +343,7 @@ def _write_array(t: Tensor, new: Tensor) -> None:
             d.flags.writeable = True
             np.copyto(d, new._data)
             return
-        if d.base is not None and type(d.base) is not np.ndarray:
+        if not is_whole(d) and type(d.base) is not np.ndarray:
             raise RuntimeError("the memory of this tensor is read-only")
         t._data = np.array(new._data)
         return

@@ -23,6 +23,7 @@ NAMES = (
     "cache_disk_writes",
     "cache_disk_damaged",  # entries thrown away: checksum, format or load error
     "host_calls",  # operations run by Python from a native entry
+    "eager_kernels",  # graphs compiled for operations of eager mode
     "kernels_launched",
     "bytes_allocated",  # fresh memory taken from the system by the caching allocator
     "blocks_allocated",

@@ -27,8 +27,19 @@ from weft.autograd.tape import (
 from weft.dispatch import Direct, Taping, Wrapper, interpreter, payload, quiet, wrap, wrap_value
 from weft.ir.graph import Graph, Value
 from weft.ir.interp import run as run_graph
-from weft.ir.prims.base import _NUMPY, Interpreter, Kind, _current, interpreting, trace, type_of
+from weft.ir.prims.base import (
+    _NUMPY,
+    Interpreter,
+    Kind,
+    Primitive,
+    _current,
+    interpreting,
+    trace,
+    type_of,
+)
 from weft.passes.autodiff import OpRecord, backprop, gradient_graph
+from weft.runtime import oneop
+from weft.runtime.buffers import is_whole
 from weft.tensor import Tensor
 
 
@@ -108,8 +119,8 @@ class Walk:
             results = [self.unpack(s, (node, i), node, n + i) for i, s in enumerate(node.results)]
         keys = [(node, i) for i in range(len(results))]
         prim: Any = node.prim
-        if self.direct and prim.kind is Kind.CONTRACT and None in node.edges:
-            prim = Pruned(prim, tuple(i for i, e in enumerate(node.edges) if e is not None))
+        if self.direct and (prim.kind is Kind.CONTRACT or _is_large(operands, results)):
+            prim = Gradient(prim, tuple([i for i, e in enumerate(node.edges) if e is not None]))
         return OpRecord(prim, operands, results, node.attrs, node.regions, node.edges, keys)
 
     def _read(self, s: Any, node: Node, index: int) -> Any:
@@ -131,23 +142,41 @@ class Walk:
         return SpoilAware(base) if self.spoiled else base
 
 
-class Pruned:
-    """A contraction of which some operand needs no gradient: that one, dear as it is, is not computed.
+def _is_large(operands: Sequence[Any], results: Sequence[Any]) -> bool:
+    """Whether a gradient may be worth a kernel."""
+    for x in (*results, *operands):
+        if getattr(x, "nbytes", 0) >= oneop.LEAST_BYTES:
+            return True
+    return False
 
-    The gradient rule gives all at once; here its graph is cut down to the wanted ones and run by the
-    reference interpreter.
+
+class Gradient:
+    """The gradient rule of a primitive for the ``wanted`` operands alone, by a kernel where that pays.
+
+    Without one, a contraction of which some operand needs no gradient has its rule's graph cut down to what
+    is wanted and run by the reference interpreter: products are dear.
     """
 
     kind, nondifferentiable = None, False
 
     def __init__(self, prim: Any, wanted: tuple[int, ...]) -> None:
         self.prim, self.name, self.wanted = prim, prim.name, wanted
+        self.nondifferentiable = prim.nondifferentiable
 
     def vjp(self, ct: Any, out: Any, *operands: Any, **attrs: Any) -> Sequence[Any]:
+        prim = self.prim
+        if type(ct) is Spoiled or type(out) is Spoiled or any(type(x) is Spoiled for x in operands):
+            return prim.vjp(ct, out, *operands, **attrs)
+        if isinstance(prim, Primitive) and prim.kind is not Kind.CONTROL:
+            found = oneop.vjp(prim, attrs, ct, out, operands, self.wanted)
+            if found is not None:
+                return found
+        if prim.kind is not Kind.CONTRACT or len(self.wanted) == len(operands):
+            return prim.vjp(ct, out, *operands, **attrs)
         if not all(type(x) is np.ndarray for x in (ct, *operands)):
-            return self.prim.vjp(ct, out, *operands, **attrs)
+            return prim.vjp(ct, out, *operands, **attrs)
         types = tuple(type_of(x) for x in operands)
-        graph = _pruned_gradient(self.prim, types, tuple(sorted(attrs.items())), self.wanted)
+        graph = _pruned_gradient(prim, types, tuple(sorted(attrs.items())), self.wanted)
         grads = iter(run_graph(graph, [*operands, ct]))
         return [next(grads) if i in self.wanted else None for i in range(len(operands))]
 
@@ -187,7 +216,8 @@ def run_backward(
             n.free()
     grads = {e: walk.tensor(g) for e, g in found.items()}
     if accumulate:
-        _accumulate_all(leaves, grads, create_graph)
+        held = {id(ct._data) for _, ct in roots if isinstance(ct, Tensor)}
+        _accumulate_all(leaves, grads, create_graph, held)
     return grads
 
 
@@ -254,11 +284,19 @@ def _outside(walk: Walk, fn: Any, *args: Any) -> Any:
         return fn(*args)
 
 
-def _accumulate_all(leaves: Sequence[AccumulateGrad], grads: dict[Edge, Tensor], create_graph: bool) -> None:
+def _accumulate_all(
+    leaves: Sequence[AccumulateGrad], grads: dict[Edge, Tensor], create_graph: bool, held: set[int]
+) -> None:
+    """Add to the leaves; ``held``: the ids of arrays that somebody else holds, and no leaf may keep."""
     for n in leaves:
         g = grads.get((n, 0))
-        if g is not None:
-            accumulate_grad(n.variable, g, create_graph)
+        if g is None:
+            continue
+        if n.variable._grad is None and not create_graph and type(g._data) is np.ndarray:
+            if id(g._data) in held:
+                g = wrap(np.array(g._data, order="C"))
+            held.add(id(g._data))
+        accumulate_grad(n.variable, g, create_graph)
 
 
 def accumulate_grad(leaf: Tensor, g: Tensor, create_graph: bool) -> None:
@@ -290,7 +328,7 @@ def _own_grad(g: Tensor) -> Tensor:
     """A gradient that nobody else holds the memory of."""
     d = g._data
     if type(d) is np.ndarray:
-        if d.base is not None or not d.flags.writeable or not d.flags.c_contiguous:
+        if not is_whole(d) or not d.flags.writeable or not d.flags.c_contiguous:
             d = np.array(d, order="C")
         else:
             return wrap(d) if g._edge is not None else g
@@ -424,6 +462,6 @@ def _one_grad(t: Tensor, g: Tensor | None, allow_unused: bool | None, materializ
             )
         return None
     d = g._data
-    if type(d) is np.ndarray and g._edge is None and (d.base is not None or not d.flags.writeable):
+    if type(d) is np.ndarray and g._edge is None and (not is_whole(d) or not d.flags.writeable):
         return _own_grad(g)
     return g

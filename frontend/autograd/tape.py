@@ -8,6 +8,7 @@ of a backward walk is a sort.
 from __future__ import annotations
 
 import itertools
+import math
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,10 @@ class TypeStub:
     def dtype(self) -> Any:
         return self._ir_type.dtype.np
 
+    @property
+    def nbytes(self) -> int:
+        return self._ir_type.nbytes
+
 
 class ArrayType:
     """Stands for an array of which only shape and dtype were kept; its type is made when asked for."""
@@ -59,6 +64,10 @@ class ArrayType:
     @property
     def ndim(self) -> int:
         return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class Saved:

@@ -1,0 +1,358 @@
+"""Single operations of eager mode by generated kernels.
+
+An eager operation on large arrays runs as a graph of that one operation, compiled once for the types and
+layouts it meets and called through the executable's native runner. What is worth a kernel depends on the
+primitive and on sizes alone, so that equal calls give equal bits; only a primitive that has met very many
+layouts waits for the second use of a new one. Operands that are broadcast or permuted views go in as the
+dense array behind the view, and the graph repeats the move; other strided ones are copied first.
+
+``WEFT_EAGER=numpy`` turns all of it off: every eager operation is then numpy's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+from weft.ir.errors import CompilerError
+from weft.ir.graph import Graph, GraphBuilder, Value
+from weft.ir.prims.base import PRIMITIVES, GraphInterpreter, Kind, Primitive, interpreting
+from weft.ir.prims.rules import inverse_permutation
+from weft.ir.types import CPU, TensorType, dtype_of_numpy
+from weft.passes.dce import dce
+from weft.runtime import buffers, compile_graph, stats
+
+LEAST_BYTES = 1 << 14  # no operation whose operands are all smaller than this is worth a kernel
+FREE_LAYOUTS = 32  # layouts of one primitive that are compiled at their first use
+
+enabled = os.environ.get("WEFT_EAGER", "") != "numpy"
+
+_ndarray = np.ndarray
+Ints = tuple[int, ...]
+
+
+# -- what is worth a kernel ---------------------------------------------------------------------------------
+
+# Bytes of the largest operand from which a kernel pays for its call. Plain maps and moves are as fast in
+# numpy while they stay in the cache; transcendental functions, sorts and windows are not.
+_MAP, _DEAR, _REDUCE, _MOVE = 1 << 18, 1 << 14, 1 << 16, 1 << 19
+_PLAIN = frozenset(
+    "add sub mul neg abs maximum minimum eq ne lt le gt ge and or xor not where copy convert sqrt div floor "
+    "ceil trunc rint fma square".split()
+)
+_FAMILY = {
+    Kind.REDUCE: _REDUCE, Kind.SCAN: _REDUCE, Kind.GATHER: _REDUCE, Kind.SCATTER: _DEAR,
+    Kind.SORT: _DEAR, Kind.WINDOW: _DEAR,
+}  # fmt: skip
+_VIEWS = frozenset({"reshape", "permute", "broadcast", "slice"})  # numpy gives views of these
+_CONTRACTION = 1 << 18  # multiplications from which numpy's product would start threads of its own
+_NEVER = 1 << 62
+
+
+def _least_bytes(prim: Primitive) -> int:
+    if prim.kind is Kind.MAP:
+        return _MAP if prim.name in _PLAIN else _DEAR
+    if prim.kind is Kind.MOVE:
+        return _NEVER if prim.name in _VIEWS else _MOVE
+    if prim.kind is Kind.CONTRACT:
+        return LEAST_BYTES
+    return _FAMILY.get(prim.kind, _NEVER)
+
+
+_least: dict[Primitive, int] = {}
+
+
+def _worth(prim: Primitive, arrays: Sequence[Any], attrs: Mapping[str, Any]) -> bool:
+    """Whether an operation should run as a kernel: by the sizes of its operands."""
+    least = _least.get(prim)
+    if least is None:
+        least = _least[prim] = _least_bytes(prim)
+    largest = max(a.nbytes for a in arrays)
+    if largest < least:
+        return prim.name == "dot_general" and _multiplications(arrays, attrs) >= _CONTRACTION
+    if any(a.dtype.kind == "c" or not a.size for a in arrays):
+        return False
+    if prim.kind is Kind.CONTRACT:
+        return prim.name != "dot_general" or _product_is_worth(arrays, attrs)
+    return True
+
+
+def _multiplications(arrays: Sequence[Any], attrs: Mapping[str, Any]) -> int:
+    a, b = arrays
+    contract, batch = attrs["contract"], attrs["batch"]
+    shared = prod(b.shape[i] for i in (*contract[1], *batch[1])) or 1
+    return a.size * (b.size // shared)
+
+
+def _product_is_worth(arrays: Sequence[Any], attrs: Mapping[str, Any]) -> bool:
+    """Products of matrices where numpy's would be threaded, and of vectors with large matrices."""
+    n = _multiplications(arrays, attrs)
+    return n >= _CONTRACTION or n <= 4 * max(a.size for a in arrays)
+
+
+# -- layouts ------------------------------------------------------------------------------------------------
+
+
+class Layout:
+    """How an operand goes into a graph: ``prepare`` makes the dense array (None: as it is), and the moves
+    that lead from it to the operand."""
+
+    __slots__ = ("axes", "dense", "dtype", "perm", "prepare", "shape")
+
+    def __init__(self, a: np.ndarray) -> None:
+        self.shape, self.dtype = a.shape, dtype_of_numpy(a.dtype)
+        self.axes: tuple[int, ...] | None = None
+        self.perm: tuple[int, ...] | None = None
+        self.dense: tuple[int, ...] = a.shape
+        self.prepare: Callable[[np.ndarray], np.ndarray] | None = None
+        if not a.flags.c_contiguous:
+            self._strided(a)
+
+    def _strided(self, a: np.ndarray) -> None:
+        kept = [i for i, (n, s) in enumerate(zip(a.shape, a.strides, strict=True)) if n > 1 and s != 0]
+        order = sorted(kept, key=lambda i: -a.strides[i])
+        expected = a.itemsize
+        for i in reversed(order):
+            if a.strides[i] != expected:
+                self.prepare = packed
+                return
+            expected *= a.shape[i]
+        index = tuple(slice(None) if i in kept else 0 for i in range(a.ndim))
+        rank = {axis: k for k, axis in enumerate(kept)}
+        perm = tuple(rank[i] for i in order)
+        self.axes, self.dense = tuple(kept), tuple(a.shape[i] for i in order)
+        if perm == tuple(range(len(perm))):
+            self.prepare = lambda x: x[index]
+        else:
+            self.perm = inverse_permutation(perm)
+            self.prepare = lambda x: x[index].transpose(perm)
+
+    @property
+    def type(self) -> TensorType:
+        return TensorType(self.dense, self.dtype, CPU)
+
+    def value(self, dense: Value) -> Any:
+        """The operand from the dense value."""
+        x: Any = dense
+        if self.perm is not None:
+            x = PRIMITIVES["permute"].bind(x, perm=self.perm)
+        if self.axes is not None:
+            x = PRIMITIVES["broadcast"].bind(x, shape=self.shape, axes=self.axes)
+        return x
+
+
+def packed(a: np.ndarray) -> np.ndarray:
+    """A contiguous copy, in memory of the caching allocator."""
+    out = buffers.maker(a.shape, a.dtype, a.nbytes)()
+    np.copyto(out, a)
+    return out
+
+
+def key_of(a: np.ndarray) -> tuple[Any, ...]:
+    """What of an array a kernel depends on."""
+    return a.shape, a.strides, a.dtype.num
+
+
+def prepared(runner: Callable[..., Any], layouts: Sequence[Layout]) -> Callable[..., Any]:
+    """``runner`` on operands as they come."""
+    prepare = [(i, x.prepare) for i, x in enumerate(layouts) if x.prepare is not None]
+    if not prepare:
+        return runner
+
+    def run(*arrays: np.ndarray) -> Any:
+        dense = list(arrays)
+        for i, fn in prepare:
+            dense[i] = fn(dense[i])
+        return runner(*dense)
+
+    return run
+
+
+# -- compiling and running ----------------------------------------------------------------------------------
+
+
+class Kernels:
+    """Compiled single operations by key; None stands for one that numpy has to run."""
+
+    def __init__(self) -> None:
+        self.made: dict[Any, Callable[..., Any] | None] = {}
+        self.layouts: dict[Any, int] = {}
+        self.seen: set[Any] = set()
+
+    def admits(self, family: Any, key: Any) -> bool:
+        """Whether a new key of a family is compiled now: the first ones are, later ones when they return."""
+        n = self.layouts.get(family, 0)
+        if n >= FREE_LAYOUTS and key not in self.seen:
+            if len(self.seen) > 1 << 16:
+                self.seen.clear()
+            self.seen.add(key)
+            return False
+        self.layouts[family] = n + 1
+        return True
+
+
+KERNELS = Kernels()
+
+
+def run(prim: Primitive, arrays: Sequence[Any], attrs: Mapping[str, Any]) -> Any:
+    """The results of an operation by its kernel (a tuple where it has several), or None: leave it to numpy."""
+    if not enabled or not _worth(prim, arrays, attrs):
+        return None
+    key = (prim, tuple(attrs.items()), *[(a.shape, a.strides, a.dtype.num) for a in arrays])
+    try:
+        found = KERNELS.made[key]
+    except KeyError:
+        found = _compile(prim, arrays, attrs, key)
+    except TypeError:  # an attribute that is an array
+        return None
+    if found is None:
+        return None
+    out = found(*arrays)
+    return out[0] if len(out) == 1 else tuple(out)
+
+
+def _compile(prim: Primitive, arrays: Sequence[Any], attrs: Mapping[str, Any], key: Any) -> Any:
+    if not KERNELS.admits(prim, key):
+        return None
+    layouts = [Layout(a) for a in arrays]
+    runner = compiled(layouts, lambda *xs: prim.bind(*_broadcast(prim, xs), **attrs), prim.name)
+    KERNELS.made[key] = made = None if runner is None else prepared(runner, layouts)
+    return made
+
+
+def compiled(
+    layouts: Sequence[Layout], fn: Callable[..., Any], name: str
+) -> Callable[..., Any] | None:
+    """A runner of ``fn`` over dense operands; None where it has no native code (or ``fn`` refuses)."""
+    try:
+        graph = graph_of(layouts, fn, name)
+    except (TypeError, ValueError):  # numpy's rule finds the words
+        return None
+    return runner_of(graph)
+
+
+def graph_of(layouts: Sequence[Layout], fn: Callable[..., Any], name: str) -> Graph:
+    """The graph of ``fn`` on operands of these layouts, its params the dense arrays."""
+    b = GraphBuilder(name)
+    params = [b.param(x.type) for x in layouts]
+    with interpreting(GraphInterpreter(b)):
+        out = fn(*[x.value(p) for x, p in zip(layouts, params, strict=True)])
+    return b.finish(list(out) if isinstance(out, (tuple, list)) else [out])
+
+
+def runner_of(graph: Graph) -> Callable[..., Any] | None:
+    """The native runner of a graph, None if part of it would run in Python."""
+    try:
+        made = compile_graph(graph, name=f"eager_{graph.name}")
+    except CompilerError:
+        return None
+    if made.artifact.hosts:
+        return None
+    stats.count("eager_kernels")
+    return made.runner
+
+
+def _broadcast(prim: Primitive, xs: Sequence[Value]) -> Sequence[Value]:
+    """Operands of a map with the shape of the result: eager ones come as numpy would broadcast them."""
+    if prim.kind is not Kind.MAP or len({x.type.shape for x in xs}) == 1:
+        return xs
+    shape = np.broadcast_shapes(*[x.type.shape for x in xs])
+    broadcast = PRIMITIVES["broadcast"]
+    return [
+        x if x.type.shape == shape
+        else broadcast.bind(x, shape=shape, axes=tuple(range(len(shape) - x.type.ndim, len(shape))))
+        for x in xs
+    ]  # fmt: skip
+
+
+# -- gradients ----------------------------------------------------------------------------------------------
+
+
+def vjp(
+    prim: Primitive, attrs: Mapping[str, Any], ct: Any, out: Any, operands: Sequence[Any], wanted: Ints
+) -> list[Any] | None:
+    """The ``wanted`` gradients of one operation by a kernel, None for the others; or None: use the rule itself.
+
+    ``ct`` and ``out`` are tuples for several results. What was not saved for the rule is anything with
+    ``shape``, ``dtype`` and ``nbytes``.
+    """
+    cts, outs = (ct, out) if isinstance(ct, tuple) else ((ct,), (out,))
+    slots = (*cts, *outs, *operands)
+    if not enabled or not _vjp_is_worth(prim, attrs, slots, operands):
+        return None
+    try:
+        key = ("vjp", prim, wanted, tuple(attrs.items()), *map(_slot_key, slots))
+        found = KERNELS.made[key]
+    except KeyError:
+        found = _compile_vjp(prim, attrs, cts, outs, operands, wanted, key)
+    except (TypeError, AttributeError):  # an attribute that is an array, a value that is none
+        return None
+    if found is None:
+        return None
+    return found(*[x for x in slots if type(x) is _ndarray])
+
+
+def _slot_key(x: Any) -> Any:
+    if type(x) is _ndarray:
+        return x.shape, x.strides, x.dtype.num
+    return None if x is None else (x.shape, x.dtype.num)
+
+
+def _vjp_is_worth(prim: Primitive, attrs: Any, slots: Sequence[Any], operands: Sequence[Any]) -> bool:
+    if prim.kind is Kind.CONTRACT:
+        if any(x.dtype.kind == "c" for x in operands):
+            return False
+        return prim.name == "conv" or _multiplications(operands, attrs) >= _CONTRACTION
+    least = min(_least_bytes(prim), _MAP)
+    largest = max([x.nbytes for x in slots if x is not None])
+    return largest >= least and not any(x is not None and (x.dtype.kind == "c" or 0 in x.shape) for x in slots)
+
+
+def _compile_vjp(
+    prim: Primitive, attrs: Any, cts: Sequence[Any], outs: Sequence[Any], operands: Sequence[Any], wanted: Ints,
+    key: Any,
+) -> Any:  # fmt: skip
+    if not KERNELS.admits(("vjp", prim), key):
+        return None
+    slots = (*cts, *outs, *operands)
+    layouts = [Layout(x) for x in slots if type(x) is _ndarray]
+    found: list[int] = []
+
+    def rule(*values: Value) -> list[Any]:
+        it = iter(values)
+        filled = [next(it) if type(x) is _ndarray else x for x in slots]
+        n, m = len(cts), len(outs)
+        ct: Any = tuple(filled[:n]) if n > 1 else filled[0]
+        out: Any = tuple(filled[n : n + m]) if n > 1 else filled[n]
+        grads = prim.vjp(ct, out, *filled[n + m :], **attrs)  # type: ignore[misc]
+        found[:] = [i for i in wanted if grads[i] is not None]
+        return [grads[i] for i in found]
+
+    made = _vjp_runner(layouts, rule, f"{prim.name}_vjp")
+    if made is None:
+        KERNELS.made[key] = None
+        return None
+    runner, n_operands = prepared(made, layouts), len(operands)
+
+    def run(*arrays: Any) -> list[Any]:
+        grads: list[Any] = [None] * n_operands
+        for i, g in zip(found, runner(*arrays), strict=True):
+            grads[i] = g
+        return grads
+
+    KERNELS.made[key] = run
+    return run
+
+
+def _vjp_runner(layouts: Sequence[Layout], rule: Callable[..., Any], name: str) -> Any:
+    """None where the gradients are operands or views of them: numpy makes those for nothing."""
+    try:
+        graph = dce(graph_of(layouts, rule, name))
+    except (TypeError, ValueError):
+        return None
+    if all(op.prim.name in _VIEWS for op in graph.ops) or any(r in graph.params for r in graph.results):
+        return None
+    return runner_of(graph)
