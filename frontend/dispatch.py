@@ -21,15 +21,14 @@ import numpy as np
 from weft.autograd.grad_mode import mode
 from weft.autograd.tape import record
 from weft.dtypes import dtype_of_array, type_name
+from weft.eager import LEAST_BYTES, kernels, switch
 from weft.ir.graph import Value
 from weft.ir.prims.base import _NUMPY, Interpreter, Kind, Primitive, _current
-from weft.runtime import oneop
 from weft.tensor import Tensor
 
 _new = object.__new__
 _ndarray = np.ndarray
 _asarray = np.asarray
-_LEAST_BYTES = oneop.LEAST_BYTES
 
 
 class _Quiet:
@@ -82,8 +81,8 @@ class Direct(Wrapper):
         arrays = [x if type(x) is _ndarray else _asarray(x) for x in operands]
         out = None
         for a in arrays:
-            if a.nbytes >= _LEAST_BYTES:
-                out = oneop.run(prim, arrays, attrs)
+            if a.nbytes >= LEAST_BYTES:
+                out = kernels.run(prim, arrays, attrs) if switch.on else None
                 break
         if out is None:
             out = prim.eval(*arrays, **attrs)
@@ -189,8 +188,8 @@ def apply(prim: Primitive, *tensors: Tensor, regions: Any = (), **attrs: Any) ->
 def _evaluate(prim: Primitive, arrays: list[Any], attrs: dict[str, Any]) -> Any:
     """The results on arrays: by a kernel where the operands are large, else by the numpy rule."""
     for a in arrays:
-        if a.nbytes >= _LEAST_BYTES:
-            out = oneop.run(prim, arrays, attrs)
+        if a.nbytes >= LEAST_BYTES:
+            out = kernels.run(prim, arrays, attrs) if switch.on else None
             if out is not None:
                 return out
             break

@@ -19,11 +19,11 @@ import numpy as np
 from weft.autograd.grad_mode import mode
 from weft.autograd.tape import Edge, Node, TypeStub, edge_of, keep_old_value, record_types
 from weft.dispatch import apply, interpreter, wrap, wrap_value
+from weft.eager import is_whole
 from weft.ir import prims as P
 from weft.ir.graph import Value
 from weft.ir.prims.base import _NUMPY, Primitive, _current, full_like
 from weft.ir.types import DType
-from weft.runtime.buffers import is_whole
 from weft.tensor import Tensor, contiguous_strides
 
 Step = tuple[Primitive, dict[str, Any]]

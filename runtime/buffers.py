@@ -171,11 +171,6 @@ def empty(shape: tuple[int, ...], dtype: DType) -> np.ndarray:
     return np.ndarray(shape, dtype.np, memory)
 
 
-def is_whole(a: np.ndarray) -> bool:
-    """Whether ``a`` is not a view of another array: numpy's own memory, or a block of this allocator."""
-    return a.base is None or type(a.base).__name__ == "Lease"
-
-
 def empty_cache() -> None:
     """Return all unused blocks of the caching allocator to the system, the arenas of idle calls too."""
     for give_back in holders:

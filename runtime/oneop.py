@@ -5,13 +5,10 @@ layouts it meets and called through the executable's native runner. What is wort
 primitive and on sizes alone, so that equal calls give equal bits; only a primitive that has met very many
 layouts waits for the second use of a new one. Operands that are broadcast or permuted views go in as the
 dense array behind the view, and the graph repeats the move; other strided ones are copied first.
-
-``WEFT_EAGER=numpy`` turns all of it off: every eager operation is then numpy's.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any
@@ -25,10 +22,7 @@ from weft.ir.types import CPU, TensorType, dtype_of_numpy
 from weft.passes.dce import dce
 from weft.runtime import buffers, compile_graph, stats
 
-LEAST_BYTES = 1 << 14  # no operation whose operands are all smaller than this is worth a kernel
 FREE_LAYOUTS = 32  # layouts of one primitive that are compiled at their first use
-
-enabled = os.environ.get("WEFT_EAGER", "") != "numpy"
 
 _ndarray = np.ndarray
 Ints = tuple[int, ...]
@@ -39,10 +33,10 @@ Ints = tuple[int, ...]
 # Bytes of the largest operand from which a kernel pays for its call. Plain maps and moves are as fast in
 # numpy while they stay in the cache; transcendental functions, sorts and windows are not.
 _MAP, _DEAR, _REDUCE, _MOVE = 1 << 18, 1 << 14, 1 << 16, 1 << 19
-_PLAIN = frozenset(
-    "add sub mul neg abs maximum minimum eq ne lt le gt ge and or xor not where copy convert sqrt div floor "
-    "ceil trunc rint fma square".split()
-)
+_PLAIN = frozenset({
+    "abs", "add", "and", "ceil", "convert", "copy", "div", "eq", "floor", "ge", "gt", "le", "lt", "maximum",
+    "minimum", "mul", "ne", "neg", "not", "or", "rint", "sqrt", "sub", "trunc", "where", "xor",
+})  # fmt: skip
 _FAMILY = {
     Kind.REDUCE: _REDUCE, Kind.SCAN: _REDUCE, Kind.GATHER: _REDUCE, Kind.SCATTER: _DEAR,
     Kind.SORT: _DEAR, Kind.WINDOW: _DEAR,
@@ -58,7 +52,7 @@ def _least_bytes(prim: Primitive) -> int:
     if prim.kind is Kind.MOVE:
         return _NEVER if prim.name in _VIEWS else _MOVE
     if prim.kind is Kind.CONTRACT:
-        return LEAST_BYTES
+        return _DEAR
     return _FAMILY.get(prim.kind, _NEVER)
 
 
@@ -198,8 +192,8 @@ KERNELS = Kernels()
 
 
 def run(prim: Primitive, arrays: Sequence[Any], attrs: Mapping[str, Any]) -> Any:
-    """The results of an operation by its kernel (a tuple where it has several), or None: leave it to numpy."""
-    if not enabled or not _worth(prim, arrays, attrs):
+    """The results of an operation by its kernel (a tuple of several), or None: leave it to numpy."""
+    if not _worth(prim, arrays, attrs):
         return None
     key = (prim, tuple(attrs.items()), *[(a.shape, a.strides, a.dtype.num) for a in arrays])
     try:
@@ -246,13 +240,16 @@ def graph_of(layouts: Sequence[Layout], fn: Callable[..., Any], name: str) -> Gr
 def runner_of(graph: Graph) -> Callable[..., Any] | None:
     """The native runner of a graph, None if part of it would run in Python."""
     try:
-        made = compile_graph(graph, name=f"eager_{graph.name}")
+        made = executable_of(graph)
     except CompilerError:
         return None
-    if made.artifact.hosts:
-        return None
+    return None if made.artifact.hosts else made.runner
+
+
+def executable_of(graph: Graph) -> Any:
+    """Compile a graph for eager use."""
     stats.count("eager_kernels")
-    return made.runner
+    return compile_graph(graph, name=f"eager_{graph.name}")
 
 
 def _broadcast(prim: Primitive, xs: Sequence[Value]) -> Sequence[Value]:
@@ -274,14 +271,14 @@ def _broadcast(prim: Primitive, xs: Sequence[Value]) -> Sequence[Value]:
 def vjp(
     prim: Primitive, attrs: Mapping[str, Any], ct: Any, out: Any, operands: Sequence[Any], wanted: Ints
 ) -> list[Any] | None:
-    """The ``wanted`` gradients of one operation by a kernel, None for the others; or None: use the rule itself.
+    """The ``wanted`` gradients of one operation by a kernel, None for the others; or None: use the rule.
 
     ``ct`` and ``out`` are tuples for several results. What was not saved for the rule is anything with
     ``shape``, ``dtype`` and ``nbytes``.
     """
     cts, outs = (ct, out) if isinstance(ct, tuple) else ((ct,), (out,))
     slots = (*cts, *outs, *operands)
-    if not enabled or not _vjp_is_worth(prim, attrs, slots, operands):
+    if not _vjp_is_worth(prim, attrs, slots, operands):
         return None
     try:
         key = ("vjp", prim, wanted, tuple(attrs.items()), *map(_slot_key, slots))
@@ -305,15 +302,18 @@ def _vjp_is_worth(prim: Primitive, attrs: Any, slots: Sequence[Any], operands: S
     if prim.kind is Kind.CONTRACT:
         if any(x.dtype.kind == "c" for x in operands):
             return False
-        return prim.name == "conv" or _multiplications(operands, attrs) >= _CONTRACTION
+        if prim.name == "dot_general":
+            return _multiplications(operands, attrs) >= _CONTRACTION
     least = min(_least_bytes(prim), _MAP)
-    largest = max([x.nbytes for x in slots if x is not None])
-    return largest >= least and not any(x is not None and (x.dtype.kind == "c" or 0 in x.shape) for x in slots)
+    given = [x for x in slots if x is not None]
+    if max([x.nbytes for x in given]) < least:
+        return False
+    return not any(x.dtype.kind == "c" or 0 in x.shape for x in given)
 
 
 def _compile_vjp(
-    prim: Primitive, attrs: Any, cts: Sequence[Any], outs: Sequence[Any], operands: Sequence[Any], wanted: Ints,
-    key: Any,
+    prim: Primitive, attrs: Any, cts: Sequence[Any], outs: Sequence[Any], operands: Sequence[Any],
+    wanted: Ints, key: Any,
 ) -> Any:  # fmt: skip
     if not KERNELS.admits(("vjp", prim), key):
         return None

@@ -25,6 +25,7 @@ from weft.autograd.tape import (
     version_error,
 )
 from weft.dispatch import Direct, Taping, Wrapper, interpreter, payload, quiet, wrap, wrap_value
+from weft.eager import LEAST_BYTES, is_whole, kernels, switch
 from weft.ir.graph import Graph, Value
 from weft.ir.interp import run as run_graph
 from weft.ir.prims.base import (
@@ -38,8 +39,6 @@ from weft.ir.prims.base import (
     type_of,
 )
 from weft.passes.autodiff import OpRecord, backprop, gradient_graph
-from weft.runtime import oneop
-from weft.runtime.buffers import is_whole
 from weft.tensor import Tensor
 
 
@@ -119,7 +118,12 @@ class Walk:
             results = [self.unpack(s, (node, i), node, n + i) for i, s in enumerate(node.results)]
         keys = [(node, i) for i in range(len(results))]
         prim: Any = node.prim
-        if self.direct and (prim.kind is Kind.CONTRACT or _is_large(operands, results)):
+        if (
+            self.direct
+            and type(prim) is Primitive
+            and prim.kind is not Kind.CONTROL
+            and (prim.kind is Kind.CONTRACT or _is_large(operands, results))
+        ):
             prim = Gradient(prim, tuple([i for i, e in enumerate(node.edges) if e is not None]))
         return OpRecord(prim, operands, results, node.attrs, node.regions, node.edges, keys)
 
@@ -144,10 +148,7 @@ class Walk:
 
 def _is_large(operands: Sequence[Any], results: Sequence[Any]) -> bool:
     """Whether a gradient may be worth a kernel."""
-    for x in (*results, *operands):
-        if getattr(x, "nbytes", 0) >= oneop.LEAST_BYTES:
-            return True
-    return False
+    return any(getattr(x, "nbytes", 0) >= LEAST_BYTES for x in (*results, *operands))
 
 
 class Gradient:
@@ -167,8 +168,8 @@ class Gradient:
         prim = self.prim
         if type(ct) is Spoiled or type(out) is Spoiled or any(type(x) is Spoiled for x in operands):
             return prim.vjp(ct, out, *operands, **attrs)
-        if isinstance(prim, Primitive) and prim.kind is not Kind.CONTROL:
-            found = oneop.vjp(prim, attrs, ct, out, operands, self.wanted)
+        if switch.on:
+            found = kernels.vjp(prim, attrs, ct, out, operands, self.wanted)
             if found is not None:
                 return found
         if prim.kind is not Kind.CONTRACT or len(self.wanted) == len(operands):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from weft.composite import composite
 from weft.dispatch import apply
 from weft.dtypes import as_dtype, type_name
 from weft.ir import prims as P
@@ -34,6 +35,7 @@ def _total(e: Tensor, d: int) -> Tensor:
     return keep_dims(apply(P.sum_p, e, axes=(d,)), shape, (d,), True) if shape else e
 
 
+@composite
 def softmax(input: Tensor, dim: int, dtype: Any = None) -> Tensor:
     """exp(x) / sum(exp(x)) along ``dim``.
 
@@ -46,6 +48,7 @@ def softmax(input: Tensor, dim: int, dtype: Any = None) -> Tensor:
     return e / _total(e, d)
 
 
+@composite
 def log_softmax(input: Tensor, dim: int, dtype: Any = None) -> Tensor:
     """log(softmax(x)) along ``dim``, without overflow."""
     x, d = _centred(input, dim, dtype)

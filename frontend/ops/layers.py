@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from weft.autograd.grad_mode import no_grad
+from weft.composite import composite
 from weft.dispatch import apply
 from weft.dtypes import type_name
 from weft.ir import prims as P
@@ -26,6 +27,7 @@ from weft.tensor import Tensor
 # -- linear, embedding --------------------------------------------------------------------------------------
 
 
+@composite
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W' + b. input [..., in], weight [out, in] (or [in]), bias [out]."""
     if weight.ndim == 1:
@@ -168,6 +170,7 @@ def _scaled(y: Tensor, weight: Tensor | None, bias: Tensor | None, dtype: Any) -
     return convert(y, dtype)
 
 
+@composite
 def layer_norm(
     input: Tensor,
     normalized_shape: Sequence[int],
@@ -190,6 +193,7 @@ def _check_trailing(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
         )
 
 
+@composite
 def rms_norm(
     input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
 ) -> Tensor:
@@ -207,6 +211,7 @@ def rms_norm(
     return _scaled(y, weight, None, input.dtype)
 
 
+@composite
 def group_norm(
     input: Tensor,
     num_groups: int,
@@ -243,6 +248,11 @@ def instance_norm(
     """Standardised over the positions of each channel of each sample."""
     if not use_input_stats:
         return batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    return _instance_norm(input, weight, bias, eps)
+
+
+@composite
+def _instance_norm(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     y = _standardised(input, tuple(range(2, input.ndim)), eps)
     return _scaled(y, _per_channel(weight, input.ndim), _per_channel(bias, input.ndim), input.dtype)
 
@@ -266,24 +276,43 @@ def batch_norm(
     if not training:
         if running_mean is None or running_var is None:
             raise RuntimeError("Expected running_mean and running_var to be defined in evaluation mode")
-        mean, var = _per_channel(running_mean, n), _per_channel(running_var, n)
-        assert mean is not None and var is not None
-        y = (input - mean) * (var + eps).rsqrt()
-        return _scaled(y, _per_channel(weight, n), _per_channel(bias, n), input.dtype)
+        return _normalised(input, running_mean, running_var, weight, bias, eps)
     axes = tuple(i for i in range(n) if i != 1)
     count = math.prod(shape_of(input)[a] for a in axes)
     if count <= 1:
         raise ValueError(
             f"Expected more than 1 value per channel when training, got input size {input.shape}"
         )
+    y, mean, var = _batch_statistics_norm(input, weight, bias, axes, eps)
+    _update_running(running_mean, mean, momentum, 1.0)
+    _update_running(running_var, var, momentum, count / (count - 1))
+    return y
+
+
+@composite
+def _normalised(
+    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """Standardised by given statistics of the channels, then scaled and shifted."""
+    n = x.ndim
+    m, v = mean.reshape([-1 if i == 1 else 1 for i in range(max(n, 2))]), _per_channel(var, n)
+    assert v is not None
+    y = (x - m) * (v + eps).rsqrt()
+    return _scaled(y, _per_channel(weight, n), _per_channel(bias, n), x.dtype)
+
+
+@composite
+def _batch_statistics_norm(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, axes: tuple[int, ...], eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Standardised over ``axes``, scaled and shifted by channel; the mean and the variance."""
+    n, count = input.ndim, math.prod(shape_of(input)[a] for a in axes)
     x = convert(input, T.f32) if input.dtype in (T.f16, T.bf16) else input
     mean = R.sum(x, axes, True) / count
     centred = x - mean
     var = R.sum(centred * centred, axes, True) / count
-    _update_running(running_mean, mean, momentum, 1.0)
-    _update_running(running_var, var, momentum, count / (count - 1))
     y = centred * (var + eps).rsqrt()
-    return _scaled(y, _per_channel(weight, n), _per_channel(bias, n), input.dtype)
+    return _scaled(y, _per_channel(weight, n), _per_channel(bias, n), input.dtype), mean, var
 
 
 def _update_running(running: Tensor | None, value: Tensor, momentum: float, factor: float) -> None:
@@ -307,6 +336,7 @@ def local_response_norm(
 # -- attention ----------------------------------------------------------------------------------------------
 
 
+@composite
 def scaled_dot_product_attention(
     query: Tensor,
     key: Tensor,

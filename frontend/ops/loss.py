@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from weft.composite import composite
 from weft.dispatch import apply
 from weft.ir import prims as P
 from weft.ir import types as T
@@ -53,10 +54,26 @@ def cross_entropy(
     if not 0.0 <= label_smoothing <= 1.0:
         raise RuntimeError(f"label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}")
     axis = 1 if input.ndim > 1 else 0
+    if not target.dtype.is_floating_point:
+        _check_labels(input, target, axis)
+        _check_range(target, shape_of(input)[axis], ignore_index)
+    return _cross_entropy(input, target, weight, axis, ignore_index, reduction, label_smoothing)
+
+
+@composite
+def _cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    axis: int,
+    ignore_index: int,
+    reduction: str,
+    smoothing: float,
+) -> Tensor:
     logp = _log_softmax(input, axis)
     if target.dtype.is_floating_point:
-        return _soft_cross_entropy(logp, target, weight, axis, reduction, label_smoothing)
-    return _label_loss(logp, target, weight, axis, ignore_index, reduction, label_smoothing)
+        return _soft_cross_entropy(logp, target, weight, axis, reduction, smoothing)
+    return _label_loss(logp, target, weight, axis, ignore_index, reduction, smoothing)
 
 
 def _class_weights(weight: Tensor, logp: Tensor, axis: int) -> Tensor:
@@ -92,6 +109,7 @@ def _check_labels(logp: Tensor, target: Tensor, axis: int) -> None:
     raise RuntimeError(f"Expected target size {list(want)}, got {list(target.shape)}")
 
 
+@composite
 def _label_loss(
     logp: Tensor,
     target: Tensor,
@@ -101,8 +119,6 @@ def _label_loss(
     reduction: str,
     smoothing: float,
 ) -> Tensor:
-    _check_labels(logp, target, axis)
-    _check_range(target, shape_of(logp)[axis], ignore_index)
     labels = convert(target, T.i64)
     ignored = labels == ignore_index
     safe = where(ignored, 0, labels)
@@ -148,7 +164,10 @@ def nll_loss(
 ) -> Tensor:
     """-log p of the labels, given log probabilities [N, C, ...]."""
     reduction = _reduction(reduction, size_average, reduce)
-    return _label_loss(input, target, weight, 1 if input.ndim > 1 else 0, ignore_index, reduction, 0.0)
+    axis = 1 if input.ndim > 1 else 0
+    _check_labels(input, target, axis)
+    _check_range(target, shape_of(input)[axis], ignore_index)
+    return _label_loss(input, target, weight, axis, ignore_index, reduction, 0.0)
 
 
 def _elementwise_loss(loss: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
@@ -162,6 +181,7 @@ def _elementwise_loss(loss: Tensor, weight: Tensor | None, reduction: str) -> Te
     )
 
 
+@composite
 def mse_loss(
     input: Tensor,
     target: Tensor,
@@ -175,6 +195,7 @@ def mse_loss(
     return _elementwise_loss(d * d, weight, _reduction(reduction, size_average, reduce))
 
 
+@composite
 def l1_loss(
     input: Tensor,
     target: Tensor,
@@ -187,6 +208,7 @@ def l1_loss(
     return _elementwise_loss((input - target).abs(), weight, _reduction(reduction, size_average, reduce))
 
 
+@composite
 def smooth_l1_loss(
     input: Tensor,
     target: Tensor,
@@ -205,6 +227,7 @@ def smooth_l1_loss(
     return _reduced(loss, _reduction(reduction, size_average, reduce))
 
 
+@composite
 def huber_loss(
     input: Tensor, target: Tensor, reduction: str = "mean", delta: float = 1.0, weight: Tensor | None = None
 ) -> Tensor:
@@ -213,6 +236,7 @@ def huber_loss(
     return _elementwise_loss(where(a < delta, 0.5 * a * a, delta * (a - 0.5 * delta)), weight, reduction)
 
 
+@composite
 def binary_cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -231,6 +255,7 @@ def binary_cross_entropy(
     return _reduced(loss if weight is None else loss * weight, _reduction(reduction, size_average, reduce))
 
 
+@composite
 def binary_cross_entropy_with_logits(
     input: Tensor,
     target: Tensor,
@@ -250,6 +275,7 @@ def binary_cross_entropy_with_logits(
     return _reduced(loss if weight is None else loss * weight, _reduction(reduction, size_average, reduce))
 
 
+@composite
 def kl_div(
     input: Tensor,
     target: Tensor,
@@ -265,6 +291,7 @@ def kl_div(
     return _reduced(loss, _reduction(reduction, size_average, reduce))
 
 
+@composite
 def poisson_nll_loss(
     input: Tensor,
     target: Tensor,
@@ -292,6 +319,7 @@ def gaussian_nll_loss(
     return _reduced(loss + 0.5 * math.log(2 * math.pi) if full else loss, reduction)
 
 
+@composite
 def hinge_embedding_loss(
     input: Tensor,
     target: Tensor,
@@ -304,12 +332,14 @@ def hinge_embedding_loss(
     return _reduced(loss, _reduction(reduction, size_average, reduce))
 
 
+@composite
 def soft_margin_loss(
     input: Tensor, target: Tensor, size_average: Any = None, reduce: Any = None, reduction: str = "mean"
 ) -> Tensor:
     return _reduced((-target * input).exp().log1p(), _reduction(reduction, size_average, reduce))
 
 
+@composite
 def margin_ranking_loss(
     input1: Tensor,
     input2: Tensor,
@@ -323,6 +353,7 @@ def margin_ranking_loss(
     return _reduced(loss, _reduction(reduction, size_average, reduce))
 
 
+@composite
 def triplet_margin_loss(
     anchor: Tensor,
     positive: Tensor,
@@ -341,6 +372,7 @@ def triplet_margin_loss(
     return _reduced((margin + near - far).clamp_min(0.0), _reduction(reduction, size_average, reduce))
 
 
+@composite
 def cosine_embedding_loss(
     input1: Tensor,
     input2: Tensor,

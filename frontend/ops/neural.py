@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from weft.autograd.grad_mode import no_grad
+from weft.composite import composite
 from weft.ops import math as M
 from weft.ops import reduce as R
 from weft.ops.activation import log_softmax as _log_softmax
@@ -42,6 +43,7 @@ def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace
     return maybe_inplace(M.clamp, input, inplace, min_val, max_val)
 
 
+@composite
 def gelu(input: Tensor, approximate: str = "none") -> Tensor:
     """x times the normal distribution function of x, or its tanh approximation. Source: Hendrycks & Gimpel
     2016.
@@ -56,14 +58,25 @@ def gelu(input: Tensor, approximate: str = "none") -> Tensor:
 
 def silu(input: Tensor, inplace: bool = False) -> Tensor:
     """x * sigmoid(x)."""
-    return maybe_inplace(lambda x: x * M.sigmoid(x), input, inplace)
+    return maybe_inplace(_silu, input, inplace)
+
+
+@composite
+def _silu(x: Tensor) -> Tensor:
+    return x * M.sigmoid(x)
 
 
 def mish(input: Tensor, inplace: bool = False) -> Tensor:
     """x * tanh(softplus(x))."""
-    return maybe_inplace(lambda x: x * softplus(x).tanh(), input, inplace)
+    return maybe_inplace(_mish, input, inplace)
 
 
+@composite
+def _mish(x: Tensor) -> Tensor:
+    return x * softplus(x).tanh()
+
+
+@composite
 def softplus(input: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
     """log(1 + exp(beta x)) / beta; x itself where beta x is above the threshold."""
     scaled = input if beta == 1 else input * beta
@@ -77,6 +90,7 @@ def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
     return maybe_inplace(lambda x: _elu(x, alpha, 1.0), input, inplace)
 
 
+@composite
 def _elu(x: Tensor, alpha: float, scale: float) -> Tensor:
     positive = x > 0
     low = where(positive, 0.0, x).expm1() * (alpha * scale)
@@ -90,16 +104,25 @@ def selu(input: Tensor, inplace: bool = False) -> Tensor:
 
 def celu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
     """x where positive, else alpha (exp(x / alpha) - 1)."""
-    return maybe_inplace(
-        lambda x: where(x > 0, x, (where(x > 0, 0.0, x) / alpha).expm1() * alpha), input, inplace
-    )
+    return maybe_inplace(_celu, input, inplace, alpha)
+
+
+@composite
+def _celu(x: Tensor, alpha: float) -> Tensor:
+    return where(x > 0, x, (where(x > 0, 0.0, x) / alpha).expm1() * alpha)
 
 
 def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
     """x where positive, else negative_slope * x."""
-    return maybe_inplace(lambda x: where(x > 0, x, x * negative_slope), input, inplace)
+    return maybe_inplace(_leaky_relu, input, inplace, negative_slope)
 
 
+@composite
+def _leaky_relu(x: Tensor, slope: float) -> Tensor:
+    return where(x > 0, x, x * slope)
+
+
+@composite
 def prelu(input: Tensor, weight: Tensor) -> Tensor:
     """As leaky_relu, with a slope of each channel (dimension 1)."""
     if weight.numel() > 1 and input.ndim > 1:
@@ -109,35 +132,55 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
 
 def threshold(input: Tensor, threshold: float, value: float, inplace: bool = False) -> Tensor:
     """x where above the threshold, else ``value``."""
-    return maybe_inplace(lambda x: where(x > threshold, x, value), input, inplace)
+    return maybe_inplace(_threshold, input, inplace, threshold, value)
+
+
+@composite
+def _threshold(x: Tensor, threshold: float, value: float) -> Tensor:
+    return where(x > threshold, x, value)
 
 
 def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
     """x / 6 + 1/2 limited to [0, 1]."""
-    return maybe_inplace(lambda x: M.clamp(x + 3.0, 0.0, 6.0) / 6.0, input, inplace)
+    return maybe_inplace(_hardsigmoid, input, inplace)
+
+
+@composite
+def _hardsigmoid(x: Tensor) -> Tensor:
+    return M.clamp(x + 3.0, 0.0, 6.0) / 6.0
 
 
 def hardswish(input: Tensor, inplace: bool = False) -> Tensor:
     """x * hardsigmoid(x)."""
-    return maybe_inplace(lambda x: x * M.clamp(x + 3.0, 0.0, 6.0) / 6.0, input, inplace)
+    return maybe_inplace(_hardswish, input, inplace)
 
 
+@composite
+def _hardswish(x: Tensor) -> Tensor:
+    return x * M.clamp(x + 3.0, 0.0, 6.0) / 6.0
+
+
+@composite
 def hardshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
     return where(input.abs() > lambd, input, 0.0)
 
 
+@composite
 def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
     return where(input > lambd, input - lambd, where(input < -lambd, input + lambd, 0.0))
 
 
+@composite
 def tanhshrink(input: Tensor) -> Tensor:
     return input - input.tanh()
 
 
+@composite
 def softsign(input: Tensor) -> Tensor:
     return input / (1.0 + input.abs())
 
 
+@composite
 def logsigmoid(input: Tensor) -> Tensor:
     """log(sigmoid(x)), without overflow."""
     negative = input < 0
@@ -193,11 +236,13 @@ def gumbel_softmax(
     return sharp - soft.detach() + soft
 
 
+@composite
 def normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Any = None) -> Tensor:
     """x divided by its p-norm along ``dim`` (at least eps)."""
     return input / R.norm(input, p, dim, True).clamp_min(eps)
 
 
+@composite
 def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
     """The cosine of the angle between vectors along ``dim``."""
     dot = (x1 * x2).sum(dim)
@@ -205,6 +250,7 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     return dot / (a * b)
 
 
+@composite
 def pairwise_distance(
     x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False
 ) -> Tensor:

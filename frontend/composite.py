@@ -1,0 +1,408 @@
+"""Library functions that run eagerly as one compiled graph instead of operation by operation.
+
+A function under :func:`composite` is an ordinary function over Tensors. In capture it is traced through like
+any other. Eagerly, on large operands, its graph is recorded once for each combination of types, layouts and
+options, compiled, and from then on called as a whole; if a gradient is wanted the tape gets one node, whose
+gradient is compiled too. On small operands the same happens at the ``PATIENCE``-th call with one combination,
+so that a training loop on small tensors gains and a script that runs once compiles nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from weft.autograd import engine
+from weft.autograd.engine import Spoiled, Walk
+from weft.autograd.grad_mode import enable_grad, mode
+from weft.autograd.tape import AccumulateGrad, Node, Saved, edge_of, reachable, version_error
+from weft.dispatch import wrap
+from weft.eager import LEAST_BYTES, kernels, switch
+from weft.ir import prims as P
+from weft.ir.graph import Graph, GraphBuilder, Value
+from weft.ir.prims.base import _NUMPY, Interpreter, Primitive, _current, current_interpreter, interpreting
+from weft.passes.autodiff import backprop, partition
+from weft.tensor import Tensor
+
+if TYPE_CHECKING:
+    from weft.runtime.oneop import Layout
+
+PATIENCE = 16  # calls with one combination before small operands are worth a compilation
+
+_ndarray = np.ndarray
+Fn = TypeVar("Fn", bound=Callable[..., Any])
+
+
+class Refused(Exception):
+    """The function does what one graph of its operands cannot hold."""
+
+
+class Sketch(Interpreter):
+    """Records a library function: values are those of its operands, and nothing may be asked for."""
+
+    recording = True
+
+    def __init__(self, name: str) -> None:
+        self.builder = GraphBuilder(name)
+
+    def bind(self, prim: Primitive, operands: Sequence[Any], attrs: Any, regions: Any) -> Any:
+        out = self.builder.add(prim, [self.value(x) for x in operands], attrs, regions)
+        return out[0] if prim.n_results == 1 and len(out) == 1 else out
+
+    def value(self, x: Any) -> Value:
+        if type(x) is Value:
+            return x
+        if isinstance(x, Tensor):
+            return self.lift(x)
+        return self.builder.add(P.constant_p, (), {"value": np.asarray(x)})[0]
+
+    def lift(self, t: Tensor) -> Value:
+        if type(t._data) is not Value:
+            raise Refused("a tensor that is no operand")
+        return t._data
+
+    def refuse(self, *args: Any) -> Any:
+        raise Refused("a value or a write")
+
+    assign = concretize = scalar = hidden_scalar = refuse
+
+    def note_created(self, t: Tensor) -> None:
+        pass
+
+    def saw_grad(self, t: Tensor, what: str) -> None:
+        raise Refused("a gradient")
+
+
+# -- plans --------------------------------------------------------------------------------------------------
+
+
+_HOLE = object()  # where a tensor goes
+
+
+class Plan:
+    """One function compiled for one combination: ``forward`` gives the results, then what is kept.
+
+    ``wrt``: the operands that get gradients, in the order in which the backward graph gives them. ``saved``:
+    for each of the first params of that graph ("operand", i), ("result", i) or ("kept", i).
+    """
+
+    def __init__(
+        self, fn: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], layouts: Sequence[Layout],
+    ) -> None:  # fmt: skip
+        self.fn, self.name = fn, fn.__name__.strip("_")
+        self.args = [_HOLE if isinstance(x, Tensor) else x for x in args]
+        self.kwargs = {k: _HOLE if isinstance(x, Tensor) else x for k, x in kwargs.items()}
+        self.layouts, self.n_results, self.single = layouts, 1, True
+        self.forward: Callable[..., Any] = self._missing
+        self.backward_graph: Graph | None = None
+        self.saved: list[tuple[str, int]] = []
+        self.wrt: list[int] = []
+        self.differentiable: list[bool] = []
+        self.operands_read: set[int] = set()
+        self.results_read: set[int] = set()
+        self._backward: Callable[..., Any] | None = None
+
+    def _missing(self, *arrays: Any) -> Any:
+        raise RuntimeError("not compiled")
+
+    def call(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The function itself on these operands and the options of this combination."""
+        it = iter(tensors)
+        args = [next(it) if x is _HOLE else x for x in self.args]
+        out = self.fn(*args, **{k: next(it) if x is _HOLE else x for k, x in self.kwargs.items()})
+        self.single = isinstance(out, Tensor)
+        outs = [out] if self.single else list(out)
+        self.n_results = len(outs)
+        return outs
+
+    def backward(self) -> Callable[..., Any]:
+        """The runner of the backward graph, compiled when first asked for."""
+        if self._backward is None:
+            assert self.backward_graph is not None
+            self._backward = kernels.executable_of(self.backward_graph).runner
+        return self._backward
+
+
+def _plan(fn: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Plan | None:
+    """Record and compile; None where the function has to run operation by operation."""
+    tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+    layouts = [kernels.Layout(t._data) for t in tensors]
+    plan = Plan(fn, args, kwargs, layouts)
+    sketch = Sketch(plan.name)
+    params = [sketch.builder.param(x.type) for x in layouts]
+    grads = [mode.grad and t._rg for t in tensors]
+    try:
+        with interpreting(sketch):
+            values = [x.value(p) for x, p in zip(layouts, params, strict=True)]
+            stand_ins = [_stand_in(v, rg) for v, rg in zip(values, grads, strict=True)]
+            outs = plan.call(stand_ins)
+            results = [o._data if o._view is None else o._view.value(o, sketch) for o in outs]
+    except (Refused, RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
+        return None  # what is wrong is said by the function itself, run on the operands
+    if any(t._vc[0] for t in stand_ins) or set(results) & {*params, *values} or not sketch.builder.ops:
+        return None
+    graph = sketch.builder.finish(results)
+    if any(grads):
+        graph = _differentiate(plan, sketch, graph, outs, stand_ins, grads)
+    runner = kernels.runner_of(graph)
+    if runner is None:
+        return None
+    plan.forward = kernels.prepared(runner, layouts)
+    return plan
+
+
+def _stand_in(value: Value, requires_grad: bool) -> Tensor:
+    t = wrap(value)
+    t._rg = requires_grad
+    return t
+
+
+def _differentiate(
+    plan: Plan, sketch: Sketch, graph: Graph, outs: list[Tensor], stand_ins: list[Tensor], grads: list[bool]
+) -> Graph:
+    """Add the backward part to the plan; the forward graph with what it keeps as further results."""
+    plan.differentiable = [o._rg for o in outs]
+    roots = [o for o in outs if o._rg]
+    wanted = [(i, edge_of(t)) for i, (t, g) in enumerate(zip(stand_ins, grads, strict=True)) if g]
+    nodes = reachable([o._edge[0] for o in roots if o._edge])
+    nodes = [n for n in nodes if not isinstance(n, AccumulateGrad)]
+    cts = [Value(o._ir_type, f"ct{i}") for i, o in enumerate(roots)]
+    b = sketch.builder
+    with interpreting(sketch):
+        walk = Walk(create_graph=False)
+        before, mode.grad = mode.grad, False
+        try:
+            seeds: dict[Any, Any] = {}
+            for o, ct in zip(roots, cts, strict=True):
+                edge = edge_of(o)
+                seeds[edge] = ct if edge not in seeds else P.add_p.bind(seeds[edge], ct)
+            found = backprop([walk.record(n) for n in nodes], seeds, {e for _, e in wanted})
+            plan.wrt = [i for i, e in wanted if e in found]
+            gradients = [sketch.value(found[e]) for _, e in wanted if e in found]
+        finally:
+            mode.grad = before
+    whole = Graph([*graph.params, *cts], b.ops, [*graph.results, *gradients], graph.name)
+    forward, backward, n_saved = partition(whole, len(graph.params), len(graph.results))
+    return _split_saved(plan, forward, backward, n_saved)
+
+
+def _split_saved(plan: Plan, forward: Graph, backward: Graph, n_saved: int) -> Graph:
+    """Of the saved values, operands and results need not be kept apart."""
+    n = plan.n_results
+    params, results = list(forward.params), list(forward.results[:n])
+    kept: list[Value] = []
+    for v in forward.results[len(forward.results) - n_saved :]:
+        if v in params:
+            plan.saved.append(("operand", params.index(v)))
+            plan.operands_read.add(params.index(v))
+        elif v in results:
+            plan.saved.append(("result", results.index(v)))
+            plan.results_read.add(results.index(v))
+        else:
+            plan.saved.append(("kept", len(kept)))
+            kept.append(v)
+    plan.backward_graph = backward
+    return Graph(forward.params, forward.ops, [*results, *kept], forward.name)
+
+
+# -- calls --------------------------------------------------------------------------------------------------
+
+_plans: dict[Any, Plan | None] = {}
+_calls: dict[Any, int] = {}
+
+
+def composite(fn: Fn) -> Fn:
+    """Run ``fn`` eagerly as one compiled graph where that pays. Its tensors must be arguments, its other
+    arguments hashable; it gives one tensor or several, none of them an operand or a view of one."""
+
+    @functools.wraps(fn)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if _current.get() is _NUMPY and switch.on:
+            out = _run(fn, args, kwargs)
+            if out is not None:
+                return out
+        return fn(*args, **kwargs)
+
+    return call  # type: ignore[return-value]
+
+
+def _run(fn: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """The results, or None: run the function itself."""
+    tensors: list[Tensor] = []
+    key: list[Any] = [fn, mode.grad]
+    largest = 0
+    for x in (*args, *kwargs.items()) if kwargs else args:
+        if type(x) is tuple and kwargs and len(x) == 2 and isinstance(x[1], Tensor):
+            key.append(x[0])
+            x = x[1]
+        if isinstance(x, Tensor):
+            d = x._data
+            if type(d) is not _ndarray or d.dtype.kind == "c" or x._inference:
+                return None
+            if x._view is not None:
+                x._view.refresh_edge(x)
+            key.append((d.shape, d.strides, d.dtype.num, x._rg))
+            largest = max(largest, d.nbytes)
+            tensors.append(x)
+        else:
+            key.append((type(x), x, math.copysign(1.0, x)) if type(x) is float else (type(x), x))
+    try:
+        plan = _plans[tuple(key)]
+    except KeyError:
+        plan = _meet(fn, args, kwargs, tuple(key), largest)
+    except TypeError:  # an argument that is not hashable
+        return None
+    return None if plan is None else _call(plan, tensors)
+
+
+def _meet(fn: Any, args: Sequence[Any], kwargs: dict[str, Any], key: Any, largest: int) -> Plan | None:
+    """The plan of a new combination, if it is worth one by now."""
+    if largest < LEAST_BYTES:
+        n = _calls[key] = _calls.get(key, 0) + 1
+        if n < PATIENCE:
+            if len(_calls) > 1 << 14:
+                _calls.clear()
+            return None
+        _calls.pop(key, None)
+    if largest == 0 or not kernels.KERNELS.admits(fn, key):
+        return None
+    made = _plans[key] = _plan(fn, args, kwargs)
+    return made
+
+
+def _call(plan: Plan, tensors: Sequence[Tensor]) -> Any:
+    out = plan.forward(*[t._data for t in tensors])
+    n = plan.n_results
+    results = [wrap(a) for a in out[:n]]
+    if plan.backward_graph is not None:
+        _record(plan, tensors, results, out[n:])
+    elif mode.inference:
+        for r in results:
+            r._inference = True
+    return results[0] if plan.single else tuple(results)
+
+
+# -- the tape -----------------------------------------------------------------------------------------------
+
+
+def _record(plan: Plan, tensors: Sequence[Tensor], results: Sequence[Tensor], kept: Sequence[Any]) -> None:
+    inputs = [Saved(t._data, t._vc) for t in tensors]
+    operands = [s if i in plan.operands_read else _meta(s.data) for i, s in enumerate(inputs)]
+    read = plan.results_read
+    outs = [Saved(r._data, r._vc) if i in read else _meta(r._data) for i, r in enumerate(results)]
+    edges = [edge_of(t) for t in tensors]
+    rule = Gradient(plan, inputs, outs, kept, edges)
+    node = rule.node = CompositeNode(rule, {}, (), edges, operands, outs)
+    for i, r in enumerate(results):
+        if plan.differentiable[i]:
+            r._edge, r._rg = (node, i), True
+
+
+def _meta(a: np.ndarray) -> tuple[Any, Any]:
+    return a.shape, a.dtype
+
+
+class CompositeNode(Node):
+    """The tape node of one call."""
+
+    __slots__ = ()
+
+    def free(self) -> None:
+        super().free()
+        self.prim.inputs = self.prim.outs = self.prim.kept = ()
+        self.prim.node = None
+
+
+class Gradient:
+    """The pseudo primitive of one call: ``vjp`` runs the compiled backward graph."""
+
+    kind, needs, nondifferentiable, n_results, regions = None, "", False, 1, ()
+
+    def __init__(self, plan: Plan, inputs: Any, outs: Any, kept: Any, edges: Any) -> None:
+        self.plan, self.name = plan, plan.name
+        self.inputs, self.outs, self.kept, self.edges = inputs, outs, kept, edges
+        self.node: Any = None
+
+    def vjp(self, ct: Any, out: Any, *operands: Any, **attrs: Any) -> Sequence[Any]:
+        plan = self.plan
+        all_cts = ct if type(ct) is tuple else (ct,)
+        spoiled = [x for x in (*all_cts, *operands, *(out if type(out) is tuple else (out,)))
+                   if type(x) is Spoiled]  # fmt: skip
+        grads: list[Any] = [None] * len(operands)
+        if spoiled:
+            for i in plan.wrt:
+                grads[i] = Spoiled(operands[i]._ir_type if not isinstance(operands[i], _ndarray)
+                                   else engine.type_of(operands[i]), spoiled[0].error)  # fmt: skip
+            return grads
+        cts = [c for c, d in zip(all_cts, plan.differentiable, strict=True) if d]
+        if any(isinstance(c, Tensor) for c in cts):
+            return self._again(cts)
+        given = self._given()
+        interp: Any = current_interpreter()
+        types = [v.type for v in plan.backward_graph.params[len(given) :]]  # type: ignore[union-attr]
+        cts = [np.zeros(t.shape, t.dtype.np) if c is None else c for c, t in zip(cts, types, strict=True)]
+        if interp.recording:
+            found = self._replay(interp, [*given, *cts])
+        else:
+            found = plan.backward()(*given, *cts)
+        for i, g in zip(plan.wrt, found, strict=True):
+            grads[i] = g
+        return grads
+
+    def _given(self) -> list[Any]:
+        """The saved values, dense as the backward graph takes them."""
+        out = []
+        for where, i in self.plan.saved:
+            if where == "operand":
+                prepare = self.plan.layouts[i].prepare
+                a = self.inputs[i].data
+                out.append(a if prepare is None else prepare(a))
+            else:
+                out.append(self.outs[i].data if where == "result" else self.kept[i])
+        return out
+
+    def _replay(self, interp: Any, values: Sequence[Any]) -> list[Any]:
+        """The backward graph under a recorder."""
+        graph = self.plan.backward_graph
+        assert graph is not None
+        recorder = interp
+        while not hasattr(recorder, "lift"):
+            recorder = recorder.inner
+        lifted = [v if type(v) is Value else recorder.lift(wrap(v)) for v in values]
+        env: dict[Value, Any] = dict(zip(graph.params, lifted, strict=True))
+        for op in graph.ops:
+            out = interp.bind(op.prim, [env[v] for v in op.operands], dict(op.attrs), op.regions)
+            env.update(zip(op.results, out if isinstance(out, tuple) else (out,), strict=True))
+        return [env[r] for r in graph.results]
+
+    def _again(self, cts: Sequence[Any]) -> list[Any]:
+        """The gradients as tensors with a history: runs the function again, operation by operation."""
+        from weft.capture.state import paused, recorder
+
+        for i, s in enumerate(self.inputs):
+            if s.vc is not None and s.vc[0] != s.version:
+                raise version_error(s, self.node, s.data.shape, engine.type_of(s.data).dtype, i)
+        tensors = [_linked(s.data, e) for s, e in zip(self.inputs, self.edges, strict=True)]
+        outer = recorder()
+        with paused() if outer is None else interpreting(outer), enable_grad():
+            out = self.plan.call(tensors)
+            outs = [o for o, d in zip(out, self.plan.differentiable, strict=True) if d]
+            pairs = [(o, c) for o, c in zip(outs, cts, strict=True) if c is not None]
+            wrt = [tensors[i] for i in self.plan.wrt]
+            found = engine.grad([o for o, _ in pairs], wrt, [c for _, c in pairs], create_graph=True,
+                                allow_unused=True)  # fmt: skip
+        grads: list[Any] = [None] * len(tensors)
+        for i, g in zip(self.plan.wrt, found, strict=True):
+            grads[i] = g
+        return grads
+
+
+def _linked(data: Any, edge: Any) -> Tensor:
+    """A tensor on saved data with the history that it had."""
+    t = wrap(data)
+    if edge is not None:
+        t._edge, t._rg = edge, True
+    return t
