@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -87,8 +88,16 @@ def named_target(name: str) -> Target:
 
 @cache
 def host_target() -> Target:
-    """The CPU that this process runs on: 512-bit vectors where it has AVX-512 BW, DQ and VL, else 256."""
+    """The CPU that this process runs on: 512-bit vectors where it has AVX-512 BW, DQ and VL, else 256.
+
+    The environment variable ``WEFT_CPU`` names another to build for (see :func:`named_target`), which this
+    one must be able to run.
+    """
     import llvmlite.binding as llvm
+
+    wanted = os.environ.get("WEFT_CPU")
+    if wanted:
+        return named_target(wanted)
 
     found = llvm.get_host_cpu_features()
     features = ",".join(("+" if on else "-") + name for name, on in sorted(found.items()))
