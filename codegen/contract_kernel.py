@@ -35,7 +35,7 @@ _CHUNK_BYTES = 4096  # of k per block: a panel of B then takes a fraction of the
 _UNIT_FLOPS = 1 << 20  # units are not cut below this
 _UNITS = 24  # units wanted, so that threads of unequal speed end together
 _FEW_ROWS = 32
-_PACK_ROWS = 256  # rows of a packed matrix per unit
+_PACK_ROWS = 64  # rows of a packed matrix per unit
 
 
 def contraction_of(graph: Graph) -> Op:
@@ -239,10 +239,11 @@ class Contract(Writer):
         run = self.b.run(2) if down else self.b.run(1)
         height = unit_rows(run, self.k) if down else _PACK_ROWS
         blocks, width = -(-self.k // height), g.tile.cols
-        first = fn.mul(fn.mod("%u", blocks), height)
-        rest = fn.div("%u", blocks)
-        panel = fn.mod(rest, g.panels)
-        batch = fn.div(rest, g.panels) if self.b_batch > 1 else 0
+        # panels first: a few rows of memory are then read from end to end
+        panel = fn.mod("%u", g.panels)
+        rest = fn.div("%u", g.panels)
+        first = fn.mul(fn.mod(rest, blocks), height)
+        batch = fn.div(rest, blocks) if self.b_batch > 1 else 0
         col0 = g.col(fn, panel)
         dst = self._packed_b(fn, self.scratch_of(fn), number, batch, panel)
 

@@ -72,7 +72,7 @@ class Packer:
     def rows(self, first: Ix, last: Ix) -> None:
         """Write rows ``first`` to ``last``; if lanes run down, they begin at a run and end with one."""
         if self.packing.lanes_down:
-            _vectors(self.fn, first, last, self.packing.rows, self.packing.run, self.lanes, self._across)
+            self._columns(first, last)
             return
         with self.fn.range(first, last) as r:
             self._row(r.i)
@@ -91,14 +91,19 @@ class Packer:
 
         _vectors(fn, 0, p.cols, p.cols, p.run, lanes, write)
 
-    def _across(self, r: Ix, height: int) -> None:
-        """Transpose the blocks of ``height`` rows from ``r`` on."""
-        whole = self.packing.cols // self.lanes * self.lanes
+    def _columns(self, first: Ix, last: Ix) -> None:
+        """Transpose rows ``first`` to ``last``: some columns, each read from end to end, after the others."""
+        fn, p, lanes = self.fn, self.packing, self.lanes
+
+        def down(c: Ix, width: int) -> None:
+            _vectors(fn, first, last, p.rows, p.run, lanes, lambda r, height: self._block(r, c, height, width))
+
+        whole = p.cols // lanes * lanes
         if whole:
-            with self.fn.range(0, whole, self.lanes) as c:
-                self._block(r, c.i, height, self.lanes)
-        if whole < self.packing.cols:
-            self._block(r, whole, height, self.packing.cols - whole)
+            with fn.range(0, whole, lanes) as c:
+                down(c.i, lanes)
+        if whole < p.cols:
+            down(whole, p.cols - whole)
 
     def _block(self, r: Ix, c: Ix, height: int, width: int) -> None:
         fn, p, lanes = self.fn, self.packing, self.lanes
@@ -119,7 +124,7 @@ class Packer:
             store_lanes(fn, turned[i], self._at(fn.add(r, i), c), self.acc, lanes, mask)
 
 
-def unit_rows(run: int, total: int, want: int = 256) -> int:
+def unit_rows(run: int, total: int, want: int = 1024) -> int:
     """Rows of a packing per unit of work, so that units begin where vectors may. ``want`` is a power of 2."""
     return want if run >= total else run * -(-want // run)
 
