@@ -8,9 +8,11 @@ packed first, in a phase of their own.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 
 from weft.codegen.blocks import Code, Ix
+from weft.codegen.contract_plan import Plan, Problem, Side, choose, chunk_of, cost, fused_rows, slot_ns
 from weft.codegen.contract_unit import ContractUnit, Grid
 from weft.codegen.epilogue import EPILOGUE, Output, emit_epilogue, kernel_pointers, overwritable
 from weft.codegen.kernel import KernelCode, Phase, Unsupported
@@ -18,7 +20,6 @@ from weft.codegen.microkernel import (
     Tile,
     accumulator,
     rows_for,
-    widest,
 )
 from weft.codegen.operands import Matrix, matrix
 from weft.codegen.packing import Packer, Packing, element_of, unit_rows
@@ -27,15 +28,15 @@ from weft.codegen.places import Coord, Region
 from weft.codegen.target import Target
 from weft.codegen.uniforms import Uniforms
 from weft.ir.contraction import unsupported
-from weft.ir.graph import Graph, Op
+from weft.ir.graph import Graph, Op, Value
 from weft.ir.prims.base import Kind
 
-_GFLOPS = 60.0  # assumed of one core, for the cost of a unit
-_CHUNK_BYTES = 4096  # of k per block: a panel of B then takes a fraction of the second-level cache
-_UNIT_FLOPS = 1 << 20  # units are not cut below this
-_UNITS = 24  # units wanted, so that threads of unequal speed end together
-_FEW_ROWS = 32
+_COLD = 2.0  # by how much a kernel between others is slower than one alone, whose operands are in the caches
+_UNIT_NS = 4_000.0  # units are not cut below this
+_UNITS = 96  # units wanted, so that threads end together
+_SLOTS = 64 << 10  # bytes of sums of one unit that wait on the stack for the next block of k
 _PACK_ROWS = 64  # rows of a packed matrix per unit
+_INNER_ROWS = 12  # rows of a tile that the kernel of inner products fills
 
 
 def contraction_of(graph: Graph) -> Op:
@@ -54,8 +55,20 @@ def emit(op: Op, target: Target, prefix: str) -> KernelCode:
     return Contract(op, target, prefix).emit()
 
 
+def _side(m: Matrix) -> Side:
+    """What the choice of a plan needs to know of an operand."""
+    size = m.dtype.itemsize
+    row, k = (m.row_stride or 0, m.k_stride or 0) if m.pure else (0, 0)
+    copies = 1 if m.same_for_batch else m.batch
+    return Side(
+        m.in_registers, m.pure and k == 1, m.pure and row == 1, abs(row) * size, abs(k) * size, copies, m.pure
+    )
+
+
 class Contract(Writer):
-    def __init__(self, op: Op, target: Target, prefix: str) -> None:
+    """The kernel of one contraction; ``plan`` instead of the cheapest one is for measuring."""
+
+    def __init__(self, op: Op, target: Target, prefix: str, plan: Plan | None = None) -> None:
         super().__init__(op, target, prefix)
         self.dot = contraction_of(self.graph)
         self.acc = accumulator(self.dot.result.type.dtype)
@@ -63,8 +76,14 @@ class Contract(Writer):
         self._operands()
         self.m, self.n, self.k = self.a.rows, self.b.rows, self.a.depth
         self.batch = self.a.batch
-        self._modes()
+        self.problem = Problem(
+            self.batch, self.m, self.n, self.k, self.acc.itemsize, self.lanes, _side(self.a), _side(self.b)
+        )
+        self.plan = plan or choose(self.problem, target)
+        self.pack_a, self.pack_b = self.plan.pack_a, self.plan.pack_b
+        self.cost_ns = cost(self.problem, self.plan, target) * slot_ns(target)
         self._grids()
+        self._splits()
         self._layout()
 
     # -- decisions
@@ -82,33 +101,8 @@ class Contract(Writer):
             self.a, self.b = self.b, self.a
         self.output = Output(self.a.sizes(0), rows, cols, self.swapped)
 
-    def _modes(self) -> None:
-        a, b = self.a, self.b
-        # where both operands run along k, packing B pays only for many rows and columns
-        few = self.m <= _FEW_ROWS or (self.n <= self.lanes and self.m <= 8 * _FEW_ROWS)
-        self.inner = few and a.pure and b.pure and a.k_stride == 1 and b.k_stride == 1
-        # rows of B read in place lie on pages of their own: harmless while few are in use at once
-        large = self.m >= 40 and self.k > 160 and self.k * self.n > 1 << 18
-        self.pack_a = not self.inner and not (a.in_registers and not self._scattered(a))
-        self.pack_b = not self.inner and (not (b.in_registers and b.row_stride == 1) or large)
-
-    def _scattered(self, a: Matrix) -> bool:
-        """True where walking along k jumps so far, and so often, that a packed copy is cheaper."""
-        stride = abs(a.k_stride or 0) * self.acc.itemsize
-        return stride >= 1024 and self.k >= 256 and self.n >= 256
-
     def _grids(self) -> None:
-        n, lanes = self.n, self.lanes
-        wide = widest(self.target)
-        if self.inner:
-            wide = 1
-        elif self.m == 1 and self.target.registers >= 32:
-            wide = 8
-        self.chunks = -(-self.k // max(1, _CHUNK_BYTES // self.acc.itemsize)) if not self.inner else 1
-        if self.k * self.acc.itemsize <= 1.5 * _CHUNK_BYTES:
-            self.chunks = 1
-        self.chunk = -(-self.k // self.chunks)
-        self.chunks = -(-self.k // self.chunk)
+        n, lanes, wide = self.n, self.lanes, self.plan.vectors
         self.grids: list[Grid] = []
         main = n // (wide * lanes)
         if main:
@@ -124,42 +118,57 @@ class Contract(Writer):
         else:
             self._grid(vectors - 1, 0, 1, 0)
             self._grid(1, n - lanes, 1, 0)
-        self._splits()
 
     def _grid(self, vectors: int, start: int, panels: int, partial: int) -> None:
-        rows = min(self.m, 12) if self.inner else rows_for(self.target, vectors, self.m)
+        kind, rows = self.plan.kind, self.plan.rows
+        if kind == "inner":
+            rows = min(self.m, _INNER_ROWS // rows * rows)
+        elif kind == "outer" and vectors != self.plan.vectors:
+            rows = rows_for(self.target, vectors, self.m, rows if rows <= 6 else 14)
         tile = Tile(rows, vectors, self.lanes, self.acc)
         tiles = -(-self.m // rows)
-        per_panel = 2 * tile.rows * tile.cols * self.k
-        tall, broad = min(tiles, max(1, 120 // rows)), min(panels, 4)
-        while (
-            panels * tiles * self.batch < _UNITS * tall * broad and tall * broad * per_panel > 2 * _UNIT_FLOPS
-        ):
-            if broad > 1:
-                broad = -(-broad // 2)
-            elif tall > 1:
-                tall = -(-tall // 2)
-            else:
-                break
-        self.grids.append(Grid(tile, start, panels, tiles, self.m, (broad, tall), self.inner, partial))
+        share = vectors * self.lanes * panels / max(self.n, self.lanes)
+        blocks = self._per_unit(tile, panels, tiles, share * self.cost_ns / (panels * tiles * self.batch))
+        self.grids.append(Grid(tile, start, panels, tiles, self.m, blocks, kind == "inner", partial))
+
+    def _per_unit(self, tile: Tile, panels: int, tiles: int, tile_ns: float) -> tuple[int, int]:
+        """Panels and tiles of one unit: first along a panel of B, which then stays in the cache."""
+        wanted = max(_UNIT_NS, self.cost_ns / _UNITS) / max(tile_ns, 1.0)
+        if self.plan.fused:
+            wanted = max(wanted, -(-fused_rows(self.m) // tile.rows))
+        tall = min(tiles, max(1, int(wanted)))
+        if chunk_of(self.problem, self.plan) < self.k:
+            tall = min(tall, max(1, _SLOTS // tile.bytes))
+        tall = -(-tiles // -(-tiles // tall))
+        broad = min(panels, max(1, int(wanted / tall))) if tall == tiles else 1
+        return -(-panels // -(-panels // broad)), tall
 
     def _splits(self) -> None:
-        """Cut k into independent parts where the result alone gives too few units for the work."""
+        """Cut k into blocks, and into independent parts where the result alone gives too few units."""
         units = self.batch * sum(prod(g.blocks) for g in self.grids)
-        work = 2 * self.batch * self.m * self.n * self.k
         self.splits = 1
-        if units < 6 and work > 8 * _UNIT_FLOPS and self.chunks >= 4:
-            self.splits = min(8, self.chunks // 2)
+        if units < 6 and self.cost_ns > 12 * _UNIT_NS:
+            self.splits = max(1, min(8, self.k // 256, int(self.cost_ns / units / _UNIT_NS / 2)))
+        chunk = chunk_of(self.problem, self.plan)
+        blocks = self.splits * -(-self.k // (chunk * self.splits))
+        self.chunk = -(-self.k // (blocks * self.lanes)) * self.lanes  # packing cuts k where vectors begin
+        self.chunks = -(-self.k // self.chunk)
+        self.splits = min(self.splits, self.chunks)
 
     def _layout(self) -> None:
         """Where the packed operands and partial sums lie in the scratch memory."""
         size, at = self.acc.itemsize, 0
-        self.a_ld = self.k + (16 if self.k * size % 2048 == 0 else 0)
+        self.ld = -(-self.k // self.lanes) * self.lanes  # of operands packed along k
+        self.ld += self.lanes if self.ld * size % 2048 == 0 else 0
         self.a_batch = 1 if self.a.same_for_batch else self.batch
         self.b_batch = 1 if self.b.same_for_batch else self.batch
         self.b_cols = sum(g.panels * g.tile.cols for g in self.grids)
-        self.a_at, at = at, at + aligned(self.a_batch * self.m * self.a_ld * size if self.pack_a else 0)
-        self.b_at, at = at, at + aligned(self.b_batch * self.k * self.b_cols * size if self.pack_b else 0)
+        self.a_at, at = at, at + aligned(self.a_batch * self.m * self.ld * size if self.pack_a else 0)
+        b_elements = self.n * self.ld if self.plan.kind == "inner" else self.k * self.b_cols
+        self.b_at, at = (
+            at,
+            at + aligned(self.b_batch * b_elements * size if self.pack_b and not self.plan.fused else 0),
+        )
         self.partial_at = at
         self.partial_bytes = self.batch * self.m * self.n * size
         if self.splits > 1:
@@ -180,7 +189,7 @@ class Contract(Writer):
         phases = [*self.uniforms.phase(), *self._pack_phases()]
         parts = [self._grid_part(i, g) for i, g in enumerate(self.grids)]
         units = sum(n for _, n in parts)
-        phases.append(self.phase("main", parts, flops / units / _GFLOPS))
+        phases.append(self.phase("main", parts, _COLD * self.cost_ns / units))
         if self.splits > 1:
             phases.append(self.phase("combine", [self._combine()], self.n * self.splits * 0.2))
         return self.code(phases, self.scratch, self._describe(), flops, self._inplace())
@@ -198,38 +207,40 @@ class Contract(Writer):
     def _pack_phases(self) -> list[Phase]:
         parts, elements = [], 0
         if self.pack_a:
-            parts.append(self._pack_a())
+            parts.append(self._pack_along("a", self.a, self.a_at, self.a_batch))
             elements += self.a_batch * self.m * self.k
-        if self.pack_b:
+        if self.pack_b and self.plan.kind == "inner":
+            parts.append(self._pack_along("b", self.b, self.b_at, self.b_batch))
+        elif self.pack_b and not self.plan.fused:
             parts.extend(self._pack_b(i, g) for i, g in enumerate(self.grids))
+        if self.pack_b and not self.plan.fused:
             elements += self.b_batch * self.n * self.k
         if not parts:
             return []
         return [self.phase("pack", parts, 0.3 * elements / sum(n for _, n in parts))]
 
-    def _pack_a(self) -> tuple[str, int]:
-        fn = self.start(f"{self.prefix}_pack_a", "ptr %bufs, i64 %u")
+    def _pack_along(self, name: str, side: Matrix, at: int, copies: int) -> tuple[str, int]:
+        """An operand row by row, each along k."""
+        fn = self.start(f"{self.prefix}_pack_{name}", "ptr %bufs, i64 %u")
         pointers = kernel_pointers(fn, self.op)
-        down = self.a.last_stride(1) == 1 and self.a.last_stride(2) != 1
-        run = self.a.run(1 if down else 2)
-        height = unit_rows(run, self.m) if down else _PACK_ROWS
-        blocks = -(-self.m // height)
+        down = side.last_stride(1) == 1 and side.last_stride(2) != 1
+        run = side.run(1 if down else 2)
+        height = unit_rows(run, side.rows) if down else _PACK_ROWS
+        blocks = -(-side.rows // height)
         first = fn.mul(fn.mod("%u", blocks), height)
-        batch = fn.div("%u", blocks) if self.a_batch > 1 else 0
-        dst = fn.at(
-            self.scratch_of(fn), fn.add(self.a_at, fn.mul(batch, self.m * self.a_ld * self.acc.itemsize))
-        )
+        batch = fn.div("%u", blocks) if copies > 1 else 0
+        dst = fn.at(self.scratch_of(fn), fn.add(at, fn.mul(batch, side.rows * self.ld * self.acc.itemsize)))
         origin = None
-        if down and self.a.in_registers:
-            origin = (self.a.base(fn, pointers, batch), (self.a.k_stride or 0) * self.acc.itemsize)
+        if down and side.in_registers:
+            origin = (side.base(fn, pointers, batch), (side.k_stride or 0) * self.acc.itemsize)
         packer = Packer(
             fn, lambda mask: Region(fn, self.graph, self.lanes, pointers, mask),
-            lambda r, row, col: element_of(r, self.a, pointers, batch, row, col),
-            Packing(self.m, self.k, self.a_ld, down, run), self.acc, dst, self.lanes, origin,
+            lambda r, row, col: element_of(r, side, pointers, batch, row, col),
+            Packing(side.rows, self.k, self.ld, down, run), self.acc, dst, self.lanes, origin,
         )  # fmt: skip
-        packer.rows(first, fn.min(fn.add(first, height), self.m))
+        packer.rows(first, fn.min(fn.add(first, height), side.rows))
         self.keep(fn)
-        return fn.symbol, self.a_batch * blocks
+        return fn.symbol, copies * blocks
 
     def _pack_b(self, number: int, g: Grid) -> tuple[str, int]:
         """Panels of B, each stored as k rows of its columns. Panels need not start where a run does."""
@@ -238,14 +249,25 @@ class Contract(Writer):
         down = self.b.last_stride(2) == 1 and self.b.last_stride(1) != 1
         run = self.b.run(2) if down else self.b.run(1)
         height = unit_rows(run, self.k) if down else _PACK_ROWS
-        blocks, width = -(-self.k // height), g.tile.cols
+        blocks = -(-self.k // height)
         # panels first: a few rows of memory are then read from end to end
         panel = fn.mod("%u", g.panels)
         rest = fn.div("%u", g.panels)
         first = fn.mul(fn.mod(rest, blocks), height)
         batch = fn.div(rest, blocks) if self.b_batch > 1 else 0
-        col0 = g.col(fn, panel)
         dst = self._packed_b(fn, self.scratch_of(fn), number, batch, panel)
+        self.panel_packer(fn, g, pointers, batch, g.col(fn, panel), dst).rows(
+            first, fn.min(fn.add(first, height), self.k)
+        )
+        self.keep(fn)
+        return fn.symbol, self.b_batch * g.panels * blocks
+
+    def panel_packer(
+        self, fn: Code, g: Grid, pointers: Mapping[Value, str], batch: Ix, col0: Ix, dst: str
+    ) -> Packer:
+        """What writes the panel of B from column ``col0`` on to ``dst``, row by row of k."""
+        down = self.b.last_stride(2) == 1 and self.b.last_stride(1) != 1
+        run, width = self.b.run(2) if down else self.b.run(1), g.tile.cols
 
         def source(r: Region, row: Coord, col: Coord) -> str:
             return element_of(r, self.b, pointers, batch, r.plus(col, Coord(col0)), row)
@@ -254,14 +276,11 @@ class Contract(Writer):
         if down and self.b.in_registers:
             step = (self.b.row_stride or 0) * self.acc.itemsize
             origin = (fn.at(self.b.base(fn, pointers, batch), fn.mul(col0, step)), step)
-        packer = Packer(
+        return Packer(
             fn, lambda mask: Region(fn, self.graph, self.lanes, pointers, mask), source,
             Packing(self.k, g.partial or width, width, down, run if down else width, bool(g.partial)),
             self.acc, dst, self.lanes, origin,
         )  # fmt: skip
-        packer.rows(first, fn.min(fn.add(first, height), self.k))
-        self.keep(fn)
-        return fn.symbol, self.b_batch * g.panels * blocks
 
     def _packed_b(self, fn: Code, scratch: str, number: int, batch: Ix, panel: Ix) -> str:
         size = self.k * self.acc.itemsize
@@ -297,14 +316,13 @@ class Contract(Writer):
 
     def _describe(self) -> str:
         lines = [f"contract {self.batch} x [{self.m}, {self.k}] x [{self.k}, {self.n}] {self.acc.name}"]
+        lines.append(f"  {self.plan}")
         for name, packed in (("a", self.pack_a), ("b", self.pack_b)):
             lines.append(f"  {name}: {'packed' if packed else 'in place'}")
         for g in self.grids:
-            kind = "inner products" if g.inner else "broadcasts"
             lines.append(
                 f"  grid: columns {g.start}.., {g.panels} panels x {g.tiles} tiles "
-                f"of {g.tile.rows} x {g.tile.cols} "
-                f"by {kind}, {g.per_unit[0]} x {g.per_unit[1]} per unit"
+                f"of {g.tile.rows} x {g.tile.cols}, {g.per_unit[0]} x {g.per_unit[1]} per unit"
             )
         lines.append(f"  k: {self.chunks} blocks of {self.chunk}, {self.splits} parts")
         return "\n".join(lines)

@@ -7,8 +7,9 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from weft.codegen.blocks import Code, Ix
+from weft.codegen.contract_plan import stream_turns
 from weft.codegen.epilogue import emit_partial_store, kernel_pointers
-from weft.codegen.microkernel import Tile, inner_kernel, inner_shape, outer_kernel
+from weft.codegen.microkernel import Tile, inner_kernel, outer_kernel, stream_kernel
 from weft.codegen.phases import aligned
 
 if TYPE_CHECKING:
@@ -58,9 +59,10 @@ class ContractUnit:
         self.c, self.fn, self.number, self.g, self.batch, self.split = c, fn, number, g, batch, split
         self.pointers = kernel_pointers(fn, c.op)
         self.scratch = c.scratch_of(fn)
-        self.blocked = c.chunks > c.splits
+        self.blocked = c.chunks > c.splits or c.plan.kind == "stream"  # then tiles are added to
         slots = prod(g.per_unit) if self.blocked else 1
         self.tiles = fn.alloca(slots * aligned(g.tile.bytes))
+        self.packed = fn.alloca(c.chunk * g.tile.row_bytes) if c.plan.fused else ""
         self.a_base = self._a_base()
         self.b_in_place = "" if c.pack_b else c.b.base(fn, self.pointers, batch)
 
@@ -69,7 +71,7 @@ class ContractUnit:
         if not c.pack_a:
             return c.a.base(fn, self.pointers, self.batch)
         batch = self.batch if c.a_batch > 1 else 0
-        return fn.at(self.scratch, fn.add(c.a_at, fn.mul(batch, c.m * c.a_ld * c.acc.itemsize)))
+        return fn.at(self.scratch, fn.add(c.a_at, fn.mul(batch, c.m * c.ld * c.acc.itemsize)))
 
     def emit(self, nb: Ix, mb: Ix) -> None:
         fn, g, c = self.fn, self.g, self.c
@@ -86,7 +88,7 @@ class ContractUnit:
             start = fn.mul(chunk.i, c.chunk)
             count = fn.min(c.chunk, fn.sub(c.k, start))
             with fn.range(p0, p1, runs=True) as p:
-                b = self._b_panel(p.i, start)
+                b = self._pack(p.i, start, count) if c.plan.fused else self._b_panel(p.i, start)
                 with fn.range(t0, t1, runs=True) as t:
                     slot = fn.add(fn.mul(fn.sub(p.i, p0), tall), fn.sub(t.i, t0)) if self.blocked else 0
                     tile = fn.at(self.tiles, fn.mul(slot, aligned(g.tile.bytes)))
@@ -105,6 +107,10 @@ class ContractUnit:
         c, fn, size = self.c, self.fn, self.c.b.dtype.itemsize
         if c.pack_b:
             batch = self.batch if c.b_batch > 1 else 0
+            if self.g.inner:
+                index = fn.mul(fn.add(fn.mul(batch, c.n), self.g.col(fn, panel)), c.ld)
+                at = fn.mul(fn.add(index, start), c.acc.itemsize)
+                return fn.at(self.scratch, fn.add(c.b_at, at))
             base = c._packed_b(fn, self.scratch, self.number, batch, panel)
             return fn.at(base, fn.mul(start, self.g.tile.row_bytes))
         b = c.b
@@ -112,9 +118,17 @@ class ContractUnit:
         index = fn.add(fn.mul(self.g.col(fn, panel), b.row_stride), fn.mul(start, b.k_stride))
         return fn.at(self.b_in_place, fn.mul(index, size))
 
+    def _pack(self, panel: Ix, start: Ix, count: Ix) -> str:
+        """Pack ``count`` rows of k of a panel of B from ``start`` on; returns where they are."""
+        fn, g = self.fn, self.g
+        dst = fn.at(self.packed, fn.mul(start, -g.tile.row_bytes))  # the packer counts from row 0
+        packer = self.c.panel_packer(fn, g, self.pointers, self.batch, g.col(fn, panel), dst)
+        packer.rows(start, fn.add(start, count))
+        return self.packed
+
     def _multiply(self, row: Ix, b: str, start: Ix, count: Ix, tile: str) -> None:
         c, fn, g = self.c, self.fn, self.g
-        row_stride, k_stride = (c.a_ld, 1) if c.pack_a else (c.a.row_stride or 0, c.a.k_stride or 0)
+        row_stride, k_stride = (c.ld, 1) if c.pack_a else (c.a.row_stride or 0, c.a.k_stride or 0)
         size = c.acc.itemsize if c.pack_a else c.a.dtype.itemsize
         index = fn.add(fn.mul(row, row_stride), fn.mul(start, k_stride))
         a = fn.at(self.a_base, fn.mul(index, size))
@@ -123,8 +137,11 @@ class ContractUnit:
             return
         step = "k" if k_stride == 1 else "m" if row_stride == 1 else "any"
         b_step = g.tile.row_bytes if c.pack_b else (c.b.k_stride or 0) * size
-        masked = bool(g.partial) and not c.pack_b
-        name = outer_kernel(fn, g.tile, step=step, accumulate=self.blocked, masked=masked)
+        if c.plan.kind == "stream":
+            name = stream_kernel(fn, g.tile, stream_turns(c.target, c.m), step=step)
+        else:
+            masked = bool(g.partial) and not c.pack_b
+            name = outer_kernel(fn, g.tile, step=step, accumulate=self.blocked, masked=masked)
         fn.do(
             f"call void @{name}(ptr {a}, i64 {row_stride * size}, i64 {k_stride * size}, ptr {b}, "
             f"i64 {b_step}, i64 {count}, ptr {tile}, i64 {g.partial})"
@@ -134,11 +151,11 @@ class ContractUnit:
         """Fill the tile from smaller ones of the inner-product kernel, which overlap at the edges."""
         c, fn, g = self.c, self.fn, self.g
         cols = g.partial or g.tile.cols
-        high, broad = inner_shape(c.target, g.tile.rows)
-        broad = min(broad, cols)
-        b_step = (c.b.row_stride or 0) * c.b.dtype.itemsize
-        name = inner_kernel(fn, high, broad, c.b.dtype, g.tile.lanes)
-        with fn.range(0, -(-g.tile.rows // high)) as i, fn.range(0, -(-cols // broad)) as j:
+        high, broad = min(c.plan.rows, g.tile.rows), min(c.plan.cols, cols)
+        b_step = c.ld * c.acc.itemsize if c.pack_b else (c.b.row_stride or 0) * c.b.dtype.itemsize
+        operand = c.acc if c.pack_b else c.b.dtype
+        name = inner_kernel(fn, high, broad, operand, g.tile.lanes)
+        with fn.range(0, -(-cols // broad)) as j, fn.range(0, -(-g.tile.rows // high)) as i:
             r = fn.min(fn.mul(i.i, high), g.tile.rows - high)
             s = fn.min(fn.mul(j.i, broad), cols - broad)
             at = fn.add(fn.mul(r, g.tile.row_bytes), fn.mul(s, c.acc.itemsize))

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from weft.codegen.blocks import Code
+from weft.codegen.blocks import Code, Ix
 from weft.codegen.lanes import load_lanes, tail_mask
 from weft.codegen.llvm import mem_type, reg_type
 from weft.codegen.target import Target
 from weft.ir.types import DType, bool_, f32, f64, i32, i64
 
+_STREAM_ROWS = 4  # rows that the stream kernel adds to at once
 _OWN_POINTERS = 8  # rows up to which each row of A has an address register
 
 
@@ -27,13 +28,13 @@ def accumulator(dtype: DType) -> DType:
     return i64 if dtype.bits == 64 else i32
 
 
-def rows_for(target: Target, vectors: int, rows: int) -> int:
+def rows_for(target: Target, vectors: int, rows: int, limit: int = 14) -> int:
     """Rows of a tile of ``vectors`` vectors: what the registers hold beside a row of B and a broadcast of A.
 
-    At most ``rows``; fewer where that spreads them evenly over the tiles (tiles overlap at the lower edge, so
-    an uneven height computes rows twice).
+    At most ``rows`` and ``limit``; fewer where that spreads them evenly over the tiles (tiles overlap at the
+    lower edge, so an uneven height computes rows twice).
     """
-    most = max(1, min((target.registers - 1 - vectors) // vectors, 14, rows))
+    most = max(1, min((target.registers - 1 - vectors) // vectors, limit, rows))
     tiles = -(-rows // most)
     return most if tiles * most <= 1.06 * rows else -(-rows // tiles)
 
@@ -121,11 +122,53 @@ def outer_kernel(fn: Code, tile: Tile, *, step: str, accumulate: bool = False, m
     return _share(fn, k)
 
 
-def inner_shape(target: Target, rows: int) -> tuple[int, int]:
-    """Rows of A and of B that the inner-product kernel takes at once, for an A of ``rows`` rows."""
-    if target.registers >= 32:
-        return (rows, 8) if rows <= 3 else (min(rows, 6), 4)
-    return (1, 8) if rows == 1 else (2, 4)
+def stream_kernel(fn: Code, tile: Tile, turns: int, *, step: str) -> str:
+    """Declare in ``fn`` and name the kernel for few rows, which reads rows of B from end to end.
+
+    It has the arguments of :func:`outer_kernel` and, likewise, adds to the tile, which is a block in the
+    first-level cache: for ``turns`` k at a time it walks along the columns. So memory is read in a few long
+    streams instead of a short piece of every row.
+    """
+    lanes, dtype, size = tile.lanes, tile.dtype, tile.dtype.itemsize
+    t = reg_type(dtype, lanes)
+    k = Code(f"weft_stream_{dtype.name}_{tile.rows}x{tile.vectors}x{lanes}_{turns}_{step}",
+             "ptr noalias %a, i64 %ars, i64 %aks, ptr noalias %b, i64 %bks, i64 %k, ptr noalias %t, i64 %n",
+             linkage="internal")  # fmt: skip
+    ars = size if step == "m" else "%ars"
+    aks = size if step == "k" else "%aks"
+
+    def scalar(base: str, row: int, turn: int) -> str:
+        at = _offset(k, base, (row, ars), (turn, aks))
+        return k.splat(reg_type(dtype), k.load(reg_type(dtype), at, size), lanes)
+
+    def walk(start: Ix, count: int) -> None:
+        bp = k.at("%b", k.mul(start, "%bks"))
+        rows = [_offset(k, bp, (i, "%bks")) for i in range(count)]
+        for first in range(0, tile.rows, _STREAM_ROWS):
+            group = range(first, min(first + _STREAM_ROWS, tile.rows))
+            ap = _offset(k, "%a", (first, ars), (1, k.mul(start, aks)))
+            xs = {r: [scalar(ap, r - first, i) for i in range(count)] for r in group}
+            with k.range(0, tile.cols * size, lanes * size) as v:
+                ys = [load_lanes(k, k.at(p, v.i), dtype, lanes) for p in rows]
+                for r in group:
+                    at = k.at("%t", k.add(v.i, r * tile.row_bytes))
+                    acc = load_lanes(k, at, dtype, lanes)
+                    for x, y in zip(xs[r], ys, strict=True):
+                        acc = multiply_add(k, dtype, lanes, x, y, acc)
+                    k.store(t, acc, at, size)
+
+    whole = k.sub("%k", k.mod("%k", turns))
+    with k.range(0, whole, turns) as turn:
+        walk(turn.i, turns)
+    with k.range(whole, "%k") as turn:
+        walk(turn.i, 1)
+    return _share(fn, k)
+
+
+def _offset(k: Code, base: str, *steps: tuple[int, Ix]) -> str:
+    for count, step in steps:
+        base = k.at(base, k.mul(count, step))
+    return base
 
 
 def inner_kernel(fn: Code, rows: int, cols: int, operand: DType, lanes: int) -> str:

@@ -96,7 +96,10 @@ class Packer:
         fn, p, lanes = self.fn, self.packing, self.lanes
 
         def down(c: Ix, width: int) -> None:
-            _vectors(fn, first, last, p.rows, p.run, lanes, lambda r, height: self._block(r, c, height, width))
+            def block(r: Ix, height: int) -> None:
+                self._block(r, c, height, width)
+
+            _vectors(fn, first, last, p.rows, p.run, lanes, block)
 
         whole = p.cols // lanes * lanes
         if whole:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from weft.codegen.kernel import KernelCode, emit_kernel
+from weft.codegen.kernel import Emitter, KernelCode, emit_kernel
 from weft.codegen.llvm import module_text
 from weft.codegen.target import Target, host_target
 from weft.ir.graph import Graph, Op, Value
@@ -27,13 +27,15 @@ def kernel_op(graph: Graph, form: str) -> Op:
 class Standalone:
     """A compiled kernel. A call takes arrays and returns fresh results; ``status`` is what it left."""
 
-    def __init__(self, op: Op, target: Target | None = None, prefix: str = "k0") -> None:
+    def __init__(
+        self, op: Op, target: Target | None = None, prefix: str = "k0", emit: Emitter = emit_kernel
+    ) -> None:
         import llvmlite.binding as llvm
 
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
         self.op, self.target = op, target or host_target()
-        self.code: KernelCode = emit_kernel(op, self.target, prefix)
+        self.code: KernelCode = emit(op, self.target, prefix)
         self.llvm = module_text(self.target, [self.code.llvm], self.code.declares)
         machine = llvm.Target.from_triple(self.target.triple).create_target_machine(
             cpu=self.target.cpu, features=self.target.features, opt=1, codemodel="small", reloc="pic"
@@ -64,13 +66,16 @@ class Standalone:
         arrays = tuple(np.ascontiguousarray(x) for x in arrays)
         results = [np.empty(r.type.shape, r.type.dtype.np) for r in self.op.results]
         status = np.zeros(1, np.int64)
-        block = self.block(arrays, results, status)
+        self.run(self.block(arrays, results, status), chunks)
+        self.status = int(status[0])
+        return results
+
+    def run(self, block: Any, chunks: int = 1) -> None:
+        """Run every phase on a block of :meth:`block`."""
         for fn, units in self._phases:
             cuts = [units * i // chunks for i in range(chunks + 1)]
             for begin, end in itertools.pairwise(cuts):
                 fn(block, begin, end, 0)
-        self.status = int(status[0])
-        return results
 
 
 def aligned(nbytes: int) -> np.ndarray:

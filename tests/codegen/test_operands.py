@@ -7,14 +7,15 @@ import re
 import numpy as np
 import pytest
 from weft.codegen.blocks import Code
+from weft.codegen.contract_plan import inner_shapes, stream_turns
 from weft.codegen.llvm import module_text
 from weft.codegen.microkernel import (
     Tile,
     accumulator,
     inner_kernel,
-    inner_shape,
     outer_kernel,
     rows_for,
+    stream_kernel,
     widest,
 )
 from weft.codegen.operands import access_of, collapse, matrix, merge, reshaped_strides, row_major
@@ -95,14 +96,16 @@ def test_inner_loops_keep_everything_in_registers(target):
     for vectors in range(1, widest(target) + 1):
         for step in ("k", "m", "any"):
             outer_kernel(fn, Tile(rows_for(target, vectors, 1000), vectors, lanes, f32), step=step)
-    for rows in range(1, 9):
-        inner_kernel(fn, *inner_shape(target, rows), f32, lanes)
+    for rows, cols in {*inner_shapes(target, 8, lanes, lanes), *inner_shapes(target, 8, 5, lanes)}:
+        inner_kernel(fn, rows, cols, f32, lanes)
+    for rows in (1, 2, 3, 4, 9):
+        stream_kernel(fn, Tile(rows, 8, lanes, f32), stream_turns(target, rows), step="k")
     # they are internal: used from outside so that none is dropped
     text = module_text(target, [fn.finish()], fn.declares).replace("define internal", "define")
     machine = llvm.Target.from_triple(target.triple).create_target_machine(
         cpu=target.cpu, features=target.features, opt=1, codemodel="small", reloc="pic"
     )
     asm = machine.emit_assembly(llvm.parse_assembly(text))
-    assert asm.count("weft_outer") and asm.count("weft_inner")
+    assert all(asm.count(f"weft_{kind}") for kind in ("outer", "inner", "stream"))
     assert re.search(r"vfmadd231ps\s.*%[yz]mm", asm)
     assert not re.search(r"%[yz]mm\d+, -?\d*\(%r[sb]p\)", asm)  # a vector stored to the stack

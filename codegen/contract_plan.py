@@ -1,0 +1,264 @@
+"""Which loops compute a contraction, with which tiles, from what packed: the cheapest of a few by estimate.
+
+Costs are counted in *slots*, the time of one vector fma at full rate, for all threads together. The numbers
+were fitted to what ``benchmarks/choices.py`` measures; it prints where they lead to a choice that is not the
+best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import gcd
+
+from weft.codegen.microkernel import rows_for, widest
+from weft.codegen.target import Target
+
+_LINE = 64  # bytes of a cache line
+_PAGE = 4096  # bytes after which addresses fall into the same set of the first-level cache
+_WAYS = 6  # lines of one set that a tile may count on, of eight
+_BROADCAST = 0.75  # a scalar load that fills a vector
+_LATENCY = 5.0  # slots until a sum can be added to again
+_CALL = 30.0  # slots to enter and leave a kernel
+_STORE = 4.0  # slots to take one vector through the epilogue
+_UNUSUAL = 1.03  # for tiles of another width, so that kernels share their loops and compile once
+_PHASE = 6000.0  # slots to begin another parallel phase
+_PACK_NEAR, _PACK_FAR = 0.12, 0.37  # slots per packed byte, within the second-level cache and beyond it
+_NEAR_LINE = 3.0  # slots per line from the second-level cache
+_FAR_LINE, _SHORT_PIECE = 4.0, 10.0  # slots per line of B beyond that cache: in long streams, in short pieces
+_CHUNK_BYTES = 4096  # of k per block: a panel of B then takes a fraction of the second-level cache
+_FUSED_ROWS = 512  # of A, for which packing a panel of B again is cheap
+_FEW_UNITS = 12
+_STREAM_ROWS = 48  # rows up to which the stream kernel is considered
+
+
+@dataclass(frozen=True)
+class Side:
+    """How an operand, as a matrix of rows by k, lies in memory.
+
+    ``in_place``: the kernels can read it unpacked; ``along_k``: so can the kernel of inner products;
+    ``along_rows``: vectors run across its rows; ``cuttable``: any piece of it can be packed alone. Strides
+    are in bytes, 0 where there is no single one; ``copies`` is the number of matrices to pack.
+    """
+
+    in_place: bool
+    along_k: bool
+    along_rows: bool
+    row_bytes: int
+    k_bytes: int
+    copies: int
+    cuttable: bool = True
+
+
+@dataclass(frozen=True)
+class Problem:
+    """``batch`` products of [m, k] by [k, n], of elements of ``size`` bytes in vectors of ``lanes``."""
+
+    batch: int
+    m: int
+    n: int
+    k: int
+    size: int
+    lanes: int
+    a: Side
+    b: Side
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``kind`` is "outer" (broadcasts of A times rows of B), "inner" (both along k) or "stream" (few rows).
+
+    Tiles of the sums have ``rows`` by ``vectors``; the inner kernel's have ``rows`` by ``cols``. ``fused``
+    means that a unit of work packs the panels of B that it reads, instead of a phase before.
+    """
+
+    kind: str
+    rows: int
+    vectors: int
+    pack_a: bool = False
+    pack_b: bool = False
+    cols: int = 0
+    fused: bool = False
+
+    def __str__(self) -> str:
+        packed = "".join(s for s, on in (("a", self.pack_a), ("b", self.pack_b)) if on) or "none"
+        wide = self.cols if self.kind == "inner" else self.vectors
+        return f"{self.kind} {self.rows}x{wide} packed {packed}{' by panel' if self.fused else ''}"
+
+
+def choose(p: Problem, target: Target) -> Plan:
+    """The plan of least estimated cost."""
+    return min(plans(p, target), key=lambda plan: cost(p, plan, target))
+
+
+def chunk_of(p: Problem, plan: Plan) -> int:
+    """The k of one block; blocks of about the same size."""
+    if plan.kind != "outer" or p.k * p.size <= 1.5 * _CHUNK_BYTES:
+        return p.k
+    chunks = -(-p.k // max(1, _CHUNK_BYTES // p.size))
+    return -(-p.k // (chunks * p.lanes)) * p.lanes
+
+
+# what can be done
+
+
+def plans(p: Problem, target: Target) -> Iterator[Plan]:
+    """Every plan that is worth an estimate."""
+    yield from _outer(p, target)
+    yield from _inner(p, target)
+    if p.m <= _STREAM_ROWS and p.n >= p.lanes and p.a.in_place and p.b.in_place and p.b.along_rows:
+        wide = min(p.n // p.lanes, 32 if p.m <= 8 else 16)
+        yield Plan("stream", p.m, wide)
+
+
+def _outer(p: Problem, target: Target) -> Iterator[Plan]:
+    wide = min(widest(target), -(-p.n // p.lanes))
+    widths = {wide, *(v for v in range(1, wide) if v <= 2 or p.n < 2 * wide * p.lanes)}
+    if p.m <= 3 and target.registers >= 32:
+        widths.add(min(8, max(1, p.n // p.lanes)))
+    for vectors in sorted(widths):
+        most = rows_for(target, vectors, p.m)
+        for rows in sorted({most, rows_for(target, vectors, p.m, _WAYS)}):
+            for pack_a in (False, True) if p.a.in_place else (True,):
+                for pack_b in (False, True) if p.b.in_place and p.b.along_rows else (True,):
+                    yield Plan("outer", rows, vectors, pack_a, pack_b)
+                if p.b.cuttable and vectors == wide:
+                    yield Plan("outer", rows, vectors, pack_a, True, fused=True)
+
+
+def _inner(p: Problem, target: Target) -> Iterator[Plan]:
+    """Inner products; a narrow operand is widened as it is read, but only beside one like it."""
+    narrow = not (p.a.in_place and p.b.in_place)
+    for pack_a in (False, True):
+        for pack_b in (False, True):
+            readable = (pack_a or p.a.along_k) and (pack_b or p.b.along_k)
+            if not readable or (narrow and pack_a != pack_b):
+                continue
+            for rows, cols in inner_shapes(target, p.m, min(p.n, p.lanes), p.lanes):
+                yield Plan("inner", rows, 1, pack_a, pack_b, cols)
+
+
+def inner_shapes(target: Target, m: int, n: int, lanes: int) -> Iterator[tuple[int, int]]:
+    """Rows and columns of sums that the registers hold beside what they are made of; few, to be shared."""
+    for rows in (1, 2, 3, 4, 6):
+        for cols in (1, 2, 3, 4, 5, 8):
+            fits = rows * (cols + 1) + 1 < target.registers
+            whole = cols in (4, 8) or n < lanes
+            if rows <= m and cols <= n and fits and whole:
+                yield rows, cols
+
+
+# what it costs
+
+
+def cost(p: Problem, plan: Plan, target: Target) -> float:
+    """Slots for all of it."""
+    kernel = {"outer": _outer_cost, "inner": _inner_cost, "stream": _stream_cost}[plan.kind]
+    usual = plan.kind != "outer" or plan.vectors == widest(target)
+    return p.batch * kernel(p, plan, target) * (1.0 if usual else _UNUSUAL) + _packing(p, plan, target)
+
+
+def _packing(p: Problem, plan: Plan, target: Target) -> float:
+    total = extra = 0.0
+    for packed, side, rows in ((plan.pack_a, p.a, p.m), (plan.pack_b, p.b, p.n)):
+        if packed and plan.fused and side is p.b:
+            times = -(-p.m // fused_rows(p.m))
+            extra = p.batch * rows * p.k * p.size * _PACK_NEAR * times
+            panels = p.batch * -(-p.n // (plan.vectors * p.lanes)) * times
+            if panels < _FEW_UNITS:  # too few units for several threads
+                extra += p.batch * p.m * p.n * p.k / p.lanes * (1 / panels - 1 / _FEW_UNITS)
+        elif packed:
+            nbytes = side.copies * rows * p.k * p.size
+            total += nbytes * (_PACK_NEAR if nbytes <= target.l2_bytes // 2 else _PACK_FAR)
+            total += 4 * _CALL
+    return extra + total + (_PHASE if total > 10_000 else 0.0)
+
+
+def fused_rows(m: int) -> int:
+    """Rows of A by which a panel is multiplied once it is packed."""
+    return m if m <= 2 * _FUSED_ROWS else -(-m // -(-m // _FUSED_ROWS))
+
+
+def _crowded(side: Side, rows: int) -> float:
+    """Factor by which rows slow each other down that share sets of the first-level cache."""
+    places = max(1, _PAGE // max(_LINE, gcd(side.row_bytes, _PAGE))) if side.row_bytes else rows
+    return 1.0 if -(-rows // places) <= _WAYS else 1.6
+
+
+def _outer_cost(p: Problem, plan: Plan, target: Target) -> float:
+    rows, vectors = plan.rows, plan.vectors
+    tiles, (panels, rest) = -(-p.m // rows), divmod(-(-p.n // p.lanes), vectors)
+    slots = rows * vectors
+    crowd = 1.0 if plan.pack_a else _crowded(p.a, rows)
+    per_k = max(slots, rows * _BROADCAST + vectors, _LATENCY) * crowd
+    if not plan.pack_a and p.a.k_bytes >= 1024 and p.k >= 64:  # a line of A for a few elements of it
+        per_k += 2.0
+    if not plan.pack_b:
+        per_k += _in_place(p, vectors, target)
+    total = panels * tiles * (p.k * per_k + _CALL + slots * _STORE)
+    if rest:
+        high = rows_for(target, rest, p.m, _WAYS if crowd > 1 else 14)
+        each = max(high * rest, high * _BROADCAST + rest, _LATENCY)
+        total += -(-p.m // high) * (p.k * each + _CALL + high * rest * _STORE)
+    return total + _first_touch(p, plan, target)
+
+
+def _in_place(p: Problem, vectors: int, target: Target) -> float:
+    """Slots per k and tile because rows of a panel of B lie apart: they leave the caches between tiles."""
+    panel = vectors * p.lanes * p.size
+    if p.b.k_bytes < 1024 or p.k * panel <= target.l1_bytes // 2:
+        return 0.0
+    period = target.l2_bytes // 8  # of addresses that fall into the same set of the second-level cache
+    held = 8 * period // max(_LINE, gcd(p.b.k_bytes, period))
+    if p.k > held and p.m > vectors:
+        return panel / _LINE * _SHORT_PIECE * 0.7
+    return panel / _LINE * (0.75 if panel < 256 else 0.1)
+
+
+def _first_touch(p: Problem, plan: Plan, target: Target) -> float:
+    """Slots to bring B from beyond the second-level cache, where it is read for the first time."""
+    nbytes = p.n * p.k * p.size
+    if nbytes <= target.l2_bytes:
+        return 0.0
+    short = not plan.pack_b and p.b.along_rows and plan.kind == "outer"
+    return nbytes / _LINE * (_SHORT_PIECE if short else _FAR_LINE)
+
+
+def _inner_cost(p: Problem, plan: Plan, target: Target) -> float:
+    rows, cols = plan.rows, plan.cols
+    across = -(-min(p.n, p.lanes) // cols) * max(1, p.n // p.lanes) + (p.n > p.lanes and p.n % p.lanes > 0)
+    calls = -(-p.m // rows) * across
+    steps = -(-p.k // p.lanes)
+    crowd = 1.0 if plan.pack_a else _crowded(p.a, rows + cols)
+    near = (rows + cols) * p.k * p.size <= target.l1_bytes
+    per_step = max(rows * cols, (rows + cols) * crowd * (1.0 if near else _NEAR_LINE), _LATENCY)
+    sums = rows * (6.0 * cols if cols & (cols - 1) else 3.0 * cols + 8)
+    return (
+        calls * (steps * per_step + _CALL + sums)
+        + p.m * p.n / p.lanes * _STORE
+        + _first_touch(p, plan, target)
+    )
+
+
+def _stream_cost(p: Problem, plan: Plan, target: Target) -> float:
+    turns = stream_turns(target, plan.rows)
+    vectors = -(-p.n // p.lanes)
+    steps = -(-p.k // turns)
+    per_vector = max(turns * p.m, turns + p.m, 2.0 * p.m)
+    scalars = turns * p.m * _BROADCAST * -(-vectors // plan.vectors)
+    return (
+        steps * (vectors * per_vector * 1.15 + 2 * scalars)
+        + vectors * p.m * _STORE
+        + _first_touch(p, plan, target)
+    )
+
+
+def stream_turns(target: Target, rows: int) -> int:
+    """The k that the stream kernel takes at once: what registers hold of A for (at most four) rows."""
+    spare = target.registers - 2
+    return max(2, min(8, spare // (min(rows, 4) + 1)))
+
+
+def slot_ns(target: Target) -> float:
+    """The time of one slot, in nanoseconds on one thread."""
+    return 0.28 * target.vector_bits / 512
