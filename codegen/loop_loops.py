@@ -9,8 +9,9 @@ from weft.codegen.emit import Reg
 from weft.codegen.llvm import reg_type
 from weft.codegen.loop_body import BodyEmitter, Frame, mark, varying
 from weft.codegen.loop_folds import State, across, merge, publish, start, step
+from weft.codegen.loop_transpose import can_turn, emit_turned, has_turned, turned_loads
 from weft.ir import types as T
-from weft.ir.loops import Accumulate, Compute, Fold, Loop, statements
+from weft.ir.loops import Accumulate, Compute, Fold, Load, Loop, statements
 from weft.ir.scalarcost import cost_by_name
 
 
@@ -105,6 +106,26 @@ def _first(e: BodyEmitter, loop: Loop, states: list[list[State]]) -> list[list[S
 
 
 def _serial(e: BodyEmitter, loop: Loop) -> None:
+    turned = turned_loads(loop, e.frame.var)
+    if can_turn(e, loop, turned):
+        _by_blocks(e, loop, turned)
+        return
+    _one_by_one(e, loop)
+
+
+def _by_blocks(e: BodyEmitter, loop: Loop, turned: list[Load]) -> None:
+    """A loop of transposed blocks; what they leave goes one by one."""
+    end = _end(e, loop)
+    done = emit_turned(e, loop, turned, end)
+    if done.value is None or done.value != end.value:
+        var, known = loop.axes[-1][0], dict(e.env)
+        with e.fn.loop(done.text, end.text, 1) as scope:
+            e.env[var] = [Reg(scope.var, T.i64, 0, e.fn.depth)]
+            e.run(loop.body)
+        e.env = known
+
+
+def _one_by_one(e: BodyEmitter, loop: Loop) -> None:
     states = _starts(e, loop)
     stop = _end(e, loop).text if loop.limit is not None else None
     out = nested(e, loop.axes, states, loop.folds, lambda s: _body_once(e, loop, s), stop)
@@ -118,12 +139,13 @@ def _body_once(e: BodyEmitter, loop: Loop, states: list[list[State]]) -> list[li
 
 
 def _end(e: BodyEmitter, loop: Loop) -> Reg:
-    """Where the last axis of a limited loop ends: min(extent, bound - base)."""
-    assert loop.limit is not None
+    """Where the last axis of a loop ends: its extent; min(extent, bound - base) where it is limited."""
+    extent = e.i64(loop.axes[-1][1])
+    if loop.limit is None:
+        return extent
     base, bound = loop.limit
     (offset,) = e.index_regs(base)
     left = e.b.simple("sub", T.i64, e.i64(bound), offset)
-    extent = e.i64(loop.axes[-1][1])
     return e.b.select(e.b.compare("lt", left, extent), left, extent)
 
 
@@ -166,8 +188,10 @@ def _text(r: Reg) -> str:
 # vector loops ----------------------------------------------------------------------------------------
 
 
-def unroll_of(body: list[Any], registers: int) -> int:
+def unroll_of(body: list[Any], lane: str) -> int:
     """How many vectors a loop works on at once: few where the body is long."""
+    if has_turned(body, lane):
+        return 1
     cost = sum(cost_by_name(s.prim) for s in statements(body) if isinstance(s, Compute))
     if any(isinstance(s, Loop) for s in body):
         cost *= 2
@@ -181,7 +205,7 @@ class _VectorLoop:
         self.e, self.loop = e, loop
         self.var, self.extent = loop.axes[-1]
         self.w = e.lanes
-        self.unroll = max(1, min(unroll_of(loop.body, e.target.registers), self.extent // self.w))
+        self.unroll = max(1, min(unroll_of(loop.body, self.var), self.extent // self.w))
         self.differs = varying(loop.body, self.var)
 
     def emit(self) -> None:

@@ -14,6 +14,7 @@ from weft.ir import types as T
 from weft.ir.loops import Buffer, Index, Load, Store
 from weft.ir.types import DType
 
+PREFETCHED = 1 << 20  # bytes of an operand from which what is read next is fetched ahead
 Regs = list[Reg]  # one for a uniform value, else one per instance
 
 
@@ -151,7 +152,7 @@ class MemoryEmitter:
         if c == 1 and not vectors:
             address = self._instance_address(s.buffer, scalar, k)
             if id(s) in self.ahead:
-                self._prefetch(address, self.ahead[id(s)] * dtype.itemsize)
+                self.prefetch(address, self.ahead[id(s)] * dtype.itemsize)
             return self.load_vector(address, dtype, mask)
         if c == -1 and not vectors and mask is None:
             return self._load_reversed(s.buffer, scalar, k, dtype)
@@ -191,7 +192,7 @@ class MemoryEmitter:
         out = self.b.widen(Reg(raw, form, 0, depth), dtype)
         return out if mask is None else self.b.select(mask, out, self.b.const(0, dtype))
 
-    def _prefetch(self, address: str, distance: int) -> None:
+    def prefetch(self, address: str, distance: int) -> None:
         """Ask for what lies ``distance`` bytes on (it need not exist)."""
         self.fn.declare("declare void @llvm.prefetch.p0(ptr, i32 immarg, i32 immarg, i32 immarg)")
         p = self.fn.op(f"getelementptr i8, ptr {address}, i64 {distance}")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from weft.codegen.loop_memory import PREFETCHED
+from weft.codegen.loop_transpose import WIDEST, has_turned
 from weft.codegen.target import Target
 from weft.ir.loops import Accumulate, Buffer, Compute, Kernel, Load, Loop, Nest, Store, statements
 from weft.ir.scalarcost import cost_by_name
 
 BYTES_PER_NS = 10.0  # of one core, as is the next
 OPERATIONS_PER_NS = 70.0
-PREFETCHED = 1 << 20  # bytes of an operand from which what is read next is fetched ahead
 AHEAD_BYTES = 2048
 STREAM_BYTES = 16 << 20  # a result of this size will not be found in a cache again
 
@@ -36,7 +37,9 @@ def lanes_for(kernel: Kernel, nest: Nest, target: Target) -> int:
             sizes.append(32 if d.is_floating_point and d.bits == 16 else max(8, d.bits))
     floats = [b for b in sizes if b >= 32]
     bits = min(floats) if floats else max(sizes, default=32)
-    return target.lanes(max(bits, 8))
+    lanes = target.lanes(max(bits, 8))
+    turned = nest.kind == "lanes" and nest.axes and has_turned(nest.body, nest.axes[-1][0])
+    return min(lanes, WIDEST) if turned else lanes
 
 
 def streamable(kernel: Kernel, nest: Nest, target: Target) -> set[str]:

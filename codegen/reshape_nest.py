@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from weft.codegen.loop_transpose import STRIDED
 from weft.codegen.lower import Lowering
 from weft.ir.loops import (
     Accumulate,
@@ -22,9 +23,10 @@ from weft.ir.loops import (
 from weft.ir.types import i64
 
 LINE = 64  # bytes of a cache line
+PIECE = 512  # bytes of each row of a transposed operand read together: neighbours in one page of memory
+SPREAD = 64  # units of work that pieces should leave, where they can
 JAMMED = (8, 4, 2)  # rows that are walked side by side where their number allows it
 LIGHT = 8  # most computations of such a row
-STRIDED = 8  # elements between lanes from which a load counts as strided
 STRIP = 4096  # elements of a block when a flat axis is split
 
 
@@ -126,8 +128,15 @@ def block_transposed(nest: Nest, low: Lowering) -> None:
             and s.index.coefficient(var) == 1
         ]
         if sizes and extent > 1:
-            _block(nest, low, k, max(1, LINE // min(sizes)))
+            _block(nest, low, k, _piece(nest, extent, min(sizes)))
             return
+
+
+def _piece(nest: Nest, extent: int, size: int) -> int:
+    """Elements of a block of an axis: a cache line at least, more where enough blocks are left."""
+    line = max(1, LINE // size)
+    spare = nest.points // nest.axes[-1][1] // SPREAD // line
+    return min(extent, line * min(PIECE // LINE, max(1, spare)))
 
 
 def _block(nest: Nest, low: Lowering, k: int, size: int) -> None:

@@ -265,11 +265,19 @@ def _order(plan: NestPlan, outputs: Sequence[Value]) -> list[int]:
         c for op in plan.operand if op not in plan.row and op not in plan.final for c in _folded(plan, op)
     }
     tuples = [plan.classes[v] for v in outputs]
+    tuples += [plan.classes[v] for v in _read_whole(plan)]
     tuples += [plan.operand[op] for op in (*plan.row, *plan.final)]
     order: list[int] = []
     for cs in sorted(tuples, key=lambda cs: -plan.size(c for c in cs if c >= 0)):
         order += [c for c in cs if c >= 0 and c not in order]
     return [c for c in order if c not in small]
+
+
+def _read_whole(plan: NestPlan) -> list[Value]:
+    """The values from outside that are read along the nest's own loops, so that their memory order counts."""
+    made = {r for op in plan.ops for r in op.results}
+    walked = {c for op in (*plan.row, *plan.final) for c in plan.operand[op]}
+    return [v for v, cs in plan.classes.items() if v not in made and walked.issuperset(cs)]
 
 
 def _choose_axes(plan: NestPlan, outputs: Sequence[Value]) -> None:
