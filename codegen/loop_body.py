@@ -116,8 +116,16 @@ class BodyEmitter(MemoryEmitter):
             self._store_vector(s.buffer, t, self.b.text(new, f.lanes), p, mask, dtype.itemsize)
 
     def tile(self, s: Tile) -> None:
+        """An array of the row; where rows run along the lanes, an array of vectors for all of them."""
+        f = self.frame
+        abreast = max(1, f.lanes) * f.instances if f.var is not None else 1
+        nbytes = -(-s.size * abreast * s.dtype.itemsize // 64) * 64 + 64
         self.types[s.name] = s.dtype
-        self.pointers[s.name] = self.fn.alloca(-(-s.size * s.dtype.itemsize // 64) * 64 + 64)
+        if f.var is not None:
+            self.abreast[s.name] = abreast
+        if self.reserved.get(s.name, 0) < nbytes:
+            self.pointers[s.name] = self.fn.alloca(nbytes)
+            self.reserved[s.name] = nbytes
 
     def loop(self, s: Loop) -> None:
         from weft.codegen.loop_loops import emit_loop

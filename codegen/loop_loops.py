@@ -188,14 +188,17 @@ def _text(r: Reg) -> str:
 # vector loops ----------------------------------------------------------------------------------------
 
 
+
+
 def unroll_of(body: list[Any], lane: str) -> int:
     """How many vectors a loop works on at once: few where the body is long."""
     if has_turned(body, lane):
         return 1
     cost = sum(cost_by_name(s.prim) for s in statements(body) if isinstance(s, Compute))
+    columns = any(isinstance(s, Loop) and s.kind == "serial" for s in body)  # wide pieces of far rows
     if any(isinstance(s, Loop) for s in body):
         cost *= 2
-    return 4 if cost <= 24 else 2
+    return 4 if cost <= 24 or columns else 2
 
 
 class _VectorLoop:

@@ -46,6 +46,8 @@ class MemoryEmitter:
         self.constant = {n for n, x in buffers.items() if x.role == "in"}  # loads of these may be hoisted
         self.status = ""
         self.affines: dict[str, Index] = {}
+        self.abreast: dict[str, int] = {}  # elements side by side in the arrays of rows that run along lanes
+        self.reserved: dict[str, int] = {}  # bytes of the arrays of rows
         self.ahead: dict[int, int] = {}  # id of a load -> elements to the same place in the next row
         self.extents: dict[str, int] = {}  # of all loop variables
 
@@ -136,10 +138,25 @@ class MemoryEmitter:
         f = self.frame
         c = s.index.coefficient(f.var) if f.var else 0
         scalar, vectors = self.offset(s.index, f.var)
+        if f.lanes and s.buffer in self.abreast:
+            self.env[s.name] = [self._load_abreast(s, scalar, vectors, k) for k in range(f.instances)]
+            return
         guard = self.env[s.mask] if s.mask else None
         varies = guard is not None and (len(guard) > 1 or bool(guard[0].lanes))
         count = f.instances if c or vectors or varies else 1
         self.env[s.name] = [self._load(s, c, scalar, vectors, k, varies) for k in range(count)]
+
+    def _abreast(self, buffer: str, scalar: Reg, k: int) -> Reg:
+        """Where the lanes of instance k lie in an array of rows side by side."""
+        return self.add(self.times(scalar, self.abreast[buffer]), self.i64(k * self.frame.lanes))
+
+    def _load_abreast(self, s: Load, scalar: Reg, vectors: Any, k: int) -> Reg:
+        at, n = self._abreast(s.buffer, scalar, k), self.abreast[s.buffer]
+        if not vectors:
+            address = self.address(s.buffer, at).text
+            return self.load_vector(address, self.types[s.buffer], self.mask(k, s.mask, tail=False))
+        places = [(regs, coefficient * n) for regs, coefficient in vectors]
+        return self._gather(s.buffer, 0, self.add(at, self.iota(1)), places, k, self.mask(k, s.mask))
 
     def _load(self, s: Load, c: int, scalar: Reg, vectors: Any, k: int, varies: bool) -> Reg:
         f, dtype = self.frame, self.types[s.buffer]
@@ -259,6 +276,14 @@ class MemoryEmitter:
         c = s.index.coefficient(f.var) if f.var else 0
         scalar, vectors = self.offset(s.index, f.var)
         regs = self.env[s.source]
+        if f.lanes and s.buffer in self.abreast:
+            for k in range(f.instances):
+                x = self.b.narrow(self.pick(regs, k))
+                p = self.address(s.buffer, self._abreast(s.buffer, scalar, k)).text
+                t = reg_type(x.dtype, f.lanes)
+                align = self.types[s.buffer].itemsize
+                self.fn.do(f"store {t} {self.b.text(x, f.lanes)}, ptr {p}, align {align}")
+            return
         for k in range(f.instances if c or vectors else 1):
             self._store(s, c, scalar, vectors, k, self.b.narrow(self.pick(regs, k)))
 

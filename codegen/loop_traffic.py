@@ -13,6 +13,7 @@ from weft.ir.scalarcost import cost_by_name
 BYTES_PER_NS = 10.0  # of one core, as is the next
 OPERATIONS_PER_NS = 70.0
 AHEAD_BYTES = 2048
+DOWN_ROWS = 16  # rows of a column that are asked for ahead
 STREAM_BYTES = 16 << 20  # a result of this size will not be found in a cache again
 
 
@@ -92,16 +93,33 @@ def next_rows(nest: Nest, buffers: dict[str, Buffer]) -> dict[int, int]:
 
 def further_on(nest: Nest, buffers: dict[str, Buffer]) -> dict[int, int]:
     """Loads of large operands along the lanes. Long arithmetic fills the processor's window, so that it sees
-    the next loads too late to hide their misses: they are asked for ahead.
+    the next loads too late to hide their misses: they are asked for ahead. So are the next rows of columns,
+    which no stream of the processor follows from page to page.
     """
     lane = nest.axes[-1][0]
     out: dict[int, int] = {}
     for s in nest.body:
-        b = buffers.get(s.buffer) if isinstance(s, Load) else None
-        large = b is not None and b.role == "in" and b.size * b.dtype.itemsize >= PREFETCHED
-        if b is not None and large and s.index.coefficient(lane) == 1:
-            out[id(s)] = AHEAD_BYTES // b.dtype.itemsize
+        if isinstance(s, Load) and _large(s, buffers) and s.index.coefficient(lane) == 1:
+            out[id(s)] = AHEAD_BYTES // buffers[s.buffer].dtype.itemsize
+        elif isinstance(s, Loop) and s.kind == "serial":
+            out |= _down(s, lane, buffers)
     return out
+
+
+def _large(s: Load, buffers: dict[str, Buffer]) -> bool:
+    b = buffers.get(s.buffer)
+    return b is not None and b.role == "in" and b.size * b.dtype.itemsize >= PREFETCHED
+
+
+def _down(loop: Loop, lane: str, buffers: dict[str, Buffer]) -> dict[int, int]:
+    """Loads of a walk down columns: the elements to a row some way further down."""
+    var, extent = loop.axes[-1]
+    loads = [s for s in loop.body if isinstance(s, Load) and _large(s, buffers)]
+    return {
+        id(s): DOWN_ROWS * s.index.coefficient(var)
+        for s in loads
+        if s.index.coefficient(lane) == 1 and extent > DOWN_ROWS and s.index.coefficient(var) > 0
+    }
 
 
 def operations(nest: Nest) -> float:

@@ -36,6 +36,26 @@ class Scope:
     memo: dict[Any, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class KeptRow:
+    """Where a value of the row is kept: an array, its strides (0 along the rows), and the row's own index."""
+
+    name: str
+    strides: tuple[int, ...]
+    row: IndexTuple
+
+    def holds(self, index: IndexTuple) -> bool:
+        """True for elements of this row: a value may be read in another row too."""
+        return all(s or i == r for i, s, r in zip(index, self.strides, self.row, strict=True))
+
+    def where(self, index: IndexTuple) -> Index:
+        out = ZERO
+        for i, s in zip(index, self.strides, strict=True):
+            if s:
+                out = out + i * s
+        return out
+
+
 def strides_of(shape: Sequence[int]) -> tuple[int, ...]:
     """Row-major strides, in elements."""
     out = [1] * len(shape)
@@ -62,7 +82,7 @@ class Lowering:
         self.dtypes: dict[str, DType] = {}
         self.ranges: dict[str, int] = {}  # loop variable -> extent
         self.divided: dict[str, set[int]] = {}  # loop variable -> constants by which it was divided
-        self.tiles: dict[Value, tuple[str, tuple[int, ...]]] = {}
+        self.tiles: dict[Value, KeptRow] = {}
         self.replaced: dict[Value, Any] = {}  # value -> callable(index tuple) -> name
 
     # -- names and scopes
@@ -156,23 +176,14 @@ class Lowering:
 
     def _value(self, v: Value, index: IndexTuple, guard: str | None) -> str:
         tile = self.tiles.get(v)
-        if tile is not None:
-            name, strides = tile[0], tile[1]
-            return self.load(name, v.type.dtype, self._tile_index(index, strides), guard, shared=False)
+        if tile is not None and tile.holds(index):
+            return self.load(tile.name, v.type.dtype, tile.where(index), guard, shared=False)
         if v in self.replaced:
             return self.replaced[v](index)
         op = self.producers.get(v)
         if op is None:
             return self.load(self.buffers[v], v.type.dtype, linear(index, v.type.shape), guard)
         return self._of_kind(op, index, guard)
-
-    @staticmethod
-    def _tile_index(index: IndexTuple, strides: Any) -> Index:
-        out = ZERO
-        for i, s in zip(index, strides, strict=True):
-            if s:
-                out = out + i * s
-        return out
 
     def _of_kind(self, op: Op, index: IndexTuple, guard: str | None) -> str:
         kind = op.prim.kind

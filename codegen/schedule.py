@@ -8,7 +8,7 @@ from typing import Any
 
 from weft.codegen import lower_moves as _rules  # noqa: F401  (fills the rules of the lowering)
 from weft.codegen.components import Group, connected, merge_alike
-from weft.codegen.lower import ZERO, IndexTuple, Lowering, Scope, fold_dtype, linear
+from weft.codegen.lower import ZERO, IndexTuple, KeptRow, Lowering, Scope, fold_dtype, linear
 from weft.codegen.reshape_nest import block_transposed, coalesce, jam_rows, split_last
 from weft.codegen.tiling import choose_tiles
 from weft.ir.graph import Graph, Op, Value
@@ -27,7 +27,7 @@ from weft.ir.loops import (
 from weft.ir.nest import Refused, analyse, one_by_one, reduced_axes
 
 LANES_CHUNK = 4096  # elements of the last axis in one unit of a lanes nest
-COLUMNS_CHUNK = 64  # the same where each lane walks a column several times: its columns stay in cache
+COLUMNS_CHUNK = 64  # least columns in one unit where each lane walks down a column
 PARTIAL_UNITS = 64  # most units of a nest that leaves partial results
 UNIT_ELEMENTS = 1 << 14  # least elements in one such unit
 
@@ -150,9 +150,9 @@ class _NestBuilder:
 
     def _chunk(self, nest: Nest) -> None:
         if nest.kind == "lanes":
-            walks = sum(isinstance(s, Loop) and s.kind == "serial" for s in nest.body)
-            most = COLUMNS_CHUNK if walks > 1 else LANES_CHUNK
-            nest.chunk = min(most, -(-nest.axes[-1][1] // 64) * 64)
+            down = max((prod(e for _, e in s.axes) for s in nest.body if _walks(s)), default=1)
+            most = max(COLUMNS_CHUNK, UNIT_ELEMENTS // down // 64 * 64) if down > 1 else LANES_CHUNK
+            nest.chunk = min(most, LANES_CHUNK, -(-nest.axes[-1][1] // 64) * 64)
         elif nest.partials:
             within = max((prod(e for _, e in s.axes) for s in nest.body if isinstance(s, Loop)), default=1)
             nest.chunk = max(-(-nest.points // PARTIAL_UNITS), UNIT_ELEMENTS // within, 1)
@@ -222,16 +222,12 @@ class _NestBuilder:
         )
 
     def _fill_tiles(self, key: Any) -> None:
-        for v, (name, strides, at) in list(self.tiles.items()):
-            if at == key:
-                source = self.low.value(v, self.index(v))
-                where = Lowering._tile_index(self.index(v), strides)
-                self.low.scopes[-1].body.append(Store(name, where, source))
-                self.pending.append((v, name, strides))
+        filled = [(v, kept) for v, (kept, at) in self.tiles.items() if at == key]
+        for v, kept in filled:
+            source = self.low.value(v, self.index(v))
+            self.low.scopes[-1].body.append(Store(kept.name, kept.where(self.index(v)), source))
         # readers of later passes take the tile; this pass keeps its registers
-        while self.pending:
-            v, name, strides = self.pending.pop()
-            self.low.tiles[v] = (name, strides)
+        self.low.tiles.update(filled)
 
     def _store(self, v: Value) -> None:
         index = self.index(v)
@@ -239,8 +235,7 @@ class _NestBuilder:
         for buffer in self.s.stores[v]:
             self.low.scopes[-1].body.append(Store(buffer, linear(index, v.type.shape), name))
 
-    tiles: dict[Value, tuple[str, tuple[int, ...], Any]]
-    pending: list[tuple[Value, str, tuple[int, ...]]]
+    tiles: dict[Value, tuple[KeptRow, Any]]
 
     # -- results across rows
 
@@ -298,6 +293,10 @@ class _NestBuilder:
         coalesce(last, low)
         self._chunk(last)
         self.s.second.append(last)
+
+
+def _walks(s: Any) -> bool:
+    return isinstance(s, Loop) and s.kind == "serial" and bool(s.folds)
 
 
 def _position(parts: Sequence[tuple[str, int]]) -> Index:

@@ -20,6 +20,7 @@ Classes = tuple[int, ...]
 SMALL = 16  # reductions over at most this many elements that nothing else walks are done in place
 BARRIER = 1 << 15  # elements of a row up to which too few rows for all threads are accepted
 ROWS = 4  # rows that are enough for any row length
+COLUMNS = 512  # the same where vectors run across them
 PARTIAL_BYTES = 256 << 10  # largest result that every unit accumulates for itself
 
 
@@ -289,8 +290,8 @@ def _choose_axes(plan: NestPlan, outputs: Sequence[Value]) -> None:
         if any(_folded(plan, op) & rows for op in plan.row):
             raise Refused("two reductions need each other's axis as their rows")
         _rows_and_rest(plan, order, rows)
-        short, few = plan.size(plan.q) <= BARRIER, plan.size(plan.p) >= ROWS
-        if not (short or few):
+        enough = ROWS if plan.kind == "rows" else COLUMNS
+        if plan.size(plan.q) > BARRIER and plan.size(plan.p) < enough:
             raise Refused("a whole large array must be reduced before its first element is used again")
         _place_finals(plan)
     elif plan.final:
