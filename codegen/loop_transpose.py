@@ -1,9 +1,9 @@
 """Loads that stride along the lanes but are contiguous along a loop: blocks transposed in registers.
 
 Gathering one element from each of many rows touches a cache line for each, and where the rows lie a power of
-two apart the lines push each other out before their neighbours are read. A block reads whole vectors along the
-rows instead, each line once, and turns them (butterflies of two-source shuffles, as in Eklundh, "A fast computer
-method for matrix transposing", 1972).
+two apart the lines push each other out before their neighbours are read. A block reads whole vectors along
+the rows instead, each line once, and turns them (butterflies of two-source shuffles, as in Eklundh, "A fast
+computer method for matrix transposing", 1972).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _scalar(regs: list[Reg]) -> bool:
 def emit_turned(e: Any, loop: Loop, loads: list[Load], end: Reg) -> Reg:
     """The whole blocks of a loop up to ``end``, their iterations written out; returns where they end."""
     var, lanes, known = loop.axes[0][0], e.frame.lanes, dict(e.env)
-    whole = e.b.simple("and", T.i64, end, e.i64(-lanes))
+    whole = e.i64(end.value // lanes * lanes) if end.value is not None else _whole(e, end, lanes)
     others = [s for s in loop.body if all(s is not x for x in loads)]
     with e.fn.loop("0", whole.text, lanes) as scope:
         first = Reg(scope.var, T.i64, 0, e.fn.depth)
@@ -73,6 +73,10 @@ def emit_turned(e: Any, loop: Loop, loads: list[Load], end: Reg) -> Reg:
             e.run(others)
     e.env = known
     return whole
+
+
+def _whole(e: MemoryEmitter, end: Reg, lanes: int) -> Reg:
+    return e.b.simple("and", T.i64, end, e.i64(-lanes))
 
 
 def _block(e: MemoryEmitter, s: Load, var: str, first: Reg) -> list[Reg]:

@@ -96,8 +96,8 @@ class _Tiling:
         )
 
     def _reached(self, key: Pass) -> set[Value]:
-        """Values per element that a pass needs: back through maps with the axes of the loop, and what they read
-        from outside, as far as it is not kept by an earlier pass.
+        """Values per element that a pass needs: back through maps with the axes of the loop to what they read
+        from outside, or to what an earlier pass keeps.
         """
         seen: set[Value] = set()
         stack = [v for s in self.sinks[key] for v in ([s] if isinstance(s, Value) else s.operands)]

@@ -137,17 +137,21 @@ def note_checked_index(r: Rewriter, op: Op) -> Rewritten:
 
 @CPU_RULES.on("scatter_along")
 def one_write_per_row(r: Rewriter, op: Op) -> Rewritten:
-    """One update along the axis, at an index that is checked elsewhere: a map over the operand, which fuses.
+    """One update along the axis: a map over the operand, which fuses.
 
-    This is the gradient of picking one element per row, as negative log-likelihood does.
+    This is the gradient of picking one element per row, as negative log-likelihood does. An index that is not
+    checked elsewhere is read through the positions of the axis, which checks it.
     """
     (x, index, update), axis, mode = op.operands, op.attrs["axis"], op.attrs["mode"]
     shape = x.type.shape
     rest = others((axis,), len(shape))
-    if mode not in ("add", "set") or (index, axis, shape[axis]) not in r.notes:
+    if mode not in ("add", "set"):
         return None
     if index.type.shape[axis] != 1 or any(index.type.shape[i] != shape[i] for i in rest):
         return None
+    if (index, axis, shape[axis]) not in r.notes:
+        positions = r.emit("iota", shape=shape, dtype=index.type.dtype, axis=axis, device=x.type.device)
+        index = r.emit("take_along", positions, index, axis=axis)
     row = tuple(shape[i] for i in rest)
     spread = [r.emit("broadcast", r.reshape(v, row), shape=shape, axes=rest) for v in (index, update)]
     place = r.emit("iota", shape=shape, dtype=index.type.dtype, axis=axis, device=x.type.device)

@@ -23,6 +23,7 @@ TRANSPARENT_MOVES = frozenset({"broadcast", "reshape", "slice", "permute", "flip
 PLAIN = "plain"
 LARGEST = 160  # operations of one nest
 CHEAP = 4.0  # cost per element up to which a value may be computed several times
+BETWEEN = "another kernel lies between them"
 REPEATS = 4  # number of times up to which any value may be
 
 
@@ -161,6 +162,15 @@ class Grouping:
     def _join_producers(self, op: Op) -> None:
         candidates = self.sources(op.operands)
         candidates.sort(key=lambda n: n.form == "loop")  # an epilogue saves more than a map
+        between = self._join_each(op, candidates)
+        if between and len(between) < len(candidates):  # what lay between may have joined since
+            between = self._join_each(op, between)
+        for other in between:
+            self.refusals.append((describe(self._last(other)), describe(op), BETWEEN))
+
+    def _join_each(self, op: Op, candidates: list[Node]) -> list[Node]:
+        """Join the groups that allow it; returns those that another kernel keeps apart."""
+        between = []
         for other in candidates:
             mine = self.node[op]
             if other is mine:
@@ -168,8 +178,11 @@ class Grouping:
             reason = self.refusal(other, mine)
             if reason is None:
                 self.merge(other, mine)
+            elif reason == BETWEEN:
+                between.append(other)
             elif other.form != PLAIN:
                 self.refusals.append((describe(self._last(other)), describe(op), reason))
+        return between
 
     def _last(self, node: Node) -> Op:
         return node.ops[-1]
@@ -177,7 +190,7 @@ class Grouping:
     def refusal(self, a: Node, b: Node) -> str | None:
         """Why producer group ``a`` and consumer group ``b`` cannot be one kernel."""
         if any(c is not a and c.before & a.bits for c in self._inputs(b)):
-            return "another kernel lies between them"
+            return BETWEEN
         if b.form != "loop":
             return self._side_refusal(a, b)
         if a.form == "loop":

@@ -226,9 +226,13 @@ def group_norm(
             "Expected number of channels in input to be divisible by num_groups, but got input of shape "
             f"{list(s)} and num_groups={num_groups}"
         )
-    grouped = input.reshape(s[0], num_groups, -1)
-    y = _standardised(grouped, (2,), eps).reshape(s)
-    return _scaled(y, _per_channel(weight, input.ndim), _per_channel(bias, input.ndim), input.dtype)
+    if 0 in s:
+        return _scaled(input, _per_channel(weight, input.ndim), _per_channel(bias, input.ndim), input.dtype)
+    # the channels of a group keep a dimension of their own, so that their scale joins the same loops
+    shape = (s[0], num_groups, s[1] // num_groups, math.prod(s[2:]))
+    scale, shift = (v if v is None else v.reshape(shape[1], shape[2], 1) for v in (weight, bias))
+    y = _standardised(input.reshape(shape), (2, 3), eps)
+    return _scaled(y, scale, shift, input.dtype).reshape(s)
 
 
 def _per_channel(x: Tensor | None, ndim: int) -> Tensor | None:

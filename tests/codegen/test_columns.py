@@ -1,0 +1,166 @@
+"""Walks against the grain of memory: transposed blocks, strips of columns, reductions of transposes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from test_loop_kernel import EXECUTORS, check, loop_kernels, sample, spread
+from weft.codegen.schedule import schedule
+from weft.codegen.standalone import Standalone
+from weft.codegen.target import host_target
+from weft.ir import prims as P
+from weft.ir.loops import Load, Loop, Tile, statements
+from weft.ir.prims.base import trace
+from weft.ir.types import TensorType, bf16, bool_, f16, f32, f64, i64, u8
+from weft.passes.pipeline import lower
+
+
+@pytest.fixture(params=list(EXECUTORS))
+def execute(request):
+    return EXECUTORS[request.param]()
+
+
+def scheduled(fn, *types):
+    """The kernel IR of the one loop kernel of a function."""
+    (op,) = loop_kernels(lower(trace(fn, *types)).graph)
+    return schedule(op.regions[0], "k")
+
+
+def tiles_of(kernel):
+    return [s for phase in kernel.phases for n in phase for s in statements(n.body) if isinstance(s, Tile)]
+
+
+# transposed blocks ------------------------------------------------------------------------------------
+
+
+def turned(x):
+    return P.permute_p.bind(x, perm=(1, 0))
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (64, 64), (33, 70), (5, 300), (300, 5), (129, 257), (16, 2000)])
+def test_transpose(execute, shape):
+    check(execute, lambda x: P.copy_p.bind(turned(x)), sample(shape, f32), tolerance=0)
+
+
+@pytest.mark.parametrize("dtype", [f64, f16, bf16, i64, u8, bool_])
+def test_transpose_of_other_widths(execute, dtype):
+    check(execute, lambda x: P.copy_p.bind(turned(x)), sample((71, 150), dtype), tolerance=0)
+
+
+@pytest.mark.parametrize("perm", [(0, 2, 1), (2, 1, 0), (1, 2, 0), (2, 0, 1)])
+def test_permutations(execute, perm):
+    check(
+        execute,
+        lambda x: P.copy_p.bind(P.permute_p.bind(x, perm=perm)),
+        sample((7, 40, 65), f32),
+        tolerance=0,
+    )
+
+
+def test_sum_with_a_transpose(execute):
+    check(execute, lambda x, y: x + turned(y) * 2.0, sample((100, 77), f32), sample((77, 100), f32))
+
+
+def test_two_transposes(execute):
+    x, y = sample((90, 50), f32), sample((90, 50), f32)
+    check(
+        execute, lambda x, y, b: turned(x) * turned(y) + spread(b, (50, 90), (1,)), x, y, sample((90,), f32)
+    )
+
+
+def test_transpose_gathers_nothing():
+    """Whole vectors are read along the rows and turned by shuffles."""
+    (op,) = loop_kernels(lower(trace(lambda x: P.copy_p.bind(turned(x)), TensorType((256, 256), f32))).graph)
+    if host_target().masked:
+        assert "masked.gather" not in Standalone(op).llvm
+
+
+# reductions of transposed values ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("axes", [(0,), (1,), (0, 1)])
+def test_reduction_of_a_transpose(execute, axes):
+    check(execute, lambda x: P.sum_p.bind(turned(x) * 2.0, axes=axes), sample((90, 130), f32), tolerance=2e-4)
+
+
+def test_reduction_of_a_transpose_reads_along_memory():
+    kernel = scheduled(lambda x: P.sum_p.bind(turned(x) * 2.0, axes=(1,)), TensorType((512, 512), f32))
+    for nest in kernel.phases[0]:
+        for loop in (s for s in nest.body if isinstance(s, Loop) and s.kind == "vector"):
+            loads = [s for s in statements(loop.body) if isinstance(s, Load)]
+            assert [s.index.coefficient(loop.axes[-1][0]) for s in loads] == [1]
+
+
+# strips of columns ------------------------------------------------------------------------------------
+
+
+def softmax(x, axis):
+    shape = x.type.shape if hasattr(x, "type") else x.shape
+    kept = tuple(i for i in range(len(shape)) if i != axis)
+    e = P.exp_p.bind(x - spread(P.reduce_max_p.bind(x, axes=(axis,)), shape, kept))
+    return e / spread(P.sum_p.bind(e, axes=(axis,)), shape, kept)
+
+
+@pytest.mark.parametrize("shape", [(70, 5), (100, 64), (129, 200), (3, 90, 37), (2, 300, 130)])
+def test_softmax_down_columns(execute, shape):
+    check(execute, lambda x: softmax(x, len(shape) - 2), sample(shape, f32))
+
+
+@pytest.mark.parametrize("dtype", [f64, f16, bf16])
+def test_softmax_down_columns_of_other_dtypes(execute, dtype):
+    tolerance = {f64: 1e-12, f16: 2e-3, bf16: 2e-2}[dtype]
+    check(execute, lambda x: softmax(x, 0), sample((90, 75), dtype), tolerance=tolerance)
+
+
+def test_strip_of_columns_is_read_once():
+    """One tile: the copy of the strip gives up its place to the exponentials."""
+    kernel = scheduled(lambda x: softmax(x, 0), TensorType((512, 512), f32))
+    assert len(tiles_of(kernel)) == 1
+    (nest,) = kernel.phases[0]
+    loads = [s for s in statements(nest.body) if isinstance(s, Load) and s.buffer == "x0"]
+    assert len(loads) == 1
+
+
+def test_short_columns_and_rows_copy_nothing():
+    short = scheduled(lambda x: softmax(x, 0), TensorType((8, 512), f32))
+    rows = scheduled(lambda x: softmax(x, 1), TensorType((512, 512), f32))
+    assert [len(tiles_of(k)) for k in (short, rows)] == [1, 1]  # of the exponentials alone
+    for k in (short, rows):
+        loads = [s for s in statements(k.phases[0][0].body) if isinstance(s, Load) and s.buffer == "x0"]
+        assert len(loads) == 2
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_kept_value_read_in_another_row(execute, axis):
+    """Exponentials are kept for their own row; where the mirrored row is wanted they are computed."""
+
+    def f(x):
+        e = P.exp_p.bind(x)
+        kept = (1 - axis,)
+        total = spread(P.sum_p.bind(e, axes=(axis,)), (80, 80), kept)
+        return e / total + P.flip_p.bind(e, axes=kept)
+
+    graph = trace(f, TensorType((80, 80), f32))
+    count = len(loop_kernels(lower(graph).graph))
+    check(execute, f, sample((80, 80), f32), kernels=count)
+
+
+def test_kept_value_read_at_another_place_of_the_row(execute):
+    def f(x):
+        e = P.exp_p.bind(x)
+        total = spread(P.sum_p.bind(e, axes=(0,)), (80, 75), (1,))
+        return e / total + P.flip_p.bind(x, axes=(0,))
+
+    check(execute, f, sample((80, 75), f32))
+
+
+def test_many_units_for_one_walk_down_columns():
+    kernel = scheduled(lambda x: P.argmax_p.bind(x, axis=0), TensorType((4096, 4096), f32))
+    assert kernel.phases[0][0].units == 64
+    assert np.prod([n.units for n in kernel.phases[0]]) > 1
