@@ -80,38 +80,6 @@ def reduce_of_broadcast(r: Rewriter, op: Op) -> Rewritten:
     return r.emit("broadcast", out, shape=op.result.type.shape, axes=tuple(place))
 
 
-@REDUCING.on("sum")
-def sum_of_scattered(r: Rewriter, op: Op) -> Rewritten:
-    """The sum, along the axis, of one update per row that was written into zeros: the update. The write, which
-    checks its indices, must be wanted for itself.
-    """
-    x = op.operands[0]
-    negative = r.producer(x, "neg")
-    inner = r.producer(negative.operands[0] if negative else x, "scatter_along")
-    if inner is None or inner.attrs["mode"] not in ("add", "set") or r.uniform(inner.operands[0]) != 0:
-        return None
-    axis, update = inner.attrs["axis"], inner.operands[2]
-    shape = list(x.type.shape)
-    shape[axis] = 1
-    if op.attrs["axes"] != (axis,) or list(update.type.shape) != shape or not _wanted_too(r, bool(negative)):
-        return None
-    out = r.reshape(update, op.result.type.shape)
-    return r.emit("neg", out) if negative else out
-
-
-def _wanted_too(r: Rewriter, negative: bool) -> bool:
-    """Whether the value that the current sum reads (the negative of) has other readers."""
-    if r.current is None or r.current.prim.name != "sum":
-        return False
-    v = r.current.operands[0]
-    if negative:
-        made = r.graph.producers().get(v)
-        if made is None or made.prim.name != "neg":
-            return False
-        v = made.operands[0]
-    return len(r.graph.users().get(v, ())) > 1 or v in r.results
-
-
 def _exact_multiple(x: Value, n: int) -> bool:
     if x.type.dtype.is_integer:
         return n < 1 << (x.type.dtype.bits - 1)

@@ -442,17 +442,3 @@ def test_a_scatter_whose_index_is_not_checked_elsewhere_is_a_map_that_checks_it(
     np.testing.assert_array_equal(run(out, [x, good, g])[0], run(graph, [x, good, g])[0])
     with pytest.raises(IndexError):
         run(out, [x, bad, g])
-
-
-def test_the_sum_of_one_scattered_element_per_row_is_that_element() -> None:
-    graph = parse(
-        "%i: i64[4,1], %g: f32[4,1]",
-        "%c = full() {dtype=f32, shape=(4,5), value=0.0}\n"
-        '%s = scatter_along(%c, %i, %g) {axis=1, mode="add"}\n'
-        "%n = neg(%s)\n%t = sum(%n) {axes=(1,)}\nreturn %s, %t",
-    )
-    out = simplify(graph)
-    assert "sum" not in [op.prim.name for op in out.ops]
-    arguments = [np.array([[0], [4], [2], [2]]), np.float32([[1], [2], [3], [4]])]
-    for a, b in zip(run(graph, arguments), run(out, arguments), strict=True):
-        np.testing.assert_array_equal(a, b)
