@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 import warnings
 from typing import Any
 
@@ -22,7 +21,7 @@ State = tuple[Tensor, ...]
 
 
 def _checked(dropout: Any, num_layers: int) -> float:
-    fits = isinstance(dropout, numbers.Real) and not isinstance(dropout, bool) and 0 <= dropout <= 1
+    fits = isinstance(dropout, (int, float)) and not isinstance(dropout, bool) and 0 <= dropout <= 1
     if not fits:
         raise ValueError("dropout should be a number in range [0, 1] representing the probability of an "
                          "element being zeroed")  # fmt: skip
@@ -111,9 +110,9 @@ class RNNBase(Module):
 
     def _weights(self, k: int, direction: int) -> Weights:
         suffix = f"_l{k}" + "_reverse" * direction
-        bias = (getattr(self, f"bias_{w}{suffix}") if self.bias else None for w in ("ih", "hh"))
-        w_hr = getattr(self, f"weight_hr{suffix}") if self.proj_size else None
-        return Weights(getattr(self, f"weight_ih{suffix}"), getattr(self, f"weight_hh{suffix}"), *bias, w_hr)
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+        found: list[Any] = [getattr(self, name + suffix, None) for name in names]
+        return Weights(*found)
 
     def _state_sizes(self) -> tuple[int, ...]:
         return (self._outputs, self.hidden_size) if self.mode == "LSTM" else (self._outputs,)

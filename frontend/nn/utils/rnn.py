@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from weft.creation import as_tensor, full, tensor
+from weft.dtypes import int64
 from weft.ops.index import index_select
 from weft.ops.shape import stack
 from weft.ops.sort import argsort, sort
@@ -83,23 +84,17 @@ def pack_padded_sequence(
     >>> pack_padded_sequence(weft.tensor([[1, 2, 3], [4, 5, 0]]), [3, 2], batch_first=True).data
     tensor([1, 4, 2, 5, 3])
     """
-    lengths = as_tensor(lengths).to(dtype=_i64())
+    counts = as_tensor(lengths).to(dtype=int64)
     order = None
     if not enforce_sorted:
-        lengths, order = sort(lengths, descending=True)
+        counts, order = sort(counts, descending=True)
         input = index_select(input, 0 if batch_first else 1, order)
-    sizes = lengths.numpy()
+    sizes = counts.numpy()
     x = input.transpose(0, 1) if batch_first else input
     _check_lengths(sizes, x)
     keep = _rows(sizes, int(sizes[0]))
     flat = x.flatten(0, 1)[tensor(np.flatnonzero(keep.reshape(-1)))]
     return PackedSequence(flat, tensor(keep.sum(1)), order)
-
-
-def _i64() -> Any:
-    from weft.dtypes import int64
-
-    return int64
 
 
 def _check_lengths(sizes: np.ndarray[Any, Any], x: Tensor) -> None:
