@@ -48,7 +48,7 @@ def import_seconds(module: str) -> float:
 
 def limit_seconds(work: Workload, machine: dict[str, Any]) -> float | None:
     by_bytes = work.bytes / (machine["copy GB/s"] * 1e9)
-    by_flops = work.flops / (machine["fma peak Gflop/s per thread"] * 1e9 * machine["threads"])
+    by_flops = work.flops / (machine["fma peak Gflop/s of all threads at once"] * 1e9)
     return max(by_bytes, by_flops) or None
 
 

@@ -1,5 +1,6 @@
-"""Where the cost model of contractions does not choose the best of the plans it knows.
+"""Where the cost model does not choose the best of what it could: contractions here, other families by name.
 
+``python -m benchmarks.choices --family elementwise [...]`` runs :mod:`benchmarks.choices_loops`.
 ``python -m benchmarks.choices [--shapes 1x1024x4096,nt:64x784x128] [--cpu haswell] [--all]`` runs every
 plan (kernel, tile, packing) of each shape as a kernel of its own on one thread, and prints the shapes where
 another plan was faster by more than a tenth, with what was chosen and what was best. Shapes are
@@ -9,6 +10,7 @@ another plan was faster by more than a tenth, with what was chosen and what was 
 from __future__ import annotations
 
 import argparse
+import importlib
 import time
 from dataclasses import dataclass
 
@@ -106,7 +108,19 @@ def measure(shape: Shape, dtype: DType, target: Target, budget: float) -> list[t
     return sorted(out, key=lambda row: (row[2] != chosen, row[0]))
 
 
+FAMILIES = {"contraction": "benchmarks.choices:contractions", "elementwise": "benchmarks.choices_loops:main"}
+
+
 def main() -> None:
+    """Run the family that ``--family`` names on the other arguments."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--family", choices=FAMILIES, default="contraction")
+    family, rest = parser.parse_known_args()
+    module, _, function = FAMILIES[family.family].partition(":")
+    getattr(importlib.import_module(module), function)(rest)
+
+
+def contractions(arguments: list[str]) -> None:
     """Print the shapes where the choice was not the best."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -116,7 +130,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("f32", "f64"), default="f32")
     parser.add_argument("--all", action="store_true", help="print every plan of every shape")
     parser.add_argument("--budget", type=float, default=0.02, help="seconds per plan")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     target = named_target(args.cpu) if args.cpu else host_target()
     dtype = {"f32": f32, "f64": f64}[args.dtype]
     missed = total = 0

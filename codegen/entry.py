@@ -1,7 +1,8 @@
 """The native entry of a graph: one function that runs every step of a plan over one block of pointers.
 
 ``void @entry(ptr %block)``, where block = inputs, outputs, arena, status (i64), context. Kernels go through
-``@weft_parallel_for(ptr fn, ptr bufs, i64 units, i64 grain)`` or are called at once where the work is small;
+``@weft_parallel_for(ptr fn, ptr bufs, i64 units, i64 grain, i64 ns)`` or are called at once where the work is
+small (``ns`` is what it would take one thread);
 operations without native code go through
 ``@weft_host(ptr context, i64 index, ptr bufs, ptr status)``, which may set the status.
 Regions of control operations are entries themselves, called with blocks of their own.
@@ -13,11 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from weft.codegen.kernel import Phase
 from weft.codegen.steps import STATUS, Branch, Host, Launch, Loc, Move, Program, Scan, While
-from weft.codegen.target import Target
-
-INLINE_NS = 25_000.0  # work below this is not worth waking another thread (estimates are for cold caches)
-CHUNK_NS = 10_000.0  # least work in one chunk of a parallel region
-
+from weft.codegen.target import CHUNK_NS, INLINE_NS, Target
 
 _FILL = """\
   br label %filling
@@ -39,7 +36,7 @@ filled:
 """
 
 DECLARES = frozenset({
-    "declare void @weft_parallel_for(ptr, ptr, i64, i64)",
+    "declare void @weft_parallel_for(ptr, ptr, i64, i64, i64)",
     "declare void @weft_host(ptr, i64, ptr, ptr)",
     "declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)",
 })
@@ -227,11 +224,12 @@ class _Emitter:
         return now
 
     def _phase(self, phase: Phase, bufs: str) -> None:
+        total = phase.units * phase.cost_ns
         grain = max(1, -int(-CHUNK_NS // max(phase.cost_ns, 1e-3)))
-        if not phase.parallel or phase.units <= grain or phase.units * phase.cost_ns < INLINE_NS:
+        if not phase.parallel or phase.units <= grain or total < INLINE_NS:
             self.line(f"call void @{phase.symbol}(ptr {bufs}, i64 0, i64 {phase.units}, i64 0)")
         else:
-            work = f"ptr @{phase.symbol}, ptr {bufs}, i64 {phase.units}, i64 {grain}"
+            work = f"ptr @{phase.symbol}, ptr {bufs}, i64 {phase.units}, i64 {grain}, i64 {int(total)}"
             self.line(f"call void @weft_parallel_for({work})")
 
     def _host(self, step: Host) -> None:

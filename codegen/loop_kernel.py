@@ -59,7 +59,7 @@ def emit_loops(kernel: Kernel, target: Target, symbol_prefix: str) -> KernelCode
         if len(nests) > 1:
             functions.append(_dispatch(symbol, bodies))
         units = sum(n.units for n in nests)
-        total = sum(nest_cost(kernel, n) for n in nests)
+        total = sum(nest_cost(kernel, n, target) for n in nests)
         phases.append(Phase(symbol, units, total / max(units, 1), units > 1))
     moved = sum(b.size * b.dtype.itemsize for b in kernel.buffers if b.role != "scratch")
     flops = sum(int(operations(n)) for nests in kernel.phases for n in nests)

@@ -10,8 +10,6 @@ from weft.codegen.target import Target
 from weft.ir.loops import Accumulate, Buffer, Compute, Kernel, Load, Loop, Nest, Store, statements
 from weft.ir.scalarcost import cost_by_name
 
-BYTES_PER_NS = 10.0  # of one core, as is the next
-OPERATIONS_PER_NS = 70.0
 AHEAD_BYTES = 2048
 DOWN_ROWS = 16  # rows of a column that are asked for ahead
 STREAM_BYTES = 16 << 20  # a result of this size will not be found in a cache again
@@ -142,11 +140,14 @@ def _body_cost(body: list[Any]) -> float:
     return total
 
 
-def nest_cost(kernel: Kernel, nest: Nest) -> float:
-    """Estimated nanoseconds of a nest on one core: the larger of arithmetic and memory."""
+def nest_cost(kernel: Kernel, nest: Nest, target: Target) -> float:
+    """Estimated nanoseconds of a nest on one core: the larger of arithmetic, and of moving each buffer once
+    from where all of them fit.
+    """
     sizes: dict[str, Buffer] = {b.name: b for b in kernel.buffers}
     moved = sum(sizes[n].size * sizes[n].dtype.itemsize for n in used_buffers(nest) if n in sizes)
-    return max(operations(nest) / OPERATIONS_PER_NS, moved / BYTES_PER_NS)
+    bits = target.vector_bits // lanes_for(kernel, nest, target)
+    return max(operations(nest) / target.operations_per_ns(bits), moved / target.bytes_per_ns(moved))
 
 
 def inplace_pairs(kernel: Kernel) -> frozenset[tuple[int, int]]:

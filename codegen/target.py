@@ -9,13 +9,25 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 
+# What cores do, measured on Zen 4 at 3.6 GHz and rounded down; other cores of the last ten years lie within
+# a factor of two. Mixed arithmetic takes two cycles for three operations of 512 bits, half that for narrower.
+WIDE_PER_NS = 4.5  # vector operations of 512 bits
+NARROW_PER_NS = 8.0  # of 256 bits and less
+CACHE_BYTES_PER_NS = (100.0, 80.0, 40.0)  # from the first, second and third cache
+MEMORY_BYTES_PER_NS = 20.0
+# Fork and join with workers that still spin cost 500 to 700 ns, waking a worker that sleeps 20 to 40 us
+# (which the pool weighs for itself). benchmarks/choices.py shows what the two thresholds cost and gain.
+INLINE_NS = 3_000.0  # shorter work stays on the calling thread
+CHUNK_NS = 1_000.0  # least work in one chunk of a parallel region
+
 
 @dataclass(frozen=True)
 class Target:
     """A CPU as LLVM names it, and what the schedules need to know of it.
 
     ``features`` is LLVM's feature string (``"+avx2,+fma"``), ``vector_bits`` the width of the vectors that
-    kernels use, ``registers`` the number of vector registers, ``l1_bytes`` and ``l2_bytes`` a core's caches.
+    kernels use, ``registers`` the number of vector registers, ``l1_bytes`` and ``l2_bytes`` a core's caches,
+    ``l3_bytes`` the one that cores share.
     """
 
     triple: str
@@ -25,6 +37,7 @@ class Target:
     registers: int = 16
     l1_bytes: int = 32 << 10
     l2_bytes: int = 512 << 10
+    l3_bytes: int = 8 << 20
 
     @property
     def architecture(self) -> str:
@@ -38,6 +51,17 @@ class Target:
     def lanes(self, bits: int) -> int:
         """Elements of ``bits`` bits in one vector."""
         return max(1, self.vector_bits // max(bits, 8))
+
+    def operations_per_ns(self, bits: int) -> float:
+        """Simple operations on elements of ``bits`` bits in a nanosecond of one core."""
+        return self.lanes(bits) * (WIDE_PER_NS if self.masked else NARROW_PER_NS)
+
+    def bytes_per_ns(self, footprint: int) -> float:
+        """What one core reads and writes in a nanosecond where its data fit the caches of ``footprint``."""
+        for size, rate in zip((self.l1_bytes, self.l2_bytes, self.l3_bytes), CACHE_BYTES_PER_NS, strict=True):
+            if footprint <= size:
+                return rate
+        return MEMORY_BYTES_PER_NS
 
     @property
     def attributes(self) -> str:
@@ -111,6 +135,7 @@ def host_target() -> Target:
         32 if wide else 16,
         _cache_bytes(0, 32 << 10),
         _cache_bytes(2, 512 << 10),
+        _cache_bytes(3, 8 << 20),
     )
 
 

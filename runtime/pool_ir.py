@@ -3,14 +3,18 @@
 One job at a time. ``@state`` packs a generation (bits 32..63), an open flag (bit 16) and the number of
 workers inside (bits 0..15). A worker joins an open job by compare-and-swap; the caller takes chunks too,
 closes the job when none is left and waits for those inside, so a worker that is still asleep never delays
-it. A worker spins for about a millisecond after its last job and then sleeps on the futex ``@seq``. A
-caller that finds the pool busy runs its work itself. Which thread gets which chunk varies; what a chunk
+it. A worker spins for about a millisecond after its last job and then sleeps on the futex ``@seq``. Waking
+it costs the caller tens of microseconds, a spinning one joins for less than one: a caller adds up the
+nanoseconds (``%ns``, an estimate of its whole work on one thread) for which it found workers asleep, and
+wakes them when the sum is worth it; until then it works with those that are awake. A caller that finds the
+pool busy runs its work itself. Which thread gets which chunk varies; what a chunk
 computes does not. """
 
 from __future__ import annotations
 
 MAX_WORKERS = 255
 SPINS = 20_000
+WAKE_NS = 50_000  # work, of one call or added up over several, for which sleeping workers are woken
 EXPORTS = ("weft_parallel_for", "weft_pool_stop", "weft_pool_resize", "weft_pool_reset")
 LIBC = frozenset({"memset", "pthread_create", "pthread_join", "pthread_sigmask", "sched_yield", "syscall"})
 
@@ -33,11 +37,12 @@ def module(triple: str) -> str:
     arch = triple.split("-")[0]
     declare, pause = _PAUSE[arch]
     text = _POOL.replace("PAUSE", pause).replace("FUTEX", str(_FUTEX[arch])).replace("SPINS", str(SPINS))
+    text = text.replace("WAKE_NS", str(WAKE_NS))
     return f'target triple = "{triple}"\n{declare}\n{text}'
 
 
 _SERIAL = """
-define void @weft_parallel_for(ptr %fn, ptr %bufs, i64 %units, i64 %grain) {
+define void @weft_parallel_for(ptr %fn, ptr %bufs, i64 %units, i64 %grain, i64 %ns) {
   call void %fn(ptr %bufs, i64 0, i64 %units, i64 0)
   ret void
 }
@@ -66,6 +71,7 @@ _POOL = """
 @parts = internal global i64 0
 @wanted = internal global i64 0
 @started = internal global i64 0
+@missed = internal global i64 0
 @threads = internal global [256 x i64] zeroinitializer
 
 declare i32 @pthread_create(ptr, ptr, ptr, ptr)
@@ -201,7 +207,7 @@ done:
   ret void
 }
 
-define void @weft_parallel_for(ptr %fn, ptr %bufs, i64 %units, i64 %grain) {
+define void @weft_parallel_for(ptr %fn, ptr %bufs, i64 %units, i64 %grain, i64 %ns) {
 start:
   %wanted0 = load i64, ptr @wanted
   %alone = icmp sle i64 %wanted0, 0
@@ -240,7 +246,14 @@ ready:
   %old = atomicrmw add ptr @seq, i32 1 seq_cst
   %asleep = load atomic i32, ptr @sleepers seq_cst, align 4
   %some = icmp sgt i32 %asleep, 0
-  br i1 %some, label %wake, label %mine
+  br i1 %some, label %weigh, label %mine
+weigh:
+  %missed0 = load i64, ptr @missed
+  %missed = add i64 %missed0, %ns
+  %worth = icmp sge i64 %missed, WAKE_NS
+  %rest = select i1 %worth, i64 0, i64 %missed
+  store i64 %rest, ptr @missed
+  br i1 %worth, label %wake, label %mine
 wake:
   %g1 = sub i64 %grain, 1
   %u1 = add i64 %units, %g1

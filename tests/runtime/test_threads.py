@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import os
 import subprocess
 import sys
@@ -38,13 +39,13 @@ loop:
 done:
   ret void
 }
-declare void @weft_parallel_for(ptr, ptr, i64, i64)
-define void @many(ptr %bufs, i64 %units, i64 %grain, i64 %times) #0 {
+declare void @weft_parallel_for(ptr, ptr, i64, i64, i64)
+define void @many(ptr %bufs, i64 %units, i64 %grain, i64 %times, i64 %ns) #0 {
 start:
   br label %loop
 loop:
   %i = phi i64 [ 0, %start ], [ %i1, %loop ]
-  call void @weft_parallel_for(ptr @kernel, ptr %bufs, i64 %units, i64 %grain)
+  call void @weft_parallel_for(ptr @kernel, ptr %bufs, i64 %units, i64 %grain, i64 %ns)
   %i1 = add i64 %i, 1
   %more = icmp slt i64 %i1, %times
   br i1 %more, label %loop, label %done
@@ -59,13 +60,12 @@ def many():
     target = host_target()
     image = jit.compile_object(KERNEL + target.attributes, target)
     found = jit.link(image, ("many",), {"weft_parallel_for": threads.parallel_for_address()})
-    kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
-    call = kind(found["many"])
+    call = ctypes.CFUNCTYPE(None, ctypes.c_void_p, *[ctypes.c_int64] * 4)(found["many"])
 
-    def run(units, grain, times):
+    def run(units, grain, times, ns=1 << 30):
         counts, who = np.zeros(units, np.int64), np.full(units, -1, np.int64)
         bufs = (ctypes.c_void_p * 2)(counts.ctypes.data, who.ctypes.data)
-        call(ctypes.addressof(bufs), units, grain, times)
+        call(ctypes.addressof(bufs), units, grain, times, ns)
         return counts, who
 
     return run
@@ -223,3 +223,75 @@ def test_results_do_not_depend_on_the_number_of_threads(name):
         for _ in range(3):
             for a, b in zip(exe.runner(x), want, strict=True):
                 np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.usefixtures("restore")
+def test_resizing_while_others_compute(many):
+    """A caller that finds the pool busy with a resize does its work itself."""
+    wrong, stop = [], threading.Event()
+
+    def work():
+        while not stop.is_set():
+            counts, _ = many(3000, 10, 5)
+            if not (counts == 5).all():
+                wrong.append(counts)
+
+    callers = [threading.Thread(target=work) for _ in range(3)]
+    for c in callers:
+        c.start()
+    for k in range(20):
+        set_num_threads(1 + k % 4)
+    stop.set()
+    for c in callers:
+        c.join()
+    assert not wrong
+
+
+@pytest.mark.usefixtures("restore")
+@pytest.mark.parametrize("ns", [0, 100, 20_000, 1 << 40])
+def test_whether_sleepers_are_woken_changes_no_result(many, ns):
+    set_num_threads(3)
+    for _ in range(5):
+        threading.Event().wait(0.02)  # long enough for the workers to fall asleep, mostly
+        counts, _ = many(1000, 10, 3, ns)
+        assert (counts == 3).all()
+
+
+def _calls(elements: int) -> tuple[int, int]:
+    """Parallel calls and direct ones of an elementwise kernel in the code of its entry."""
+    t = TensorType((elements,), f32)
+    text = compile_graph(trace(lambda x: P.exp_p.bind(x) * x, t)).llvm()
+    entry = text[text.index("@weft_entry(") :]
+    return entry.count("call void @weft_parallel_for("), entry.count("call void @k0")
+
+
+def test_work_shorter_than_fork_and_join_stays_on_one_thread():
+    assert _calls(4096) == (0, 1)
+    assert _calls(1 << 20) == (1, 0)
+
+
+V1 = "/sys/fs/cgroup/cpu/cpu.cfs_"
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({"/sys/fs/cgroup/cpu.max": "150000 100000"}, 2),
+        ({"/sys/fs/cgroup/cpu.max": "100000 100000"}, 1),
+        ({"/sys/fs/cgroup/cpu.max": "max 100000"}, None),
+        ({V1 + "quota_us": "350000", V1 + "period_us": "100000"}, 4),
+        ({V1 + "quota_us": "-1", V1 + "period_us": "100000"}, None),
+        ({"/sys/fs/cgroup/cpu.max": "nonsense"}, None),
+        ({}, None),
+    ],
+)
+def test_quota_of_a_cgroup(monkeypatch, files, quota):
+    def fake(path, *args):
+        if path not in files:
+            raise FileNotFoundError(path)
+        return io.StringIO(files[path])
+
+    monkeypatch.setattr(threads, "open", fake, raising=False)
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda pid: set(range(8)))
+    assert threads._cgroup_quota() == quota
+    assert threads.available_cpus() == (quota or 8)
