@@ -94,20 +94,24 @@ _HASWELL = (
     "+popcnt,+rdrnd,+sahf,+sse,+sse2,+sse3,+sse4.1,+sse4.2,+ssse3,+xsave,+xsaveopt"
 )
 _SKYLAKE = _HASWELL + ",+adx,+avx512bw,+avx512cd,+avx512dq,+avx512f,+avx512vl"
+_ARM = "+aes,+crc,+dotprod,+fp-armv8,+fullfp16,+lse,+neon,+rcpc,+rdm,+sha2,+v8.2a"
 _NAMED = {
-    "haswell": ("haswell", _HASWELL, 256, 16),
-    "skylake-avx512": ("skylake-avx512", _SKYLAKE, 512, 32),
+    "haswell": ("x86_64", "haswell", _HASWELL, 256, 16, 32 << 10, 256 << 10),
+    "skylake-avx512": ("x86_64", "skylake-avx512", _SKYLAKE, 512, 32, 32 << 10, 1 << 20),
+    "neoverse-n1": ("aarch64", "neoverse-n1", _ARM, 128, 32, 64 << 10, 1 << 20),
 }
 
 
 def named_target(name: str) -> Target:
-    """A target by name: ``haswell`` (AVX2) or ``skylake-avx512``. KeyError for others.
+    """A target by name: ``haswell`` (AVX2), ``skylake-avx512`` or ``neoverse-n1`` (NEON). KeyError for others.
 
     >>> named_target("haswell").vector_bits
     256
     """
-    cpu, features, bits, registers = _NAMED[name]
-    return Target(_triple(), cpu, features, bits, registers)
+    architecture, *rest = _NAMED[name]
+    own = _triple()
+    same = own.split("-")[0] == architecture
+    return Target(own if same else f"{architecture}-unknown-linux-gnu", *rest)
 
 
 @cache
