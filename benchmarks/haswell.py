@@ -1,4 +1,4 @@
-"""Products built for AVX2 beside numpy's own kernels for it: ``python -m benchmarks.haswell [--threads 1,2]``.
+"""Products built for AVX2 beside numpy's own kernels for it: run ``python -m benchmarks.haswell``.
 
 weft is told to build for a Haswell by ``WEFT_CPU``, OpenBLAS by ``OPENBLAS_CORETYPE``; each runs in a process
 of its own. Prints milliseconds and the ratio, which should not fall below 0.9.

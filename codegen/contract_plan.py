@@ -22,12 +22,14 @@ _LATENCY = 5.0  # slots until a sum can be added to again
 _CALL = 30.0  # slots to enter and leave a kernel
 _STORE = 4.0  # slots to take one vector through the epilogue
 _UNUSUAL = 1.03  # for tiles of another width, so that kernels share their loops and compile once
+_PACK = 1500.0  # slots to pack anything at all
 _PHASE = 6000.0  # slots to begin another parallel phase
 _PACK_NEAR, _PACK_FAR = 0.12, 0.37  # slots per packed byte, within the second-level cache and beyond it
-_NEAR_LINE = 3.0  # slots per line from the second-level cache
+_NEAR_LINE = 2.5  # slots per line from the second-level cache
 _FAR_LINE, _SHORT_PIECE = 4.0, 10.0  # slots per line of B beyond that cache: in long streams, in short pieces
 _CHUNK_BYTES = 4096  # of k per block: a panel of B then takes a fraction of the second-level cache
 _FUSED_ROWS = 512  # of A, for which packing a panel of B again is cheap
+_FUSED_FAR = 1.4  # by how much that is dearer from beyond the second-level cache
 _FEW_UNITS = 12
 _STREAM_ROWS = 48  # rows up to which the stream kernel is considered
 
@@ -160,17 +162,18 @@ def cost(p: Problem, plan: Plan, target: Target) -> float:
 
 def _packing(p: Problem, plan: Plan, target: Target) -> float:
     total = extra = 0.0
+    near, far = _PACK_NEAR * _slow(target), _PACK_FAR * _slow(target)
     for packed, side, rows in ((plan.pack_a, p.a, p.m), (plan.pack_b, p.b, p.n)):
         if packed and plan.fused and side is p.b:
             times = -(-p.m // fused_rows(p.m))
-            extra = p.batch * rows * p.k * p.size * _PACK_NEAR * times
+            nbytes = rows * p.k * p.size
+            extra = p.batch * nbytes * near * times * (1.0 if nbytes <= target.l2_bytes else _FUSED_FAR)
             panels = p.batch * -(-p.n // (plan.vectors * p.lanes)) * times
             if panels < _FEW_UNITS:  # too few units for several threads
                 extra += p.batch * p.m * p.n * p.k / p.lanes * (1 / panels - 1 / _FEW_UNITS)
         elif packed:
             nbytes = side.copies * rows * p.k * p.size
-            total += nbytes * (_PACK_NEAR if nbytes <= target.l2_bytes // 2 else _PACK_FAR)
-            total += 4 * _CALL
+            total += nbytes * (near if nbytes <= target.l2_bytes // 2 else far) + _PACK
     return extra + total + (_PHASE if total > 10_000 else 0.0)
 
 
@@ -206,13 +209,13 @@ def _outer_cost(p: Problem, plan: Plan, target: Target) -> float:
 def _in_place(p: Problem, vectors: int, target: Target) -> float:
     """Slots per k and tile because rows of a panel of B lie apart: they leave the caches between tiles."""
     panel = vectors * p.lanes * p.size
-    if p.b.k_bytes < 1024 or p.k * panel <= target.l1_bytes // 2:
+    if p.b.k_bytes <= panel or p.k * panel <= target.l1_bytes // 2:
         return 0.0
     period = target.l2_bytes // 8  # of addresses that fall into the same set of the second-level cache
     held = 8 * period // max(_LINE, gcd(p.b.k_bytes, period))
     if p.k > held and p.m > vectors:
-        return panel / _LINE * _SHORT_PIECE * 0.7
-    return panel / _LINE * (0.75 if panel < 256 else 0.1)
+        return panel / _LINE * _SHORT_PIECE * 0.7 * _slow(target)
+    return panel / _LINE * (2.0 if panel < 256 else 0.1)
 
 
 def _first_touch(p: Problem, plan: Plan, target: Target) -> float:
@@ -221,7 +224,7 @@ def _first_touch(p: Problem, plan: Plan, target: Target) -> float:
     if nbytes <= target.l2_bytes:
         return 0.0
     short = not plan.pack_b and p.b.along_rows and plan.kind == "outer"
-    return nbytes / _LINE * (_SHORT_PIECE if short else _FAR_LINE)
+    return nbytes / _LINE * (_SHORT_PIECE if short else _FAR_LINE) * _slow(target)
 
 
 def _inner_cost(p: Problem, plan: Plan, target: Target) -> float:
@@ -229,7 +232,7 @@ def _inner_cost(p: Problem, plan: Plan, target: Target) -> float:
     across = -(-min(p.n, p.lanes) // cols) * max(1, p.n // p.lanes) + (p.n > p.lanes and p.n % p.lanes > 0)
     calls = -(-p.m // rows) * across
     steps = -(-p.k // p.lanes)
-    crowd = 1.0 if plan.pack_a else _crowded(p.a, rows + cols)
+    crowd = 1.0 if plan.pack_a else min(1.15, _crowded(p.a, rows + cols))  # lines are read once, whole
     near = (rows + cols) * p.k * p.size <= target.l1_bytes
     per_step = max(rows * cols, (rows + cols) * crowd * (1.0 if near else _NEAR_LINE), _LATENCY)
     sums = rows * (6.0 * cols if cols & (cols - 1) else 3.0 * cols + 8)
@@ -247,7 +250,7 @@ def _stream_cost(p: Problem, plan: Plan, target: Target) -> float:
     per_vector = max(turns * p.m, turns + p.m, 2.0 * p.m)
     scalars = turns * p.m * _BROADCAST * -(-vectors // plan.vectors)
     return (
-        steps * (vectors * per_vector * 1.15 + 2 * scalars)
+        steps * (vectors * per_vector * 1.1 + 2 * scalars)
         + vectors * p.m * _STORE
         + _first_touch(p, plan, target)
     )
@@ -257,6 +260,11 @@ def stream_turns(target: Target, rows: int) -> int:
     """The k that the stream kernel takes at once: what registers hold of A for (at most four) rows."""
     spare = target.registers - 2
     return max(2, min(8, spare // (min(rows, 4) + 1)))
+
+
+def _slow(target: Target) -> float:
+    """How many slots pass while memory does what it does in one slot of 512-bit vectors."""
+    return 512 / target.vector_bits
 
 
 def slot_ns(target: Target) -> float:

@@ -103,7 +103,7 @@ _NAMED = {
 
 
 def named_target(name: str) -> Target:
-    """A target by name: ``haswell`` (AVX2), ``skylake-avx512`` or ``neoverse-n1`` (NEON). KeyError for others.
+    """A target by name: ``haswell`` (AVX2), ``skylake-avx512``, ``neoverse-n1`` (NEON). KeyError for others.
 
     >>> named_target("haswell").vector_bits
     256

@@ -65,12 +65,12 @@ def run(op: Op, target: Target, plan: Plan) -> None:
 
 
 EVERY = {
-    "square": dict(m=70, k=90, n=70),
-    "transposed": dict(m=29, k=300, n=50, tb=True),
-    "both transposed": dict(m=50, k=130, n=33, ta=True, tb=True),
-    "few rows": dict(m=9, k=77, n=200),
-    "few columns": dict(m=60, k=150, n=5),
-    "batch": dict(m=20, k=40, n=24, batch=3),
+    "square": {"m": 70, "k": 90, "n": 70},
+    "transposed": {"m": 29, "k": 300, "n": 50, "tb": True},
+    "both transposed": {"m": 50, "k": 130, "n": 33, "ta": True, "tb": True},
+    "few rows": {"m": 9, "k": 77, "n": 200},
+    "few columns": {"m": 60, "k": 150, "n": 5},
+    "batch": {"m": 20, "k": 40, "n": 24, "batch": 3},
 }
 
 
