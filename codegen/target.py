@@ -137,10 +137,13 @@ def host_target() -> Target:
         features,
         bits,
         32 if wide else 16,
-        _cache_bytes(0, 32 << 10),
-        _cache_bytes(2, 512 << 10),
-        _cache_bytes(3, 8 << 20),
+        *cache_sizes(),
     )
+
+
+def cache_sizes() -> tuple[int, int, int]:
+    """Bytes of a core's first and second level data caches, and of the third that cores share."""
+    return _cache_bytes(0, 32 << 10), _cache_bytes(2, 512 << 10), _cache_bytes(3, 8 << 20)
 
 
 @cache

@@ -23,8 +23,9 @@ from pathlib import Path
 
 from weft.codegen.target import Target
 from weft.runtime import jit, stats
+from weft.runtime.digest import SIZE, digest
 
-_MAGIC = b"WEFTCACHE1\n"
+_MAGIC = b"WEFTCACHE2\n"
 _SUFFIX = ".weft"
 _SCAN_EVERY = 32  # writes between two looks at the total size
 _STALE_SECONDS = 3600.0
@@ -33,20 +34,32 @@ _serial = itertools.count()
 
 def key_of(*parts: str) -> str:
     """The name of an entry that is determined by these texts, this build of weft and this LLVM."""
-    return _digest("\0".join((build_stamp(), *parts)).encode()).hex()
+    return digest("\0".join((build_stamp(), *parts)).encode()).hex()
 
 
 @cache
 def build_stamp() -> str:
     """Names this compiler: its sources (by size and time of change), Python, numpy, llvmlite and LLVM."""
     import llvmlite
-    import llvmlite.binding
     import numpy as np
 
     sources = ";".join(f"{name}:{size}:{changed}" for name, size, changed in sorted(_sources()))
-    llvm = ".".join(map(str, llvmlite.binding.llvm_version_info))
+    llvm = _library(os.path.dirname(llvmlite.__file__))
     python = sys.implementation.cache_tag
     return f"{python} numpy {np.__version__} llvmlite {llvmlite.__version__} llvm {llvm} {sources}"
+
+
+def _library(folder: str) -> str:
+    """Names the LLVM that llvmlite would load, without loading it: the size of its library and its time of
+    change; its version where the library is not where we look."""
+    with contextlib.suppress(OSError), os.scandir(os.path.join(folder, "binding")) as entries:
+        for e in sorted(entries, key=lambda e: e.name):
+            if e.name.startswith(("libllvmlite", "llvmlite.")):
+                s = e.stat()
+                return f"{s.st_size}:{s.st_mtime_ns}"
+    import llvmlite.binding
+
+    return ".".join(map(str, llvmlite.binding.llvm_version_info))
 
 
 def _sources() -> Iterator[tuple[str, int, int]]:
@@ -99,7 +112,7 @@ class DiskCache:
         try:
             temporary = self.folder / f"{key[:16]}.{os.getpid()}.{next(_serial)}.tmp"
             with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as f:
-                f.write(_MAGIC + key.encode() + _digest(payload) + payload)
+                f.write(_MAGIC + key.encode() + digest(payload) + payload)
             os.replace(temporary, self.folder / (key + _SUFFIX))
         except OSError as e:
             if temporary is not None:
@@ -137,14 +150,8 @@ def _open(data: bytes, key: str) -> bytes | None:
     head = len(_MAGIC) + len(key)
     if data[:head] != _MAGIC + key.encode():
         return None
-    payload = data[head + 32 :]
-    return payload if _digest(payload) == data[head : head + 32] else None
-
-
-def _digest(data: bytes) -> bytes:
-    from hashlib import sha256  # slow to import
-
-    return sha256(data).digest()
+    payload = data[head + SIZE :]
+    return payload if digest(payload) == data[head : head + SIZE] else None
 
 
 @cache

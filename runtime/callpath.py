@@ -12,10 +12,10 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
-from weft.codegen.target import host_target
 from weft.ir.types import TensorType, bool_, f64, i64
 from weft.runtime import buffers, call_ir, hostcall, jit, stats
 from weft.runtime import cache as disk
+from weft.runtime.host import host_target
 
 _CONTIGUOUS, _ALIGNED, _WRITEABLE = 0x1, 0x100, 0x400
 _PYARRAY_EMPTY = 184  # index in numpy's C API table

@@ -8,7 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 
-from weft.codegen.target import Target, host_target
+from weft.codegen.target import Target
 from weft.ir.errors import CompilerError
 from weft.ir.graph import Graph
 from weft.runtime import jit, stats
@@ -16,6 +16,7 @@ from weft.runtime.cache import DiskCache, disk_cache, key_of
 from weft.runtime.dump import dump, wanted
 from weft.runtime.executable import Artifact, Executable
 from weft.runtime.fingerprint import fingerprint
+from weft.runtime.host import host_target
 
 _MEMORY_LIMIT = 1024  # executables kept for graphs that come again
 _memory: OrderedDict[str, Executable] = OrderedDict()

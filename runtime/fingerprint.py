@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from weft.ir.graph import Graph, Op, Value
 from weft.ir.types import Device, Dim, DType
+from weft.runtime.digest import digest
 
 
 def fingerprint(graph: Graph) -> str:
@@ -28,9 +29,7 @@ def op_fingerprint(op: Op) -> str:
 
 
 def _digest(data: bytes) -> str:
-    from hashlib import sha256  # slow to import
-
-    return sha256(data).hexdigest()
+    return digest(data).hex()
 
 
 def _graph(graph: Graph, parts: list[str]) -> None:

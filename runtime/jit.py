@@ -3,14 +3,13 @@
 Compiling and linking are apart, so that an object can come from the disk cache. Nothing here can abort the
 process: text is parsed and verified first, and an object that asks for a symbol we do not provide is
 refused before the linker sees it. Linked code is never unloaded: other threads, or arrays at interpreter
-exit, may still need it. """
+exit, may still need it."""
 
 from __future__ import annotations
 
 import ctypes
 import itertools
 import os
-import struct
 import sys
 import threading
 from collections.abc import Mapping
@@ -19,10 +18,15 @@ from typing import Any
 
 from weft.codegen.target import Target
 from weft.ir.errors import CompilerError
-from weft.runtime import stats
+from weft.runtime import loader, stats
 
 ENTRY = "weft_entry"  # the symbol by which the module of every graph is entered
-ENTRY = "weft_entry"  # the symbol by which the module of every graph is entered
+_DAMAGE = (
+    IndexError,
+    ValueError,
+    OverflowError,
+    TypeError,
+)  # what reading something else as an object raises
 # what an object may take from the process
 LIBC = frozenset({"memcpy", "memset", "memmove"})
 _lock = threading.RLock()
@@ -120,10 +124,22 @@ def link(
     """Load object code; the addresses of ``symbols``. ``imports`` gives addresses of ours that it calls,
     ``libc`` what it may take from the process. CompilerError where it needs anything else.
     """
-    llvm = _llvm()
-    missing = undefined_symbols(image) - libc - imports.keys() - {"_GLOBAL_OFFSET_TABLE_"}
+    found = parse_object(image)
+    missing = found.undefined() - libc - imports.keys() - {"_GLOBAL_OFFSET_TABLE_"}
     if missing:
         raise CompilerError("generated code calls what weft does not provide: " + ", ".join(sorted(missing)))
+
+    def address_of(name: str) -> int:
+        return imports[name] if name in imports else loader.process_symbol(name)
+
+    try:
+        return loader.load(found, symbols, address_of) or _link_with_llvm(image, symbols, imports)
+    except (KeyError, AttributeError, *_DAMAGE) as e:
+        raise CompilerError(f"linking generated code failed: {e}") from None
+
+
+def _link_with_llvm(image: bytes, symbols: tuple[str, ...], imports: Mapping[str, int]) -> dict[str, int]:
+    llvm = _llvm()
     with _lock:
         builder = llvm.JITLibraryBuilder().add_object_img(image).add_current_process()
         for name, address in imports.items():
@@ -138,28 +154,14 @@ def link(
     return {name: tracker[name] for name in symbols}
 
 
-def undefined_symbols(image: bytes) -> set[str]:
-    """Names an ELF64 object expects from elsewhere. CompilerError where the image is no such object."""
+def parse_object(image: bytes) -> loader.Object:
+    """The sections and symbols of an ELF64 object. CompilerError where the image is no such object."""
     try:
-        return set(_undefined(image))
-    except (struct.error, IndexError, ValueError, OverflowError) as e:
+        return loader.Object.of(image)
+    except _DAMAGE as e:
         raise CompilerError(f"damaged object code: {e}") from None
 
 
-def _undefined(image: bytes) -> list[str]:
-    if image[:6] != b"\x7fELF\x02\x01":
-        raise ValueError("not a little-endian ELF64 object")
-    at = struct.unpack_from("<Q", image, 0x28)[0]
-    entry_size, count = struct.unpack_from("<HH", image, 0x3A)
-    sections = [struct.unpack_from("<IIQQQQIIQQ", image, at + k * entry_size) for k in range(count)]
-    out = []
-    for s in sections:
-        if s[1] != 2:  # SHT_SYMTAB
-            continue
-        names = sections[s[6]][4]
-        for k in range(1, s[5] // 24):
-            name, _, _, section = struct.unpack_from("<IBBH", image, s[4] + 24 * k)
-            if section == 0:
-                start = names + name
-                out.append(image[start : image.index(b"\0", start)].decode())
-    return out
+def undefined_symbols(image: bytes) -> set[str]:
+    """Names an ELF64 object expects from elsewhere. CompilerError where the image is no such object."""
+    return parse_object(image).undefined()

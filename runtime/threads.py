@@ -8,9 +8,9 @@ import os
 import threading
 from functools import cache
 
-from weft.codegen.target import host_target
 from weft.runtime import cache as disk
 from weft.runtime import jit, pool_ir
+from weft.runtime.host import host_target
 
 
 def available_cpus() -> int:

@@ -1,0 +1,57 @@
+"""The machine that this process runs on, remembered on disk: asking LLVM for it means to load LLVM."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from functools import cache
+
+from weft.codegen import target
+from weft.codegen.target import Target
+from weft.runtime.cache import disk_cache, key_of
+
+_VOLATILE = frozenset({
+    "processor", "cpu MHz", "bogomips", "BogoMIPS", "physical id", "core id", "apicid", "initial apicid"
+})  # fmt: skip
+
+
+@cache
+def host_target() -> Target:
+    """As :func:`weft.codegen.target.host_target`."""
+    described, store = _description(), disk_cache()
+    if not described or store is None:
+        return target.host_target()
+    key = key_of("host", described)
+    found = _from_text(store.load(key) or b"")
+    if found is None:
+        found = target.host_target()
+        store.store(key, _to_text(found))
+    return found
+
+
+def _description() -> str:
+    """What tells this machine's processor from others: the first one's lines in ``/proc/cpuinfo``, and the
+    sizes of its caches; nothing where the system does not say."""
+    try:
+        with open("/proc/cpuinfo", "rb", buffering=0) as f:
+            text = f.read(8192).decode("ascii", "replace")
+    except OSError:
+        return ""
+    first, end, _ = text.partition("\n\n")
+    lines = [line for line in first.splitlines() if line.partition("\t")[0].strip() not in _VOLATILE]
+    return "\n".join([*lines, *map(str, target.cache_sizes())]) if end else ""
+
+
+def _to_text(t: Target) -> bytes:
+    return "\n".join(str(getattr(t, f.name)) for f in fields(t)).encode()
+
+
+def _from_text(data: bytes) -> Target | None:
+    """The target of ``_to_text``; None for anything else."""
+    parts, expected = data.decode(errors="replace").split("\n"), fields(Target)
+    if len(parts) != len(expected):
+        return None
+    try:
+        values = [int(p) if f.type == "int" else p for p, f in zip(parts, expected, strict=True)]
+    except ValueError:
+        return None
+    return Target(*values)  # type: ignore[arg-type]

@@ -1,0 +1,226 @@
+"""Loads object code without LLVM: what a warm start needs of a linker, for x86-64 ELF objects.
+
+``llvmlite`` takes 25 ms to import, which is most of a start from a full cache. Sections are copied into one
+private mapping, first what is executed or only read, then what is written; relocations are applied with
+numpy; calls that do not reach go through stubs. The mapping is never writable and executable at once, and is
+never freed. Whatever is not known here (another machine, another kind of relocation) is left to LLVM's
+linker: :func:`load` then gives None. Reference: System V ABI, AMD64 supplement, section 4.4 (relocations).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import platform
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+_SECTION = np.dtype([
+    ("name", "<u4"), ("type", "<u4"), ("flags", "<u8"), ("addr", "<u8"), ("offset", "<u8"), ("size", "<u8"),
+    ("link", "<u4"), ("info", "<u4"), ("align", "<u8"), ("entsize", "<u8"),
+])  # fmt: skip
+_SYMBOL = np.dtype([
+    ("name", "<u4"), ("info", "u1"), ("other", "u1"), ("section", "<u2"), ("value", "<u8"), ("size", "<u8")
+])  # fmt: skip
+_RELOCATION = np.dtype([("offset", "<u8"), ("type", "<u4"), ("symbol", "<u4"), ("addend", "<i8")])
+_PROGBITS, _SYMTAB, _RELA, _NOBITS = 1, 2, 4, 8
+_WRITE, _ALLOC, _THREAD_LOCAL = 0x1, 0x2, 0x400
+_ABS64, _PC32, _PLT32, _GOTPCREL, _GOTPCRELX, _REX_GOTPCRELX = 1, 2, 4, 9, 41, 42
+_GOT = (_GOTPCREL, _GOTPCRELX, _REX_GOTPCRELX)
+_KNOWN = (_ABS64, _PC32, _PLT32, *_GOT)
+_UNDEFINED, _RESERVED = 0, 0xFF00
+_STUB = b"\xff\x25\x00\x00\x00\x00"  # jmp [rip + 0], followed by the address
+_STUB_BYTES = 16
+
+
+class Unknown(Exception):
+    """The object asks for something that this loader does not do."""
+
+
+@dataclass
+class Object:
+    """A parsed ELF64 object. ValueError, IndexError or TypeError where the image is none."""
+
+    image: bytes
+    machine: int
+    sections: np.ndarray
+    symbols: np.ndarray
+    names: list[str]
+
+    @staticmethod
+    def of(image: bytes) -> Object:
+        if image[:6] != b"\x7fELF\x02\x01":
+            raise ValueError("not a little-endian ELF64 object")
+        at = int.from_bytes(image[0x28:0x30], "little")
+        count = int.from_bytes(image[0x3C:0x3E], "little")
+        sections = np.frombuffer(image, _SECTION, count, at)
+        symbols, names = np.zeros(0, _SYMBOL), []
+        for s in sections[sections["type"] == _SYMTAB]:
+            symbols = np.frombuffer(image, _SYMBOL, int(s["size"]) // 24, int(s["offset"]))
+            table = int(sections[int(s["link"])]["offset"])
+            names = [_text(image, table + n) for n in symbols["name"].tolist()]
+        return Object(image, int.from_bytes(image[0x12:0x14], "little"), sections, symbols, names)
+
+    def undefined(self) -> set[str]:
+        """Names that it expects from elsewhere."""
+        found = np.flatnonzero(self.symbols["section"] == _UNDEFINED).tolist()
+        return {self.names[k] for k in found if self.names[k]}
+
+
+def _text(image: bytes, start: int) -> str:
+    return image[start : image.index(b"\0", start)].decode()
+
+
+def supported() -> bool:
+    """Whether objects of this machine can be loaded here."""
+    return sys.platform == "linux" and platform.machine() == "x86_64"
+
+
+def load(found: Object, wanted: tuple[str, ...], address_of: Callable[[str], int]) -> dict[str, int] | None:
+    """Load an object; the addresses of ``wanted``, or None where that is beyond this loader.
+    ``address_of`` gives the addresses of undefined symbols."""
+    if not supported() or found.machine != 62:
+        return None
+    try:
+        return _Loading(found).run(wanted, address_of)
+    except (Unknown, OSError):
+        return None
+
+
+class _Loading:
+    """Lays one object out and relocates it."""
+
+    def __init__(self, found: Object) -> None:
+        self.object = found
+        self.relocations = [
+            (int(s["info"]), np.frombuffer(found.image, _RELOCATION, int(s["size"]) // 24, int(s["offset"])))
+            for s in found.sections[found.sections["type"] == _RELA]
+        ]
+        self.offsets = [-1] * len(found.sections)  # of each section in the mapping
+        self.end = 0
+
+    def run(self, wanted: tuple[str, ...], address_of: Callable[[str], int]) -> dict[str, int]:
+        o = self.object
+        read, written = self._kinds()
+        self._place(read)
+        external = np.flatnonzero((o.symbols["section"] == _UNDEFINED) & (o.symbols["name"] != 0)).tolist()
+        self.stubs = {k: self._take(_STUB_BYTES, 16) for k in external}
+        self.slots = {k: self._take(8, 8) for k in self._in_got()}
+        fixed = self.end = -(-self.end // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._place(written)
+        self.memory = mmap.mmap(-1, max(self.end, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.bytes = np.frombuffer(self.memory, np.uint8)
+        self.base = int(self.bytes.ctypes.data)
+        self._copy()
+        values = self._values({k: address_of(o.names[k]) for k in external})
+        for section, relocations in self.relocations:
+            if self.offsets[section] >= 0:
+                self._relocate(self.offsets[section], relocations, values)
+        if fixed:
+            _make_executable(self.base, fixed)
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.memory))  # mapped until the process has gone
+        known = dict(zip(o.names, values.tolist(), strict=True))
+        return {name: known[name] for name in wanted}
+
+    def _kinds(self) -> tuple[list[int], list[int]]:
+        """The sections that are mapped: what is executed or only read, and what is written."""
+        read, written = [], []
+        for k, s in enumerate(self.object.sections):
+            flags, kind = int(s["flags"]), int(s["type"])
+            if not flags & _ALLOC or kind not in (_PROGBITS, _NOBITS):
+                continue
+            if flags & _THREAD_LOCAL:
+                raise Unknown("thread-local memory")
+            (written if flags & _WRITE else read).append(k)
+        return read, written
+
+    def _take(self, size: int, align: int) -> int:
+        at = -(-self.end // max(align, 1)) * max(align, 1)
+        self.end = at + size
+        return at
+
+    def _place(self, sections: list[int]) -> None:
+        for k in sections:
+            s = self.object.sections[k]
+            self.offsets[k] = self._take(int(s["size"]), int(s["align"]))
+
+    def _in_got(self) -> list[int]:
+        """The symbols that are reached through a table of addresses."""
+        found: set[int] = set()
+        for _, r in self.relocations:
+            found.update(r["symbol"][np.isin(r["type"], _GOT)].tolist())
+        return sorted(found)
+
+    def _copy(self) -> None:
+        for s, at in zip(self.object.sections, self.offsets, strict=True):
+            if at >= 0 and s["type"] == _PROGBITS:
+                start, size = int(s["offset"]), int(s["size"])
+                data = np.frombuffer(self.object.image, np.uint8, size, start)
+                self.bytes[at : at + size] = data
+
+    def _values(self, external: Mapping[int, int]) -> np.ndarray:
+        """The address of every symbol; the stubs and the table are filled."""
+        symbols = self.object.symbols
+        bases = np.array([self.base + at if at >= 0 else 0 for at in self.offsets], np.int64)
+        section = symbols["section"].astype(np.int64)
+        if (section[1:] >= _RESERVED).any() and (symbols["info"][section >= _RESERVED] & 15 != 4).any():
+            raise Unknown("symbols of special sections")
+        values = bases[np.where(section < _RESERVED, section, 0)] + symbols["value"].astype(np.int64)
+        self.known = values >= self.base  # symbols of sections that are not mapped have no address
+        self.known[list(external)] = True
+        for k, address in external.items():
+            values[k] = address
+            stub = _STUB + address.to_bytes(8, "little")
+            self.bytes[self.stubs[k] : self.stubs[k] + len(stub)] = np.frombuffer(stub, np.uint8)
+        for k, at in self.slots.items():
+            self.bytes[at : at + 8] = values[k : k + 1].view(np.uint8)
+        return values
+
+    def _relocate(self, start: int, relocations: np.ndarray, values: np.ndarray) -> None:
+        kind = relocations["type"]
+        if not np.isin(kind, _KNOWN).all():
+            raise Unknown(f"relocations {sorted(set(kind.tolist()) - set(_KNOWN))}")
+        symbol, at = relocations["symbol"], relocations["offset"].astype(np.int64) + start
+        if not self.known[symbol].all():
+            raise Unknown("an address in a section that is not mapped")
+        target = values[symbol]
+        for k, slot in self.slots.items():
+            target[(symbol == k) & np.isin(kind, _GOT)] = self.base + slot
+        for k, stub in self.stubs.items():
+            called = (symbol == k) & (kind == _PLT32)
+            far = called & (np.abs(target - self.base) >= (1 << 31) - self.end)
+            target[far] = self.base + stub
+        value = target + relocations["addend"]
+        whole = kind == _ABS64
+        self._write(at[whole], value[whole], 8)
+        near = value[~whole] - (self.base + at[~whole])
+        if (np.abs(near) >= 1 << 31).any():
+            raise Unknown("an address out of reach")
+        self._write(at[~whole], near, 4)
+
+    def _write(self, at: np.ndarray, value: np.ndarray, size: int) -> None:
+        if len(at):
+            columns = np.ascontiguousarray(value).view(np.uint8).reshape(len(at), 8)[:, :size]
+            self.bytes[at[:, None] + np.arange(size)] = columns
+
+
+def _make_executable(address: int, size: int) -> None:
+    """Read and execute, no longer write. OSError where the system forbids it."""
+    protect = _process().mprotect
+    if protect(ctypes.c_void_p(address), ctypes.c_size_t(size), mmap.PROT_READ | mmap.PROT_EXEC):
+        raise OSError("the system does not let memory become executable")
+
+
+@cache
+def _process() -> Any:
+    return ctypes.CDLL(None)
+
+
+def process_symbol(name: str) -> int:
+    """The address of a symbol of this process. AttributeError where it has none."""
+    return ctypes.cast(getattr(_process(), name), ctypes.c_void_p).value or 0
