@@ -22,12 +22,13 @@ from weft.codegen.kernel import KernelCode, Phase
 from weft.codegen.lanes import store_lanes, tail_mask
 from weft.codegen.llvm import reg_type
 from weft.codegen.microkernel import Tile, accumulator, rows_for, widened, widest
-from weft.codegen.operands import Matrix, matrix, row_major
+from weft.codegen.operands import Matrix, matrix
 from weft.codegen.packing import Packer, Packing, element_of
 from weft.codegen.phases import Partial, Writer, aligned, emit_combine
 from weft.codegen.places import Coord, Place, Region
 from weft.codegen.target import Target
 from weft.codegen.uniforms import Uniforms
+from weft.ir.access import row_major
 from weft.ir.graph import Op
 from weft.ir.types import f32
 

@@ -10,7 +10,7 @@ from math import prod
 from weft.codegen.blocks import Code, Ix
 from weft.codegen.kernel import Unsupported
 from weft.codegen.llvm import mem_type
-from weft.codegen.operands import merge, row_major
+from weft.ir.access import merge, row_major
 from weft.ir.graph import Graph, Op, Value
 from weft.ir.types import TensorType
 

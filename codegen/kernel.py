@@ -62,6 +62,7 @@ FORMS: dict[str, str] = {
     "sort": "weft.codegen.sort_kernel:emit",
     "cumulative": "weft.codegen.cumulative_kernel:emit",
     "window": "weft.codegen.window_kernel:emit",
+    "attention": "weft.codegen.attention_kernel:emit",
 }
 
 

@@ -124,10 +124,22 @@ def bits(shape: tuple[int, ...], generator: Generator | None) -> Tensor:
     """Random u32 words; advances the generator by one block for every four words."""
     state = (generator or default_generator)._state
     out = apply(P.random_bits_p, state, shape=shape)
-    n = math.prod(shape)
+    _advance(state, math.prod(shape))
+    return out
+
+
+def drawn(n: int) -> Tensor:
+    """The state of the default generator, which goes on as if ``n`` words had been drawn."""
+    state = default_generator._state
+    with no_grad():
+        before = apply(P.copy_p, state)
+    _advance(state, n)
+    return before
+
+
+def _advance(state: Tensor, n: int) -> None:
     with no_grad():
         write_(state, apply(P.add_p, state, constant(np.array([0, -(-n // 4)], np.int64))))
-    return out
 
 
 def _narrow(words: Tensor, shift: int) -> Tensor:

@@ -219,6 +219,15 @@ def exp2(x: Num) -> Num:
     return _scale(r.fma(horner(r, EXP2), 1.0), n)
 
 
+def exp2_flushed(x: Num) -> Num:
+    """2^x of an x of at most 0 (or hardly more): what lies below the smallest normal number is 0."""
+    bias, shift = BIAS[x.dtype], MANTISSA[x.dtype]
+    x = x.at_least(-float(bias))
+    t = x + (ROUNDER[x.dtype] + bias)
+    r = x - (t - (ROUNDER[x.dtype] + bias))
+    return r.fma(horner(r, EXP2[x.dtype]), 1.0) * (t.bits() << shift).as_float()
+
+
 def expm1(x: Num) -> Num:
     dt = x.dtype
     y = x.at_least(-60.0).at_most(EXP_RANGE[dt][1])

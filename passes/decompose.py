@@ -114,6 +114,39 @@ def _in_order(r: Rewriter, op: Op, side: int) -> Value:
     return v if perm == tuple(range(v.type.ndim)) else r.emit("permute", v, perm=perm)
 
 
+_HEADS_INSIDE = (0, 2, 1, 3)
+
+
+def _read_permuted(r: Rewriter, v: Value) -> bool:
+    """Whether a reader of a result of the old graph swaps its heads and rows."""
+    return any(
+        op.prim.name == "permute" and op.attrs["perm"] == _HEADS_INSIDE for op in r.readers.get(v, ())
+    )
+
+
+@CPU_RULES.on("attention")
+def heads_where_read(r: Rewriter, op: Op) -> Rewritten:
+    """Write the result in the order in which it is read."""
+    if op.attrs["heads_inside"] or r.current is None or r.current.prim is not op.prim:
+        return None
+    if not _read_permuted(r, r.current.results[0]):
+        return None
+    out, lse = r.emit_all("attention", *op.operands, **{**op.attrs, "heads_inside": True})
+    return r.emit("permute", out, perm=_HEADS_INSIDE), lse
+
+
+@CPU_RULES.on("attention_grad")
+def gradient_heads_where_read(r: Rewriter, op: Op) -> Rewritten:
+    """Write the cotangents in the order in which they are read."""
+    if any(op.attrs["heads_inside"]) or r.current is None or r.current.prim is not op.prim:
+        return None
+    inside = tuple([_read_permuted(r, v) for v in r.current.results])
+    if not any(inside):
+        return None
+    made = r.emit_all("attention_grad", *op.operands, **{**op.attrs, "heads_inside": inside})
+    return tuple([r.emit("permute", v, perm=_HEADS_INSIDE) if s else v for v, s in zip(made, inside, strict=True)])
+
+
 @CPU_RULES.on("topk")
 def topk_by_sorting(r: Rewriter, op: Op) -> Rewritten:
     x, axis = op.operands[0], op.attrs["axis"]

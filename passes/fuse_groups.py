@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from weft.ir import contraction
+from weft.ir.access import access_of
 from weft.ir.graph import Graph, Op, Value
 from weft.ir.nest import NestPlan, Refused, analyse
 from weft.ir.prims.base import Kind
@@ -18,7 +19,10 @@ from weft.ir.types import TensorType
 from weft.passes.fuse_grow import Growing
 
 LOOP_KINDS = frozenset({Kind.MAP, Kind.REDUCE, Kind.MOVE, Kind.GATHER, Kind.RANDOM, Kind.SOURCE})
-SINGLE_FORMS = {Kind.SCATTER: "scatter", Kind.SORT: "sort", Kind.SCAN: "cumulative", Kind.WINDOW: "window"}
+SINGLE_FORMS = {
+    Kind.SCATTER: "scatter", Kind.SORT: "sort", Kind.SCAN: "cumulative", Kind.WINDOW: "window",
+    Kind.ATTENTION: "attention",
+}  # fmt: skip
 TRANSPARENT_MOVES = frozenset({"broadcast", "reshape", "slice", "permute", "flip"})
 PLAIN = "plain"
 LARGEST = 160  # operations of one nest
@@ -79,6 +83,9 @@ class Grouping:
             if op.prim.kind is Kind.CONTRACT and form_of(op) != PLAIN:
                 for k, x in enumerate(op.operands):
                     self._need_prologue(op, x, k)
+            elif op.prim.kind is Kind.ATTENTION and form_of(op) != PLAIN:
+                for x in op.operands:
+                    self._need_strided(x)
             else:
                 for x in op.operands:
                     self._need(x)
@@ -89,6 +96,13 @@ class Grouping:
             v = op.operands[0]
             op = self.producer.get(v)
         self.transparent.discard(op)  # type: ignore[arg-type]
+
+    def _need_strided(self, v: Value) -> None:
+        """``v`` may be a strided view of memory; anything else must exist."""
+        moves = {r: op for op in self.transparent for r in op.results}
+        found = access_of(v, moves)
+        if found is None or not found.pure:
+            self._need(v)
 
     def _need_prologue(self, contract: Op, v: Value, operand: int) -> None:
         op = self.producer.get(v)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from weft.ir.errors import CompilerError
@@ -174,6 +175,11 @@ class Rewriter:
         """The number that every element of ``v`` has, or None where it is not known."""
         op = self.made.get(v)
         return op.attrs["value"] if op is not None and op.prim.name == "full" else None
+
+    @cached_property
+    def readers(self) -> Mapping[Value, Sequence[Op]]:
+        """The operations of the old graph that read each of its values."""
+        return self.graph.users()
 
     def is_result(self) -> bool:
         """Whether the operation of the old graph that is being copied gives a result of the graph."""

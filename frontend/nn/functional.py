@@ -5,6 +5,7 @@ Each is a composition of tensor operations, written once in :mod:`weft.ops`; cap
 
 from __future__ import annotations
 
+from weft.ops.attention import scaled_dot_product_attention
 from weft.ops.index import one_hot
 from weft.ops.layers import (
     alpha_dropout,
@@ -22,7 +23,6 @@ from weft.ops.layers import (
     linear,
     local_response_norm,
     rms_norm,
-    scaled_dot_product_attention,
 )
 from weft.ops.loss import (
     binary_cross_entropy,

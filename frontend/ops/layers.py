@@ -1,4 +1,4 @@
-"""Linear maps, embedding, dropout, normalisation and attention of ``weft.nn.functional``."""
+"""Linear maps, embedding, dropout and normalisation of ``weft.nn.functional``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from weft.dtypes import type_name
 from weft.ir import prims as P
 from weft.ir import types as T
 from weft.ops import reduce as R
-from weft.ops.activation import softmax as _softmax
 from weft.ops.common import convert, shape_of
 from weft.ops.index import one_hot
 from weft.ops.linalg import matmul
@@ -335,50 +334,3 @@ def local_response_norm(
     padded = pad(moved, (size // 2, (size - 1) // 2))
     mean = _unfold(padded, padded.ndim - 1, size, 1).mean(-1).movedim(-1, 1)
     return input / (mean * alpha + k) ** beta
-
-
-# -- attention ----------------------------------------------------------------------------------------------
-
-
-@composite
-def scaled_dot_product_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """softmax(Q K' * scale + mask) V. query [..., L, E], key [..., S, E], value [..., S, V].
-
-    ``attn_mask``: bool (True takes part) or a number to add. RuntimeError for a mask together with
-    ``is_causal``.
-    """
-    if attn_mask is not None and is_causal:
-        raise RuntimeError(
-            "_scaled_dot_product_attention: Explicit attn_mask should not be set when is_causal=True"
-        )
-    if enable_gqa:
-        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
-        value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
-    factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
-    scores = matmul(query * factor, key.transpose(-2, -1))
-    if is_causal:
-        attn_mask = _causal(query.shape[-2], key.shape[-2])
-    if attn_mask is not None:
-        scores = where(attn_mask, scores, -math.inf) if attn_mask.dtype is T.bool_ else scores + attn_mask
-    weights = _softmax(scores, -1)
-    if attn_mask is not None and attn_mask.dtype is T.bool_ and not is_causal:
-        weights = where(attn_mask.any(-1, keepdim=True), weights, 0.0)
-    if dropout_p > 0.0:
-        weights = dropout(weights, dropout_p)
-    return matmul(weights, value)
-
-
-def _causal(rows: int, cols: int) -> Tensor:
-    """True on and below the diagonal."""
-    i = apply(P.iota_p, shape=(rows, cols), dtype=T.i64, axis=0)
-    j = apply(P.iota_p, shape=(rows, cols), dtype=T.i64, axis=1)
-    return j <= i

@@ -1,5 +1,6 @@
 """All primitives, by family. Importing this package fills the registry."""
 
+from weft.ir.prims.attention import *  # noqa: F403
 from weft.ir.prims.bits import *  # noqa: F403
 from weft.ir.prims.complex_ import *  # noqa: F403
 from weft.ir.prims.contract import *  # noqa: F403

@@ -21,6 +21,7 @@ class Kind(enum.Enum):
     REDUCE = "reduce"  # folds some axes away
     SCAN = "scan"  # running reduction along one axis
     CONTRACT = "contract"  # dot_general, conv
+    ATTENTION = "attention"  # a contraction, a softmax of its rows and a second contraction, as one
     MOVE = "move"  # out[i] = in[affine(i)] or a pad value
     GATHER = "gather"
     SCATTER = "scatter"

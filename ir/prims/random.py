@@ -44,19 +44,23 @@ def philox(counter: list[np.ndarray], key: tuple[int, int]) -> list[np.ndarray]:
 
 
 def _eval(state: np.ndarray, *, shape: tuple[int, ...]) -> np.ndarray:
-    n = math.prod(shape)
-    blocks = -(-n // 4)
+    return bits_between(state, 0, math.prod(shape)).reshape(shape)
+
+
+def bits_between(state: np.ndarray, first: int, last: int) -> np.ndarray:
+    """Words ``first`` to ``last`` (exclusive) of the stream of a state."""
+    skipped, blocks = first // 4, -(-last // 4) - first // 4
     seed, offset = int(state[0]) & (2**64 - 1), int(state[1]) & (2**64 - 1)
     key = (seed & _MASK, seed >> 32)
     out = np.empty((blocks, 4), np.uint32)
     for start in range(0, blocks, _CHUNK):
         stop = min(start + _CHUNK, blocks)
-        c = np.arange(start, stop, dtype=np.uint64) + np.uint64(offset)
+        c = np.arange(start, stop, dtype=np.uint64) + np.uint64((offset + skipped) & (2**64 - 1))
         zero = np.zeros_like(c)
         words = philox([c & np.uint64(_MASK), c >> np.uint64(32), zero, zero], key)
         for k, word in enumerate(words):
             out[start:stop, k] = word
-    return out.reshape(-1)[:n].reshape(shape)
+    return out.reshape(-1)[first - 4 * skipped : last - 4 * skipped]
 
 
 def _round(b: Any, c: list[Any], k0: Any, k1: Any) -> list[Any]:

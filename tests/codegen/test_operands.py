@@ -18,9 +18,10 @@ from weft.codegen.microkernel import (
     stream_kernel,
     widest,
 )
-from weft.codegen.operands import access_of, collapse, matrix, merge, reshaped_strides, row_major
+from weft.codegen.operands import matrix
 from weft.codegen.target import named_target
 from weft.ir import prims as P
+from weft.ir.access import access_of, collapse, merge, reshaped_strides, row_major
 from weft.ir.prims.base import trace
 from weft.ir.types import TensorType, bf16, f32, f64, i8, i32, i64
 

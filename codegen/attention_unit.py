@@ -1,0 +1,165 @@
+"""The sizes of an attention and its masked scores: what its kernels, forward and backward, have in common."""
+
+from __future__ import annotations
+
+from weft.codegen.attention_tiles import LOG2E, Lies, Panels, attention_of, lies, load_vector, tile_kernel
+from weft.codegen.blocks import Code, Ix, iota
+from weft.codegen.emit import Reg, VectorBuilder
+from weft.codegen.lanes import load_lanes, store_lanes, tail_mask
+from weft.codegen.llvm import reg_type
+from weft.codegen.microkernel import Tile, rows_for, widest
+from weft.codegen.phases import Writer
+from weft.codegen.target import Target
+from weft.ir.graph import Op
+from weft.ir.prims.attention import accumulator, split_optional
+from weft.ir.prims.attention_numpy import threshold
+from weft.ir.prims.base import PRIMITIVES
+from weft.ir.types import bool_, i64, u32, u64
+
+GFLOPS = 70.0  # assumed of one core, for the cost of a unit
+UNITS = 24  # units wanted, so that threads of unequal speed end together
+
+
+class Attention(Writer):
+    """Sizes, operands and emitters shared by the kernels of ``attention`` and ``attention_grad``.
+
+    A unit works on rows of one key head: those of one query head or, where ``heads`` > 1, of all query heads
+    of a group, one behind the other.
+    """
+
+    def __init__(self, op: Op, target: Target, prefix: str, name: str, operands: int) -> None:
+        super().__init__(op, target, prefix)
+        self.main = main = attention_of(self.graph, name)
+        q, k, v = (x.type.shape for x in main.operands[:3])
+        self.batch, self.q_heads, self.length, self.width = q
+        self.kv, self.keys, self.out_width = k[1], k[2], v[3]
+        self.groups = self.q_heads // self.kv
+        self.acc = accumulator(main.operands[0].type.dtype)
+        self.size = self.acc.itemsize
+        self.lanes = target.lanes(self.acc.bits)
+        self.causal, self.dropout = main.attrs["causal"], main.attrs["dropout"]
+        self.scale = main.attrs["scale"]
+        self.operands = [lies(self.graph, x) for x in main.operands[:operands]]
+        mask, state = split_optional(tuple(main.operands[operands:]), self.dropout)
+        self.mask = None if mask is None else lies(self.graph, mask)
+        self.state = None if state is None else self.graph.params.index(state)
+        self.wide = widest(target)
+        self.heads = 1
+        self.rows = self.length
+
+    # -- tiles
+
+    def tile_rows(self, rows: int) -> int:
+        return rows_for(self.target, self.wide, rows)
+
+    def panels(self, n: int) -> Panels:
+        return Panels(n, self.wide, self.lanes)
+
+    def padded(self, n: int) -> int:
+        """``n`` up to whole vectors."""
+        return -(-n // self.lanes) * self.lanes
+
+    def multiply(
+        self, fn: Code, rows: int, cols: Panels, a: tuple[str, int, int], b: tuple[str, int], depth: Ix,
+        out: tuple[str, int], *, start: str, scales: str = "null", exact: int = 0,
+    ) -> None:  # fmt: skip
+        """A tile of ``rows`` of A times all columns of row-major B, into ``out``.
+
+        ``a`` is its address and the bytes between rows and between k, ``b`` and ``out`` address and bytes
+        between rows. ``exact``: B is memory for so many columns only.
+        """
+        step = "k" if a[2] == self.size else "m"
+
+        def call(vectors: int, at: Ix, masked: bool) -> None:
+            tile = Tile(rows, vectors, self.lanes, self.acc)
+            name = tile_kernel(fn, tile, step=step, start=start, masked=masked)
+            left: Ix = fn.sub(exact, at) if masked else 0
+            fn.do(
+                f"call void @{name}(ptr {a[0]}, i64 {a[1]}, i64 {a[2]}, ptr {fn.at(b[0], fn.mul(at, self.size))}, "
+                f"i64 {b[1]}, i64 {depth}, ptr {fn.at(out[0], fn.mul(at, self.size))}, i64 {out[1]}, "
+                f"ptr {scales}, ptr null, i64 {left})"
+            )
+
+        if cols.whole:
+            with fn.range(0, cols.whole) as p:
+                call(cols.wide, fn.mul(p.i, cols.cols), False)
+        if cols.rest:
+            call(cols.rest, cols.whole * cols.cols, exact % self.lanes != 0)
+
+    def result(self, fn: Code, number: int) -> str | None:
+        """The address of a result of the attention; None where nobody reads it."""
+        v = self.main.results[number]
+        if v not in self.graph.results:
+            return None
+        return fn.arg(len(self.op.operands) + self.graph.results.index(v))
+
+    # -- masks
+
+    def query(self, fn: Code, row: Ix) -> tuple[Ix, Ix]:
+        """The query head within the unit's, and the query, of a row."""
+        if self.heads == 1:
+            return 0, row
+        return fn.div(row, self.length), fn.mod(row, self.length)
+
+    def mask_row(self, fn: Code, line: str, where: tuple[Ix, Ix, Ix], first: Ix, cols: Ix) -> str:
+        """Mask ``cols`` scores (in units of log2 e) of query ``where`` = (batch, head, i) from key ``first``
+        on, in whole vectors; returns the vector of their maxima.
+        """
+        t, lanes = reg_type(self.acc, self.lanes), self.lanes
+        batch, head, i = where
+        end: Ix = self.keys
+        if self.causal:
+            end = fn.min(end, fn.add(i, 1))
+        count = fn.sub(end, first)
+        low = VectorBuilder(fn, lanes)
+        lowest = low.text(low.const(float("-inf"), self.acc), lanes)
+        base = "" if self.mask is None else self.mask.address(fn, batch, head, i, first)
+        with fn.range(0, cols, lanes, [(t, lowest)], runs=True) as c:
+            b = VectorBuilder(fn, lanes)
+            at = fn.at(line, fn.mul(c.i, self.size))
+            x = b.reg(load_lanes(fn, at, self.acc, lanes), self.acc, lanes)
+            seen = tail_mask(fn, fn.sub(count, c.i), lanes)
+            if self.mask is not None:
+                x, seen = self._mask_vector(fn, b, self.mask, base, c.i, x, seen)
+            x = b.select(b.reg(seen, bool_, lanes), x, b.const(float("-inf"), self.acc))
+            store_lanes(fn, x.text, at, self.acc, lanes)
+            c.next[0] = b.binary("fmax", b.reg(c.vars[0], self.acc, lanes), x).text
+        return c.out[0]
+
+    def _mask_vector(
+        self, fn: Code, b: VectorBuilder, mask: Lies, base: str, at: Ix, x: Reg, seen: str
+    ) -> tuple[Reg, str]:
+        stride, lanes = mask.strides[3], self.lanes
+        index = fn.mul(at, stride)
+        if mask.dtype is bool_:
+            got = load_vector(fn, base, bool_, bool_, lanes, stride, index, seen, mask.size)
+            return x, fn.op(f"and <{lanes} x i1> {seen}, {got.text}")
+        got = load_vector(fn, base, mask.dtype, self.acc, lanes, stride, index, seen, mask.size)
+        return b.fma(got, b.const(LOG2E, self.acc), x), seen
+
+    # -- dropout
+
+    def seeds(self, fn: Code) -> tuple[Reg, Reg]:
+        """Seed and offset of the random bits."""
+        assert self.state is not None
+        b = VectorBuilder(fn, self.lanes)
+        at = fn.arg(self.state)
+        seed, offset = (b.reg(load_lanes(fn, fn.at(at, 8 * i), i64, 0), i64) for i in range(2))
+        return b.bitcast(seed, u64), b.bitcast(offset, u64)
+
+    def factor(self, fn: Code, seeds: tuple[Reg, Reg], first: Ix) -> Reg:
+        """0 or 1 / (1 - dropout) for the weights number ``first`` and on of all weights."""
+        b, lanes = VectorBuilder(fn, self.lanes), self.lanes
+        start = fn.splat("i64", str(first), lanes)
+        index = b.reg(fn.op(f"add <{lanes} x i64> {start}, {iota('i64', lanes)}"), u64, lanes)
+        scalar = PRIMITIVES["random_bits"].scalar
+        assert scalar is not None
+        words = scalar(b, *seeds, index, shape=())
+        kept = b.compare("ge", words, b.const(threshold(self.dropout) << 8, u32))
+        return b.select(kept, b.const(1 / (1 - self.dropout), self.acc), b.const(0.0, self.acc))
+
+    def weight_number(self, fn: Code, batch: Ix, head: Ix, i: Ix, j: Ix) -> Ix:
+        """The number of a weight among all [B, H, L, S]."""
+        row = fn.add(fn.mul(fn.add(fn.mul(batch, self.q_heads), head), self.length), i)
+        return fn.add(fn.mul(row, self.keys), j)
+
