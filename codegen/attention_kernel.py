@@ -16,15 +16,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from weft.codegen.attention_tiles import LN2, LOG2E, exp2, load_vector, pack_rows, pack_turned, tile_kernel
+from weft.codegen.attention_tiles import LN2, LOG2E, exp2, load_vector
 from weft.codegen.attention_unit import GFLOPS, UNITS, Attention
 from weft.codegen.blocks import Code, Ix
 from weft.codegen.emit import Reg, VectorBuilder
 from weft.codegen.kernel import KernelCode, Phase
 from weft.codegen.lanes import load_lanes, store_lanes, tail_mask
 from weft.codegen.llvm import mem_type, reg_type
-from weft.codegen.microkernel import Tile, inner_kernel, inner_shape
-from weft.codegen.phases import aligned
+from weft.codegen.microkernel import inner_kernel, inner_shape, rows_for
 from weft.codegen.target import Target
 from weft.ir.graph import Op
 from weft.ir.types import bool_
@@ -77,7 +76,6 @@ class Forward(Attention):
         if self.groups > 1 and self.groups * self.length <= _GROUPED:
             self.heads, self.rows = self.groups, self.groups * self.length
         self.out_panels, self.out_ld = self.panels(self.out_width), self.padded(self.out_width)
-        self.key_panels = self.panels(self.keys)
         self._blocks()
         self._layout()
 
@@ -85,7 +83,7 @@ class Forward(Attention):
 
     def _blocks(self) -> None:
         """Rows per tile and per unit, keys per block and per part."""
-        self.tile = self.tile_rows(self.rows)
+        self.tile = rows_for(self.target, self.wide, self.rows)
         strips = -(-self.rows // self.tile)
         self.head_units = self.batch * self.q_heads // self.heads
         most = min(_STRIPS, max(1, 64 * 1024 // (self.tile * max(self.width, self.out_ld) * self.size)))
@@ -109,23 +107,11 @@ class Forward(Attention):
         self.key_block = min(_KEYS // cols * cols or cols, self.part)
         self.score_ld = min(self.key_block, self.padded(self.keys))
 
-    @property
-    def pack_v(self) -> bool:
-        """Whether values are copied: where vectors of them cannot be loaded, or rows share cache sets."""
-        v = self.v
-        if v.dtype is not self.acc or v.strides[3] != 1:
-            return True
-        if self.rows <= _FEW_ROWS:
-            return False
-        return self.out_width % self.lanes != 0 or v.row_bytes % 1024 == 0
-
     def _layout(self) -> None:
         """Where packed keys and values and the sums of parts lie in the scratch memory."""
-        kv, at = self.batch * self.kv, 0
-        self.k_bytes = 0 if self.in_place else self.width * self.padded(self.keys) * self.size
-        self.v_bytes = aligned(self.keys * self.out_ld * self.size) if self.pack_v else 0
-        self.k_at, at = at, at + kv * aligned(self.k_bytes)
-        self.v_at, at = at, at + kv * self.v_bytes
+        self.pack_v = not self.rows_in_place(self.v, self.rows <= _FEW_ROWS)
+        self.k_at, at = 0, 0 if self.in_place else self.columns_bytes(self.width)
+        self.v_at, at = at, at + (self.rows_bytes(self.out_width) if self.pack_v else 0)
         self.part_at = at
         # per row: sums, maximum, total (a vector each, so that all is aligned)
         self.part_row = (self.out_ld + 2 * self.lanes) * self.size
@@ -149,54 +135,17 @@ class Forward(Attention):
 
     def _pack(self) -> list[Phase]:
         """Keys as columns, panel by panel; values as rows."""
-        parts, heads = [], self.batch * self.kv
-        moved = 0
+        parts, moved = [], 0
         if not self.in_place:
-            fn = self.start(f"{self.prefix}_keys")
-            panels = self.key_panels
-            count = panels.whole + (panels.rest > 0)
-            bh, p = fn.div("%u", count), fn.mod("%u", count)
-            batch, head = fn.div(bh, self.kv), fn.mod(bh, self.kv)
-            first = fn.mul(p, panels.cols)
-            here = fn.min(panels.cols, fn.sub(self.keys, first))
-            dst = self._packed_keys(fn, bh, first)
-            where = (batch, head, first)
-            if panels.rest == 0 or panels.whole == 0:
-                ld = panels.cols if panels.whole else panels.rest * self.lanes
-                pack_turned(fn, self.k, where, here, self.width, dst, ld, self.acc, self.lanes)
-            else:
-                whole = fn.op(f"icmp slt i64 {p}, {panels.whole}")
-                with fn.when(whole):
-                    pack_turned(fn, self.k, where, panels.cols, self.width, dst, panels.cols, self.acc, self.lanes)
-                with fn.when(fn.op(f"xor i1 {whole}, true")):
-                    pack_turned(fn, self.k, where, here, self.width, dst, panels.rest * self.lanes, self.acc,
-                                self.lanes)  # fmt: skip
-            self.keep(fn)
-            parts.append((fn.symbol, heads * count))
-            moved += heads * self.keys * self.width
+            parts.append(self.pack_columns("keys", self.k, self.width, self.k_at))
+            moved += self.width
         if self.pack_v:
-            fn = self.start(f"{self.prefix}_values")
-            count = -(-self.keys // 64)
-            bh, p = fn.div("%u", count), fn.mod("%u", count)
-            first = fn.mul(p, 64)
-            here = fn.min(64, fn.sub(self.keys, first))
-            dst = fn.at(self._values(fn, bh), fn.mul(first, self.out_ld * self.size))
-            pack_rows(fn, self.v, (fn.div(bh, self.kv), fn.mod(bh, self.kv), first), here, self.out_width, dst,
-                      self.out_ld, self.acc, self.lanes)  # fmt: skip
-            self.keep(fn)
-            parts.append((fn.symbol, heads * count))
-            moved += heads * self.keys * self.out_width
+            parts.append(self.pack_rows("values", self.v, self.out_width, self.v_at))
+            moved += self.out_width
         if not parts:
             return []
-        return [self.phase("pack", parts, 0.3 * moved / sum(n for _, n in parts))]
-
-    def _packed_keys(self, fn: Code, bh: Ix, first: Ix) -> str:
-        """The panel of packed keys that begins with key ``first``, a multiple of the panel's width."""
-        at = fn.add(fn.mul(bh, aligned(self.k_bytes)), fn.mul(first, self.width * self.size))
-        return fn.at(self.scratch_of(fn), fn.add(self.k_at, at))
-
-    def _values(self, fn: Code, bh: Ix) -> str:
-        return fn.at(self.scratch_of(fn), fn.add(self.v_at, fn.mul(bh, self.v_bytes)))
+        cells = self.batch * self.kv * self.keys * moved
+        return [self.phase("pack", parts, 0.3 * cells / sum(n for _, n in parts))]
 
     def _unit(self) -> str:
         fn = self.start(f"{self.prefix}_unit")
@@ -243,8 +192,7 @@ class Forward(Attention):
         acc, lanes = self.acc, self.lanes
         factor = self.scale * LOG2E
         b = VectorBuilder(fn, lanes)
-        strips = fn.div(fn.add(place.count, self.tile - 1), self.tile)
-        padded = fn.mul(strips, self.tile)
+        padded = fn.mul(self._strips_of(fn, place), self.tile)
         with fn.range(0, padded, runs=True) as r:
             # rows beyond the last are computed, and forgotten
             row = fn.add(place.row, fn.min(r.i, fn.sub(place.count, 1)))
@@ -277,8 +225,7 @@ class Forward(Attention):
             self._scores_in_place(fn, place, buf, first, count)
         else:
             self._scores(fn, place, buf, first, count)
-        strips = fn.div(fn.add(place.count, self.tile - 1), self.tile)
-        with fn.range(0, strips, runs=True) as s:
+        with fn.range(0, self._strips_of(fn, place), runs=True) as s:
             row0 = fn.mul(s.i, self.tile)
             seen = count
             if self.causal and self.heads == 1:
@@ -292,45 +239,13 @@ class Forward(Attention):
 
     def _scores(self, fn: Code, place: Place, buf: Buffers, first: Ix, count: Ix) -> None:
         """Scores of all strips, a panel of packed keys at a time; strips above the diagonal are left out."""
-        panels = self.key_panels
         bh = fn.add(fn.mul(place.batch, self.kv), place.kv)
-        strips = fn.div(fn.add(place.count, self.tile - 1), self.tile)
-        with fn.range(0, count, panels.cols, runs=True) as p:
-            at = fn.add(first, p.i)
-            keys = self._packed_keys(fn, bh, at)
-            start: Ix = 0
-            if self.causal and self.heads == 1:
-                start = fn.div(fn.max(0, fn.sub(at, place.row)), self.tile)
+        diagonal = place.row if self.causal and self.heads == 1 else None
+        self.products(fn, buf.q, (self.k_at, self.width), bh, first, count, self._strips_of(fn, place),
+                      (buf.scores, self.score_ld), diagonal, buf.peaks)  # fmt: skip
 
-            def strips_of(vectors: int, p: Ix = p.i, keys: str = keys, start: Ix = start) -> None:
-                tile = Tile(self.tile, vectors, self.lanes, self.acc)
-                name = tile_kernel(fn, tile, step="k", start="zero", peak=True)
-                with fn.range(start, strips) as s:
-                    row = fn.mul(s.i, self.tile)
-                    q = fn.at(buf.q, fn.mul(row, self.width * self.size))
-                    out = fn.at(buf.scores, fn.mul(fn.add(fn.mul(row, self.score_ld), p), self.size))
-                    peaks = fn.at(buf.peaks, fn.mul(row, self.lanes * self.size))
-                    fn.do(
-                        f"call void @{name}(ptr {q}, i64 {self.width * self.size}, i64 {self.size}, ptr {keys}, "
-                        f"i64 {tile.row_bytes}, i64 {self.width}, ptr {out}, i64 {self.score_ld * self.size}, "
-                        f"ptr null, ptr {peaks}, i64 0)"
-                    )
-
-            self._by_width(fn, at, strips_of)
-
-    def _by_width(self, fn: Code, at: Ix, emit) -> None:
-        """``emit(vectors)`` for the panel at key ``at``: whole, or the last and narrower one."""
-        panels = self.key_panels
-        if not panels.rest:
-            emit(panels.wide)
-        elif not panels.whole:
-            emit(panels.rest)
-        else:
-            whole = fn.op(f"icmp slt i64 {at}, {panels.whole * panels.cols}")
-            with fn.when(whole):
-                emit(panels.wide)
-            with fn.when(fn.op(f"xor i1 {whole}, true")):
-                emit(panels.rest)
+    def _strips_of(self, fn: Code, place: Place) -> Ix:
+        return fn.div(fn.add(place.count, self.tile - 1), self.tile)
 
     def _scores_in_place(self, fn: Code, place: Place, buf: Buffers, first: Ix, count: Ix) -> None:
         """Scores of few rows by inner products with the keys where they lie."""
@@ -384,7 +299,7 @@ class Forward(Attention):
         bh = fn.add(fn.mul(place.batch, self.kv), place.kv)
         if self.pack_v:
             step = self.out_ld * self.size
-            values = fn.at(self._values(fn, bh), fn.mul(first, step))
+            values = fn.at(self.rows_of(fn, self.v_at, self.out_width, bh), fn.mul(first, step))
         else:
             step, values = self.v.row_bytes, self.v.address(fn, place.batch, place.kv, first)
         self.multiply(
@@ -425,7 +340,7 @@ class Forward(Attention):
         low = b.const(float("-inf"), acc)
         vector = fn.mul(local, lanes * self.size)
         peaks = fn.at(buf.peaks, vector)
-        now = one.reg(self._largest(fn, load_lanes(fn, peaks, acc, lanes)), acc)
+        now = one.reg(self.across(fn, load_lanes(fn, peaks, acc, lanes), "fmax"), acc)
         store_lanes(fn, b.text(low, lanes), peaks, acc, lanes)
         top_at = fn.at(buf.top, fn.mul(local, self.size))
         before = one.reg(load_lanes(fn, top_at, acc, 0), acc)
@@ -455,30 +370,13 @@ class Forward(Attention):
         total = b.fma(total, alpha, b.reg(c.out[0], acc, lanes))
         store_lanes(fn, total.text, total_at, acc, lanes)
 
-    def _largest(self, fn: Code, x: str) -> str:
-        """The largest lane (NaN loses or wins: the weights show it)."""
-        return self._across(fn, x, "fmax")
-
-    def _across(self, fn: Code, x: str, op: str) -> str:
-        """The lanes of a vector combined by halves."""
-        n, elem = self.lanes, reg_type(self.acc)
-        while n > 1:
-            half = n // 2
-            lo, hi = (", ".join(f"i32 {i}" for i in r) for r in (range(half), range(half, n)))
-            t = f"<{n} x {elem}>"
-            parts = [fn.op(f"shufflevector {t} {x}, {t} poison, <{half} x i32> <{pick}>") for pick in (lo, hi)]
-            b = VectorBuilder(fn, half)
-            x = b.binary(op, *(b.reg(p, self.acc, half) for p in parts)).text
-            n = half
-        return fn.op(f"extractelement <1 x {elem}> {x}, i64 0")
-
     # results
 
     def _finish(self, fn: Code, place: Place, buf: Buffers) -> None:
         """Divide the sums by the totals and store rows of the results."""
         with fn.range(0, place.count, runs=True) as r:
             vector = fn.mul(r.i, self.lanes * self.size)
-            total = self._across(fn, load_lanes(fn, fn.at(buf.total, vector), self.acc, self.lanes), "add")
+            total = self.across(fn, load_lanes(fn, fn.at(buf.total, vector), self.acc, self.lanes), "add")
             top = load_lanes(fn, fn.at(buf.top, fn.mul(r.i, self.size)), self.acc, 0)
             line = fn.at(buf.sums, fn.mul(r.i, self.out_ld * self.size))
             g, i = self.query(fn, fn.add(place.row, r.i))
@@ -564,7 +462,7 @@ class Forward(Attention):
                 store_lanes(fn, v.fma(x, scale, y).text, here, acc, lanes)
             total = b.reg(load_lanes(fn, fn.at(at, self.out_ld * self.size), acc, lanes), acc, lanes)
             p.next[0] = b.fma(total, scale, b.reg(p.vars[0], acc, lanes)).text
-        total = self._across(fn, p.out[0], "add")
+        total = self.across(fn, p.out[0], "add")
         g, i = self.query(fn, row)
         self._store_row(fn, (batch, fn.add(fn.mul(unit, self.heads), g), i), line, top.text, total)
         self.keep(fn)

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-from weft.codegen.attention_tiles import LOG2E, Lies, Panels, attention_of, lies, load_vector, tile_kernel
+from collections.abc import Callable
+
+from weft.codegen.attention_tiles import (
+    LOG2E,
+    Lies,
+    Panels,
+    attention_of,
+    lies,
+    load_vector,
+    pack_rows,
+    pack_turned,
+    tile_kernel,
+)
 from weft.codegen.blocks import Code, Ix, iota
 from weft.codegen.emit import Reg, VectorBuilder
 from weft.codegen.lanes import load_lanes, store_lanes, tail_mask
 from weft.codegen.llvm import reg_type
-from weft.codegen.microkernel import Tile, rows_for, widest
-from weft.codegen.phases import Writer
+from weft.codegen.microkernel import Tile, widest
+from weft.codegen.phases import Writer, aligned
 from weft.codegen.target import Target
-from weft.ir.graph import Op
+from weft.ir.graph import Op, Value
 from weft.ir.prims.attention import accumulator, split_optional
 from weft.ir.prims.attention_numpy import threshold
 from weft.ir.prims.base import PRIMITIVES
 from weft.ir.types import bool_, i64, u32, u64
 
 GFLOPS = 70.0  # assumed of one core, for the cost of a unit
+_PACKED_ROWS = 64  # rows of a copy per unit
 UNITS = 24  # units wanted, so that threads of unequal speed end together
 
 
@@ -44,13 +57,15 @@ class Attention(Writer):
         self.mask = None if mask is None else lies(self.graph, mask)
         self.state = None if state is None else self.graph.params.index(state)
         self.wide = widest(target)
+        self.key_panels = self.panels(self.keys)
         self.heads = 1
         self.rows = self.length
 
-    # -- tiles
+    def rows_input(self, v: Value) -> int:
+        """The number of the parameter that holds a number per row [B, H, L]."""
+        return self.graph.params.index(v)
 
-    def tile_rows(self, rows: int) -> int:
-        return rows_for(self.target, self.wide, rows)
+    # -- tiles
 
     def panels(self, n: int) -> Panels:
         return Panels(n, self.wide, self.lanes)
@@ -92,6 +107,119 @@ class Attention(Writer):
         if v not in self.graph.results:
             return None
         return fn.arg(len(self.op.operands) + self.graph.results.index(v))
+
+    # -- copies of keys and values, of all key heads, in the scratch memory
+
+    def rows_in_place(self, x: Lies, few: bool) -> bool:
+        """Whether rows are read where they lie: not where vectors of them cannot be loaded, or where a block
+        of them shares cache sets (unless it is read but once or twice)."""
+        if x.dtype is not self.acc or x.strides[3] != 1:
+            return False
+        return few or x.row_bytes % 1024 != 0
+
+    def columns_bytes(self, width: int) -> int:
+        return self.batch * self.kv * aligned(width * self.padded(self.keys) * self.size)
+
+    def rows_bytes(self, width: int) -> int:
+        return self.batch * self.kv * aligned(self.keys * self.padded(width) * self.size)
+
+    def columns_of(self, fn: Code, at: int, width: int, bh: Ix, first: Ix) -> str:
+        """The panel of columns that begins with key ``first``, a multiple of the panel's width."""
+        head = aligned(width * self.padded(self.keys) * self.size)
+        return fn.at(self.scratch_of(fn), fn.add(at, fn.add(fn.mul(bh, head), fn.mul(first, width * self.size))))
+
+    def rows_of(self, fn: Code, at: int, width: int, bh: Ix) -> str:
+        head = aligned(self.keys * self.padded(width) * self.size)
+        return fn.at(self.scratch_of(fn), fn.add(at, fn.mul(bh, head)))
+
+    def pack_columns(self, name: str, src: Lies, width: int, at: int) -> tuple[str, int]:
+        """The function that copies a panel of keys, transposed, and how many there are."""
+        fn = self.start(f"{self.prefix}_{name}")
+        panels = self.key_panels
+        count = panels.whole + (panels.rest > 0)
+        bh, p = fn.div("%u", count), fn.mod("%u", count)
+        where = (fn.div(bh, self.kv), fn.mod(bh, self.kv), fn.mul(p, panels.cols))
+        dst = self.columns_of(fn, at, width, bh, where[2])
+
+        def pack(vectors: int) -> None:
+            here = panels.cols if vectors == panels.wide else panels.n - panels.whole * panels.cols
+            pack_turned(fn, src, where, here, width, dst, vectors * self.lanes, self.acc, self.lanes)
+
+        self.by_width(fn, where[2], pack)
+        self.keep(fn)
+        return fn.symbol, self.batch * self.kv * count
+
+    def pack_rows(self, name: str, src: Lies, width: int, at: int) -> tuple[str, int]:
+        """The function that copies a block of rows, and how many there are."""
+        fn = self.start(f"{self.prefix}_{name}")
+        count, ld = -(-self.keys // _PACKED_ROWS), self.padded(width)
+        bh, p = fn.div("%u", count), fn.mod("%u", count)
+        first = fn.mul(p, _PACKED_ROWS)
+        here = fn.min(_PACKED_ROWS, fn.sub(self.keys, first))
+        dst = fn.at(self.rows_of(fn, at, width, bh), fn.mul(first, ld * self.size))
+        where = (fn.div(bh, self.kv), fn.mod(bh, self.kv), first)
+        pack_rows(fn, src, where, here, width, dst, ld, self.acc, self.lanes)
+        self.keep(fn)
+        return fn.symbol, self.batch * self.kv * count
+
+    def by_width(self, fn: Code, at: Ix, emit: Callable[[int], None]) -> None:
+        """``emit(vectors)`` for the panel at key ``at``: a whole one, or the last and narrower one."""
+        panels = self.key_panels
+        if not panels.rest:
+            emit(panels.wide)
+        elif not panels.whole:
+            emit(panels.rest)
+        else:
+            whole = fn.op(f"icmp slt i64 {at}, {panels.whole * panels.cols}")
+            with fn.when(whole):
+                emit(panels.wide)
+            with fn.when(fn.op(f"xor i1 {whole}, true")):
+                emit(panels.rest)
+
+    def products(
+        self, fn: Code, rows: str, columns: tuple[int, int], bh: Ix, first: Ix, count: Ix, strips: Ix,
+        out: tuple[str, int], diagonal: Ix | None, peaks: str | None = None, row_ld: int = 0,
+    ) -> None:  # fmt: skip
+        """All strips of rows times packed keys (offset, width) ``first`` .. ``first + count``, panel by panel.
+
+        ``out`` is the buffer and its elements per row. ``diagonal``: the query of the first row, where strips
+        above the diagonal are left out. ``peaks``: where the maxima of rows are kept. ``row_ld``: elements
+        between rows, unless it is the width.
+        """
+        (at, width), (to, ld), start = columns, out, "zero"
+        step = (row_ld or width) * self.size
+        with fn.range(0, count, self.key_panels.cols, runs=True) as p:
+            key = fn.add(first, p.i)
+            b = self.columns_of(fn, at, width, bh, key)
+            begin = 0 if diagonal is None else fn.div(fn.max(0, fn.sub(key, diagonal)), self.tile)
+
+            def tiles(vectors: int) -> None:
+                tile = Tile(self.tile, vectors, self.lanes, self.acc)
+                name = tile_kernel(fn, tile, step="k", start=start, peak=peaks is not None)
+                with fn.range(begin, strips) as s:
+                    row = fn.mul(s.i, self.tile)
+                    a = fn.at(rows, fn.mul(row, step))
+                    t = fn.at(to, fn.mul(fn.add(fn.mul(row, ld), p.i), self.size))
+                    top = "null" if peaks is None else fn.at(peaks, fn.mul(row, self.lanes * self.size))
+                    fn.do(
+                        f"call void @{name}(ptr {a}, i64 {step}, i64 {self.size}, ptr {b}, "
+                        f"i64 {tile.row_bytes}, i64 {width}, ptr {t}, i64 {ld * self.size}, ptr null, "
+                        f"ptr {top}, i64 0)"
+                    )
+
+            self.by_width(fn, key, tiles)
+
+    def across(self, fn: Code, x: str, op: str) -> str:
+        """The lanes of a vector combined by halves."""
+        n, elem = self.lanes, reg_type(self.acc)
+        while n > 1:
+            half = n // 2
+            lo, hi = (", ".join(f"i32 {i}" for i in r) for r in (range(half), range(half, n)))
+            t = f"<{n} x {elem}>"
+            parts = [fn.op(f"shufflevector {t} {x}, {t} poison, <{half} x i32> <{pick}>") for pick in (lo, hi)]
+            x = VectorBuilder(fn, half).binary(op, *(Reg(p, self.acc, half, fn.depth) for p in parts)).text
+            n = half
+        return fn.op(f"extractelement <1 x {elem}> {x}, i64 0")
 
     # -- masks
 

@@ -98,10 +98,10 @@ class Grouping:
         self.transparent.discard(op)  # type: ignore[arg-type]
 
     def _need_strided(self, v: Value) -> None:
-        """``v`` may be a strided view of memory; anything else must exist."""
+        """``v``, if of rows, may be a strided view of memory; anything else must exist."""
         moves = {r: op for op in self.transparent for r in op.results}
         found = access_of(v, moves)
-        if found is None or not found.pure:
+        if found is None or not found.pure or v.type.ndim < 4:
             self._need(v)
 
     def _need_prologue(self, contract: Op, v: Value, operand: int) -> None:
