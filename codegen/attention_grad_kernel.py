@@ -1,4 +1,4 @@
-"""Kernels of form ``attention`` for ``attention_grad``: the cotangents of q, k and v, without an array of scores.
+"""Kernels of form ``attention`` for ``attention_grad``: cotangents of q, k and v without an array of scores.
 
 A unit holds blocks of keys of one key head: for each it walks over the blocks of query rows, computes their
 weights again from the scores and the logarithms of the rows' sums, and adds to its block of dk and dv in
@@ -295,11 +295,12 @@ class Backward(Attention):
                 ):
                     if self.result(fn, number) is None:
                         continue
+                    to, step = fn.at(out, fn.mul(key, ld * self.size)), ld * self.size
                     a = fn.at(scores, fn.mul(fn.add(fn.mul(first, self.score_ld), key), self.size))
                     rows_of_b = fn.at(b, fn.mul(first, ld * self.size))
                     self.multiply(
                         fn, self.tile, self.panels(width), (a, self.size, self.score_ld * self.size),
-                        (rows_of_b, ld * self.size), rows, (fn.at(out, fn.mul(key, ld * self.size)), ld * self.size),
+                        (rows_of_b, step), rows, (to, step),
                         start="add",
                     )  # fmt: skip
 
@@ -335,7 +336,9 @@ class Backward(Attention):
             x = load(b, c.i)
             if factor != 1.0:
                 x = b.binary("mul", x, b.const(factor, self.acc))
-            store_lanes(fn, b.convert(x, t.dtype).text, fn.at(to, c.i, mem_type(t.dtype)), t.dtype, lanes, mask)
+            store_lanes(
+                fn, b.convert(x, t.dtype).text, fn.at(to, c.i, mem_type(t.dtype)), t.dtype, lanes, mask
+            )
 
     def _sum_phase(self) -> list[Phase]:
         """Add up the arrays of dq, part by part."""

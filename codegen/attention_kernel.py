@@ -46,7 +46,7 @@ def emit(op: Op, target: Target, prefix: str) -> KernelCode:
 
 @dataclass(frozen=True)
 class Buffers:
-    """The addresses of a unit's buffers: rows of q, scores, sums, and per row maximum, total and rescaling."""
+    """The addresses of a unit's buffers: rows of q, scores, sums; per row maximum, total and rescaling."""
 
     q: str
     scores: str
@@ -93,9 +93,7 @@ class Forward(Attention):
         self.strips = -(-strips // self.row_blocks)
         self.row_blocks = -(-strips // self.strips)
         self.block = self.strips * self.tile
-        self.in_place = (
-            self.rows <= _FEW_ROWS and self.k.strides[3] == 1 and self.k.dtype is self.acc
-        )
+        self.in_place = self.rows <= _FEW_ROWS and self.k.strides[3] == 1 and self.k.dtype is self.acc
         units = self.head_units * self.row_blocks
         self.parts = 1
         if self.rows <= _GROUPED and units < UNITS:
@@ -257,8 +255,9 @@ class Forward(Attention):
             name = inner_kernel(fn, rows, cols, self.acc, self.lanes)
             q = fn.at(buf.q, fn.mul(row, self.width * self.size))
             out = fn.at(buf.scores, fn.add(fn.mul(row, ld), fn.mul(col, self.size)))
+            b = fn.at(keys, fn.mul(col, step))
             fn.do(
-                f"call void @{name}(ptr {q}, i64 {self.width * self.size}, ptr {fn.at(keys, fn.mul(col, step))}, "
+                f"call void @{name}(ptr {q}, i64 {self.width * self.size}, ptr {b}, "
                 f"i64 {step}, i64 {self.width}, ptr {out}, i64 {ld})"
             )
 
@@ -289,11 +288,11 @@ class Forward(Attention):
             store_lanes(fn, c.out[0], fn.at(buf.peaks, fn.mul(r.i, lanes * self.size)), self.acc, lanes)
 
     def _strip(self, fn: Code, place: Place, buf: Buffers, first: Ix, row0: Ix, seen: Ix) -> None:
-        """Weights of one strip of tile rows, from its scores for ``seen`` keys, and their part of the sums."""
+        """Weights of one strip of rows, from its scores for ``seen`` keys, and their part of the sums."""
         self._mask_strip(fn, place, buf, first, row0, seen)
         with fn.range(0, self.tile) as r:
             self._weights(fn, place, buf, fn.add(row0, r.i), first, seen)
-        line = fn.at(buf.scores, fn.mul(row0, self.score_ld * self.size))
+        line, ld = fn.at(buf.scores, fn.mul(row0, self.score_ld * self.size)), self.score_ld * self.size
         sums = fn.at(buf.sums, fn.mul(row0, self.out_ld * self.size))
         alpha = fn.at(buf.alpha, fn.mul(row0, self.size))
         bh = fn.add(fn.mul(place.batch, self.kv), place.kv)
@@ -303,7 +302,7 @@ class Forward(Attention):
         else:
             step, values = self.v.row_bytes, self.v.address(fn, place.batch, place.kv, first)
         self.multiply(
-            fn, self.tile, self.out_panels, (line, self.score_ld * self.size, self.size), (values, step), seen,
+            fn, self.tile, self.out_panels, (line, ld, self.size), (values, step), seen,
             (sums, self.out_ld * self.size), start="scale", scales=alpha,
             exact=0 if self.pack_v else self.out_width,
         )  # fmt: skip
@@ -331,10 +330,12 @@ class Forward(Attention):
             g, i = self.query(fn, fn.add(place.row, fn.min(local, fn.sub(place.count, 1))))
             line = fn.at(buf.scores, fn.mul(local, self.score_ld * self.size))
             top = self.mask_row(fn, line, (place.batch, fn.add(place.head, g), i), first, seen)
-            store_lanes(fn, top, fn.at(buf.peaks, fn.mul(local, self.lanes * self.size)), self.acc, self.lanes)
+            store_lanes(
+                fn, top, fn.at(buf.peaks, fn.mul(local, self.lanes * self.size)), self.acc, self.lanes
+            )
 
     def _weights(self, fn: Code, place: Place, buf: Buffers, local: Ix, first: Ix, seen: Ix) -> None:
-        """Scores of a row become weights relative to the largest so far; what was summed is to be rescaled."""
+        """Scores of a row become weights relative to the largest so far; what was summed gets rescaled."""
         acc, lanes, t = self.acc, self.lanes, reg_type(self.acc, self.lanes)
         one, b = VectorBuilder(fn, 0), VectorBuilder(fn, lanes)
         low = b.const(float("-inf"), acc)
@@ -404,7 +405,9 @@ class Forward(Attention):
             b = VectorBuilder(fn, lanes)
             mask = tail_mask(fn, fn.sub(self.out_width, c.i), lanes) if self.out_width % lanes else None
             x = b.reg(load_lanes(fn, fn.at(line, fn.mul(c.i, self.size)), acc, lanes), acc, lanes)
-            y = b.emit(f"fdiv {reg_type(acc, lanes)} {x.text}, {b.text(divisor, lanes)}", acc, lanes, fn.depth)
+            y = b.emit(
+                f"fdiv {reg_type(acc, lanes)} {x.text}, {b.text(divisor, lanes)}", acc, lanes, fn.depth
+            )
             store_lanes(fn, b.convert(y, dtype).text, fn.at(to, c.i, mem_type(dtype)), dtype, lanes, mask)
 
     # parts of the keys
@@ -473,7 +476,7 @@ class Forward(Attention):
             f"attention {self.batch} x {self.q_heads} heads ({self.kv} of keys), "
             f"[{self.length}, {self.width}] x [{self.keys}, {self.width}] x [{self.keys}, {self.out_width}] "
             f"{self.acc.name}{' causal' if self.causal else ''}",
-            f"  units: {self.row_blocks} blocks of {self.block} rows of {self.heads} heads, {self.parts} parts",
+            f"  units: {self.row_blocks} blocks of {self.block} rows, {self.heads} heads, {self.parts} parts",
             f"  tiles: {self.tile} x {self.key_panels.cols}, blocks of {self.key_block} keys",
             f"  k: {'in place' if self.in_place else 'packed'}",
             f"  v: {'packed' if self.pack_v else 'in place'}",

@@ -100,7 +100,12 @@ def tile_kernel(
               "i64 %trs, ptr noalias %scales, ptr noalias %peaks, i64 %n")  # fmt: skip
     name = f"weft_tile_{tile.dtype.name}_{tile.rows}x{tile.vectors}x{tile.lanes}_{flags}"
     k = Code(name, params, linkage="internal")
-    t, elem, lanes, size = reg_type(tile.dtype, tile.lanes), reg_type(tile.dtype), tile.lanes, tile.dtype.itemsize
+    t, elem, lanes, size = (
+        reg_type(tile.dtype, tile.lanes),
+        reg_type(tile.dtype),
+        tile.lanes,
+        tile.dtype.itemsize,
+    )
     ars, aks = (size if step == "m" else "%ars"), (size if step == "k" else "%aks")
     last = tail_mask(k, k.sub("%n", (tile.vectors - 1) * lanes), lanes) if masked else None
     masks = [None] * (tile.vectors - 1) + [last]
@@ -112,7 +117,11 @@ def tile_kernel(
     for r in range(tile.rows):
         scale = k.splat(elem, k.load(elem, k.at("%scales", r, elem), size), lanes) if start == "scale" else ""
         for v in range(tile.vectors):
-            init = "zeroinitializer" if start == "zero" else load_lanes(k, k.at(rows[r], v, t), tile.dtype, lanes)
+            init = (
+                "zeroinitializer"
+                if start == "zero"
+                else load_lanes(k, k.at(rows[r], v, t), tile.dtype, lanes)
+            )
             carried.append((t, k.op(f"fmul {t} {init}, {scale}") if scale else init))
     with k.range(0, "%k", 1, carried, runs=True) as turn:
         at, bp, acc = turn.vars[0], turn.vars[1], turn.vars[2:]
@@ -189,7 +198,8 @@ def pack_turned(fn: Code, src: Lies, where: tuple[Ix, Ix, Ix], count: Ix, width:
             with fn.range(0, width, lanes) as c:
                 high = fn.min(fn.sub(width, c.i), lanes)
                 at = fn.at(base, fn.add(fn.mul(r.i, src.row_bytes), fn.mul(c.i, size)))
-                fn.do(f"call void @{name}(ptr {at}, i64 {src.row_bytes}, ptr {fn.at(to, fn.mul(c.i, ld * size))}, "
+                dst_at = fn.at(to, fn.mul(c.i, ld * size))
+                fn.do(f"call void @{name}(ptr {at}, i64 {src.row_bytes}, ptr {dst_at}, "
                       f"i64 {ld * size}, i64 {high}, i64 {have}, i64 {lanes})")  # fmt: skip
         else:
             mask = tail_mask(fn, have, lanes)

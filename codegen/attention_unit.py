@@ -89,9 +89,10 @@ class Attention(Writer):
             tile = Tile(rows, vectors, self.lanes, self.acc)
             name = tile_kernel(fn, tile, step=step, start=start, masked=masked)
             left: Ix = fn.sub(exact, at) if masked else 0
+            rows_of_b, to = (fn.at(x, fn.mul(at, self.size)) for x in (b[0], out[0]))
             fn.do(
-                f"call void @{name}(ptr {a[0]}, i64 {a[1]}, i64 {a[2]}, ptr {fn.at(b[0], fn.mul(at, self.size))}, "
-                f"i64 {b[1]}, i64 {depth}, ptr {fn.at(out[0], fn.mul(at, self.size))}, i64 {out[1]}, "
+                f"call void @{name}(ptr {a[0]}, i64 {a[1]}, i64 {a[2]}, ptr {rows_of_b}, "
+                f"i64 {b[1]}, i64 {depth}, ptr {to}, i64 {out[1]}, "
                 f"ptr {scales}, ptr null, i64 {left})"
             )
 
@@ -126,7 +127,9 @@ class Attention(Writer):
     def columns_of(self, fn: Code, at: int, width: int, bh: Ix, first: Ix) -> str:
         """The panel of columns that begins with key ``first``, a multiple of the panel's width."""
         head = aligned(width * self.padded(self.keys) * self.size)
-        return fn.at(self.scratch_of(fn), fn.add(at, fn.add(fn.mul(bh, head), fn.mul(first, width * self.size))))
+        return fn.at(
+            self.scratch_of(fn), fn.add(at, fn.add(fn.mul(bh, head), fn.mul(first, width * self.size)))
+        )
 
     def rows_of(self, fn: Code, at: int, width: int, bh: Ix) -> str:
         head = aligned(self.keys * self.padded(width) * self.size)
@@ -180,7 +183,7 @@ class Attention(Writer):
         self, fn: Code, rows: str, columns: tuple[int, int], bh: Ix, first: Ix, count: Ix, strips: Ix,
         out: tuple[str, int], diagonal: Ix | None, peaks: str | None = None, row_ld: int = 0,
     ) -> None:  # fmt: skip
-        """All strips of rows times packed keys (offset, width) ``first`` .. ``first + count``, panel by panel.
+        """All strips of rows times packed keys (offset, width) ``first`` to ``first + count``, by panels.
 
         ``out`` is the buffer and its elements per row. ``diagonal``: the query of the first row, where strips
         above the diagonal are left out. ``peaks``: where the maxima of rows are kept. ``row_ld``: elements
@@ -216,7 +219,9 @@ class Attention(Writer):
             half = n // 2
             lo, hi = (", ".join(f"i32 {i}" for i in r) for r in (range(half), range(half, n)))
             t = f"<{n} x {elem}>"
-            parts = [fn.op(f"shufflevector {t} {x}, {t} poison, <{half} x i32> <{pick}>") for pick in (lo, hi)]
+            parts = [
+                fn.op(f"shufflevector {t} {x}, {t} poison, <{half} x i32> <{pick}>") for pick in (lo, hi)
+            ]
             x = VectorBuilder(fn, half).binary(op, *(Reg(p, self.acc, half, fn.depth) for p in parts)).text
             n = half
         return fn.op(f"extractelement <1 x {elem}> {x}, i64 0")
@@ -290,4 +295,3 @@ class Attention(Writer):
         """The number of a weight among all [B, H, L, S]."""
         row = fn.add(fn.mul(fn.add(fn.mul(batch, self.q_heads), head), self.length), i)
         return fn.add(fn.mul(row, self.keys), j)
-

@@ -119,9 +119,7 @@ _HEADS_INSIDE = (0, 2, 1, 3)
 
 def _read_permuted(r: Rewriter, v: Value) -> bool:
     """Whether a reader of a result of the old graph swaps its heads and rows."""
-    return any(
-        op.prim.name == "permute" and op.attrs["perm"] == _HEADS_INSIDE for op in r.readers.get(v, ())
-    )
+    return any(op.prim.name == "permute" and op.attrs["perm"] == _HEADS_INSIDE for op in r.readers.get(v, ()))
 
 
 @CPU_RULES.on("attention")
@@ -144,7 +142,9 @@ def gradient_heads_where_read(r: Rewriter, op: Op) -> Rewritten:
     if not any(inside):
         return None
     made = r.emit_all("attention_grad", *op.operands, **{**op.attrs, "heads_inside": inside})
-    return tuple([r.emit("permute", v, perm=_HEADS_INSIDE) if s else v for v, s in zip(made, inside, strict=True)])
+    return tuple(
+        [r.emit("permute", v, perm=_HEADS_INSIDE) if s else v for v, s in zip(made, inside, strict=True)]
+    )
 
 
 @CPU_RULES.on("topk")

@@ -52,7 +52,7 @@ def kernel_name(node: Node) -> str:
     names = list(dict.fromkeys(op.prim.name for op in node.ops))
     if len(names) > 4:
         names = [*names[:2], "etc", names[-1]]
-    head = [] if node.form == "loop" else [node.form]
+    head = [] if node.form == "loop" or names[0].startswith(node.form) else [node.form]
     return "_".join([*head, *(n for n in names if n not in head)])
 
 

@@ -13,7 +13,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import opinfo_indexed  # noqa: F401  (fills the table)
+import opinfo_attention  # noqa: F401  (fills the table)
+import opinfo_indexed  # noqa: F401
 import opinfo_structural  # noqa: F401
 from opinfo import ROWS, Case, Point
 from weft.codegen.target import named_target

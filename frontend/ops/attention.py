@@ -106,7 +106,9 @@ class _Heads(NamedTuple):
         """A mask in four dimensions, 1 where it is the same for all."""
         whole = (*self.lead, length, keys)
         if broadcast_shapes(shape_of(mask), whole) != whole:
-            raise RuntimeError(f"attn_mask of shape {list(shape_of(mask))} does not broadcast to {list(whole)}")
+            raise RuntimeError(
+                f"attn_mask of shape {list(shape_of(mask))} does not broadcast to {list(whole)}"
+            )
         shape = (1,) * (len(whole) - mask.ndim) + shape_of(mask)
         lead, inner = shape[: len(self.lead)][:-1], shape[max(len(self.lead) - 1, 0) :]
         if any(d != 1 for d in lead):

@@ -2,8 +2,8 @@
 
 q [B, H, L, E], k [B, K, S, E] and v [B, K, S, V], where K divides H: a key head serves H / K neighbouring
 query heads. ``mask`` (bool: True takes part; or a number to add) is [B, H, L, S], where a dimension may be 1:
-what the mask does not depend on. ``state`` is that of ``random_bits`` (operand only where ``dropout`` is not
-0): weight number i of [B, H, L, S] is dropped where the upper 24 bits of word i, read as a fraction, are below
+what the mask does not depend on. ``state`` is that of ``random_bits`` (operand only where ``dropout`` is
+not 0): weight number i of [B, H, L, S] is dropped where the upper 24 bits of word i, read as a fraction, are below
 ``dropout``. ``causal``: query i sees the keys 0..i. A row that sees no key gives zeros.
 
 Results: out [B, H, L, V], or [B, L, H, V] with ``heads_inside``; and lse [B, H, L], the logarithm of the sum
@@ -90,9 +90,7 @@ def _eval(
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     mask, state = split_optional(rest, dropout)
     with np.errstate(all="ignore"):
-        out, lse = attention_numpy.forward(
-            q, k, v, mask, state, causal=causal, scale=scale, dropout=dropout
-        )
+        out, lse = attention_numpy.forward(q, k, v, mask, state, causal=causal, scale=scale, dropout=dropout)
     out = out.transpose(_SWAP) if heads_inside else out
     return np.ascontiguousarray(out.astype(q.dtype, copy=False)), lse
 
@@ -124,7 +122,8 @@ def _vjp(
 
 
 attention_p = Primitive(
-    "attention", Kind.ATTENTION, infer=_infer, eval=_eval, vjp=_vjp, needs="01234o", n_results=2, dtypes=FLOATS,
+    "attention", Kind.ATTENTION, infer=_infer, eval=_eval, vjp=_vjp, needs="01234o", n_results=2,
+    dtypes=FLOATS,
     defaults={"causal": False, "scale": 1.0, "dropout": 0.0, "mask_grad": True, "heads_inside": False},
 )  # fmt: skip
 
@@ -140,7 +139,9 @@ def _grad_infer(
     check_same_dtype("attention_grad", q, ct)
     rows = q.with_(shape=q.shape[:3], dtype=accumulator(q.dtype))
     if ct.shape != (*q.shape[:3], v.shape[3]) or lse != rows or delta != rows:
-        raise ValueError(f"attention_grad: {ct}, {lse}, {delta} are no cotangent, sums and products of {rows}")
+        raise ValueError(
+            f"attention_grad: {ct}, {lse}, {delta} are no cotangent, sums and products of {rows}"
+        )
     return tuple(t.with_(shape=_swapped(t.shape, s)) for t, s in zip((q, k, v), heads_inside, strict=True))
 
 

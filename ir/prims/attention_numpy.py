@@ -99,7 +99,7 @@ class _Scores:
                     yield slice(b, b + 1), slice(h, h + 1), slice(i, min(i + step, length))
 
     def scores(self, block: Block) -> tuple[np.ndarray, slice]:
-        """The scores of a block and the columns that they are of: what lies above the diagonal is left out."""
+        """The scores of a block and their columns: what lies above the diagonal is left out."""
         b, h, rows = block
         keys = self.k.shape[2]
         cols = slice(0, min(keys, rows.stop) if self.causal else keys)
@@ -119,7 +119,7 @@ class _Scores:
         """0 or 1 / (1 - dropout) for each weight of a block; None without dropout."""
         if self.state is None:
             return None
-        n, kv, groups, length, _ = self.q.shape
+        _, kv, groups, length, _ = self.q.shape
         keys = self.k.shape[2]
         b, h, rows = block
         shape = (b.stop - b.start, h.stop - h.start, groups, rows.stop - rows.start, keys)

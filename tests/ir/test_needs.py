@@ -8,7 +8,13 @@ from weft.ir.prims.base import PRIMITIVES, Kind, type_of
 X, IDX = np.arange(1.0, 7.0).reshape(2, 3), np.array([[1, 0, 1]])
 ONE_D = {"window": (1, 2), "stride": (1, 1), "padding": ((0, 0), (1, 0)), "dilation": (1, 1)}
 CONV = {"stride": (1,), "padding": ((1, 0),), "lhs_dilation": (1,), "rhs_dilation": (1,)}
-KINDS = (Kind.REDUCE, Kind.SCAN, Kind.CONTRACT, Kind.MOVE, Kind.GATHER, Kind.SCATTER, Kind.SORT, Kind.WINDOW)
+Q, MASK = np.arange(12.0).reshape(1, 2, 3, 2) / 12, np.arange(3.0).reshape(1, 1, 1, 3)
+ROW = np.arange(6.0).reshape(1, 2, 3) + 3
+STATE = np.array([1, 2])
+KINDS = (
+    Kind.REDUCE, Kind.SCAN, Kind.CONTRACT, Kind.ATTENTION, Kind.MOVE, Kind.GATHER, Kind.SCATTER, Kind.SORT,
+    Kind.WINDOW,
+)  # fmt: skip
 REDUCTIONS = ("max", "min", "mul")
 CASES = {
     "sum": [((X,), {"axes": (0,)})],
@@ -21,6 +27,8 @@ CASES = {
     "cummin": [((X,), {"axis": 1})],
     "dot_general": [((X, X), {"contract": ((1,), (1,))})],
     "conv": [((X[None], X[None]), CONV), ((X[None], X[None][..., :0]), CONV)],
+    "attention": [((Q, Q, Q), {}), ((Q, Q[:, :1], Q[:, :1], MASK, STATE), {"dropout": 0.2, "causal": True})],
+    "attention_grad": [((Q, Q, Q, Q, ROW, ROW), {}), ((Q, Q, Q, Q, ROW, ROW, MASK, STATE), {"dropout": 0.2})],
     "reshape": [((X,), {"shape": (6,)})],
     "permute": [((X,), {"perm": (1, 0)})],
     "broadcast": [((X[:, :1],), {"shape": (4, 2, 3), "axes": (1, 2)})],
