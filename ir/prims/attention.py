@@ -2,9 +2,9 @@
 
 q [B, H, L, E], k [B, K, S, E] and v [B, K, S, V], where K divides H: a key head serves H / K neighbouring
 query heads. ``mask`` (bool: True takes part; or a number to add) is [B, H, L, S], where a dimension may be 1:
-what the mask does not depend on. ``state`` is that of ``random_bits`` (operand only where ``dropout`` is
-not 0): weight number i of [B, H, L, S] is dropped where the upper 24 bits of word i, read as a fraction, are below
-``dropout``. ``causal``: query i sees the keys 0..i. A row that sees no key gives zeros.
+what the mask does not depend on. ``state`` is that of ``random_bits``, an operand only where ``dropout`` is
+not 0: weight number i of [B, H, L, S] is dropped where the upper 24 bits of word i, read as a fraction, are
+below ``dropout``. ``causal``: query i sees the keys 0..i. A row that sees no key gives zeros.
 
 Results: out [B, H, L, V], or [B, L, H, V] with ``heads_inside``; and lse [B, H, L], the logarithm of the sum
 of the exponentials of each row (-inf where it sees no key), from which the gradient computes the weights
