@@ -23,7 +23,7 @@ from weft.codegen.emit import Reg, VectorBuilder
 from weft.codegen.kernel import KernelCode, Phase
 from weft.codegen.lanes import load_lanes, store_lanes, tail_mask
 from weft.codegen.llvm import mem_type, reg_type
-from weft.codegen.microkernel import inner_kernel, inner_shape, rows_for
+from weft.codegen.microkernel import inner_kernel, rows_for
 from weft.codegen.target import Target
 from weft.ir.graph import Op
 from weft.ir.types import bool_
@@ -42,6 +42,13 @@ def emit(op: Op, target: Target, prefix: str) -> KernelCode:
 
         return emit_grad(op, target, prefix)
     return Forward(op, target, prefix).emit()
+
+
+def _inner_shape(target: Target, rows: int) -> tuple[int, int]:
+    """Rows of q and of k whose inner products are computed at once: what the registers hold."""
+    if target.registers >= 32:
+        return (rows, 8) if rows <= 3 else (min(rows, 6), 4)
+    return (1, 8) if rows == 1 else (2, 4)
 
 
 @dataclass(frozen=True)
@@ -247,7 +254,7 @@ class Forward(Attention):
 
     def _scores_in_place(self, fn: Code, place: Place, buf: Buffers, first: Ix, count: Ix) -> None:
         """Scores of few rows by inner products with the keys where they lie."""
-        high, broad = inner_shape(self.target, self.block)
+        high, broad = _inner_shape(self.target, self.block)
         step, ld = self.k.row_bytes, self.score_ld * self.size
         keys = self.k.address(fn, place.batch, place.kv, first)
 
