@@ -88,6 +88,14 @@ EXP2 = (
     2.6713189663629938e-11,
     -2.378244250819816e-11,
 )
+EXP2_SHORT = (  # the same in f32
+    0.6931471824645996,
+    0.24022594094276428,
+    0.055503662675619125,
+    0.00962543673813343,
+    0.0013387887738645077,
+    0.0001333514228463173,
+)
 EXP2_MID = (
     0.6931471807063969,
     0.24022651066633213,
@@ -225,7 +233,7 @@ def exp2_flushed(x: Num) -> Num:
     x = x.at_least(-float(bias))
     t = x + (ROUNDER[x.dtype] + bias)
     r = x - (t - (ROUNDER[x.dtype] + bias))
-    return r.fma(horner(r, EXP2[x.dtype]), 1.0) * (t.bits() << shift).as_float()
+    return r.fma(horner(r, EXP2_SHORT if x.dtype is f32 else EXP2), 1.0) * (t.bits() << shift).as_float()
 
 
 def expm1(x: Num) -> Num:
