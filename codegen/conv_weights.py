@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from weft.codegen.blocks import Code, Ix
 from weft.codegen.epilogue import kernel_pointers
 from weft.codegen.lanes import load_lanes, store_lanes, tail_mask
-from weft.ir.access import collapse
 from weft.codegen.packing import element_of, transpose_function
 from weft.codegen.places import Coord, Region
+from weft.ir.access import collapse
 
 if TYPE_CHECKING:
     from weft.codegen.conv_direct import Direct
