@@ -8,6 +8,7 @@ from weft.codegen.emit import Reg, VectorBuilder
 from weft.codegen.kernel import Unsupported
 from weft.codegen.llvm import reg_type
 from weft.codegen.loop_memory import Frame, MemoryEmitter, Regs
+from weft.codegen.outline import apply_rule
 from weft.ir import types as T
 from weft.ir.loops import Accumulate, Affine, Check, Compute, Load, Loop, Number, Store, Tile
 from weft.ir.prims.base import PRIMITIVES
@@ -39,7 +40,7 @@ class BodyEmitter(MemoryEmitter):
             return
         n = max((len(a) for a in args), default=1)
         self.env[s.name] = [
-            prim.scalar(self.b, *(self.pick(a, k) for a in args), **s.attrs) for k in range(n)
+            apply_rule(self.b, prim, [self.pick(a, k) for a in args], s.attrs) for k in range(n)
         ]
 
     def _whole_blocks(self, position: str) -> bool:

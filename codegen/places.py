@@ -20,6 +20,7 @@ from weft.codegen.emit import Reg, VectorBuilder
 from weft.codegen.kernel import Unsupported
 from weft.codegen.lanes import gather_lanes, load_lanes
 from weft.codegen.llvm import mem_type, reg_type
+from weft.codegen.outline import apply_rule
 from weft.ir.graph import Graph, Op, Value
 from weft.ir.prims.base import Kind
 from weft.ir.types import DType, bool_, i64, u64
@@ -182,10 +183,9 @@ class Region:
             return self.load(self.pointers[v], v.type.dtype, self.linear(place), v.type.size)
         kind = op.prim.kind
         if kind is Kind.MAP:
-            scalar = op.prim.scalar
-            if scalar is None or v.type.dtype.is_complex:
+            if op.prim.scalar is None or v.type.dtype.is_complex:
                 raise Unsupported(f"{op.prim.name} has no scalar rule")
-            return scalar(self.builder, *(self.value(x, place) for x in op.operands), **op.attrs)
+            return apply_rule(self.builder, op.prim, [self.value(x, place) for x in op.operands], op.attrs)
         if kind is Kind.MOVE and op.prim.name in _MOVES:
             return _MOVES[op.prim.name](self, op, place)
         if kind is Kind.SOURCE:

@@ -83,6 +83,11 @@ def _cost(name: str, dtypes: tuple[DType, ...], attrs: tuple[tuple[str, Any], ..
     return counter.total
 
 
+def cost_for(name: str, dtypes: tuple[DType, ...]) -> float:
+    """Simple vector operations per element of a MAP primitive without attributes."""
+    return _cost(name, dtypes, ())
+
+
 def cost_of(op: Op) -> float:
     """Simple vector operations per element of a MAP op."""
     attrs = tuple(sorted((k, v) for k, v in op.attrs.items() if isinstance(v, (DType, int, float, str))))
