@@ -14,7 +14,7 @@ and results go out channels-last, or are transposed tile by tile.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from weft.codegen.blocks import Code, Ix
@@ -28,10 +28,10 @@ from weft.codegen.microkernel import Tile, accumulator, widest
 from weft.codegen.operands import Matrix, matrix
 from weft.codegen.packing import Packer, Packing, element_of, unit_rows
 from weft.codegen.phases import Writer, aligned
-from weft.codegen.places import Region
+from weft.codegen.places import Coord, Region
 from weft.codegen.target import Target
 from weft.codegen.uniforms import Uniforms
-from weft.ir.contraction import channels_last
+from weft.ir.contraction import by_kernel_rows, by_pixels, channels_last
 from weft.ir.graph import Op
 
 Ints = tuple[int, ...]
@@ -100,16 +100,10 @@ def classes_of(g: Geometry) -> list[PixelClass]:
     return [PixelClass(lines) for lines in itertools.product(*(lines_of(g, d) for d in range(3)))]
 
 
-def suits(op: Op, target: Target) -> bool:
+def suits(op: Op) -> bool:
     """True where a convolution is better computed this way than over packed patches."""
     conv = contraction_of(op.regions[0])
-    g = geometry(conv)
-    if max(g.gap) > 1 and max(g.stride) > 1:
-        return False
-    lanes = target.lanes(accumulator(conv.result.type.dtype).bits)
-    outputs, depth = g.outputs // g.groups, g.channels // g.groups
-    filled = outputs / (-(-outputs // lanes) * lanes)
-    return depth >= 8 and filled >= 0.7 and prod(g.kernel) <= 512 and prod(g.out) > 1
+    return by_pixels(conv) or channels_last(op.regions[0], conv) is not None
 
 
 class Direct(Writer):
@@ -122,6 +116,10 @@ class Direct(Writer):
         x, w = self.conv.operands
         self.w: Matrix = matrix(w, self.graph, ((), (0,), tuple(range(1, w.type.ndim))))
         self.x: Matrix = matrix(x, self.graph, ((0,), tuple(range(2, x.type.ndim)), (1,)))
+        self.row = self.g.kernel[2] if by_kernel_rows(self.conv) else 1  # taps that count as channels
+        self.pixel, self.pad, self.width = self.g.channels, self.g.lo[2], self.g.size[2]
+        if self.row > 1:
+            self.g = self._joined()
         self.turn = channels_last(self.graph, self.conv)  # the op that lays the result out channels-last
         self.m, self.depth = self.g.outputs // self.g.groups, self.g.channels // self.g.groups
         self.plane, self.taps = prod(self.g.out), prod(self.g.kernel)
@@ -135,14 +133,22 @@ class Direct(Writer):
 
     # -- decisions
 
+    def _joined(self) -> Geometry:
+        """The convolution whose channels are those of a row of the kernel, over padded rows of the input."""
+        g = self.g
+        size = (*g.size[:2], (g.out[2] - 1) * g.stride[2] + self.row)
+        kernel, lo = (*g.kernel[:2], 1), (*g.lo[:2], 0)
+        return replace(g, channels=g.channels * self.row, size=size, kernel=kernel, lo=lo)
+
     def _source(self) -> None:
         """Read the input where it lies, if its channels are neighbours; else from a channels-last copy."""
         a = self.x.access
         last = self.x.plain and a is not None and (a.strides[1] == 1 or self.g.channels == 1)
         inside = all(c.inside for c in self.classes)
         self.copy_x = not last and not (self.x.plain and inside and self.blocks == 1)
+        self.copy_x = self.copy_x or self.row > 1
         if self.copy_x:
-            size, c = self.g.size, self.g.channels
+            size, c = self.g.size, self.pixel
             strides = (prod(size) * c, 1, size[1] * size[2] * c, size[2] * c, c)
             self.x_strides, self.x_offset = strides, 0
             return
@@ -178,7 +184,7 @@ class Direct(Writer):
             at += aligned(g.channels * size)
         self.x_at = at
         if self.copy_x:
-            at += aligned(g.samples * prod(g.size) * g.channels * size)
+            at += aligned(g.samples * prod(g.size) * self.pixel * size)
         self.w_at = at
         at += aligned(g.groups * self.blocks * self.taps * self.depth * self.tile.row_bytes)
         self.sums_at = at
@@ -212,7 +218,7 @@ class Direct(Writer):
         g, t, b = self.g, self.tile, self.blocking(self.classes[0])
         return "\n".join([
             f"direct conv {g.groups} groups x [{g.samples} x {self.plane} pixels] x [{self.m} channels], "
-            f"{self.taps} taps of {self.depth} {self.acc.name}",
+            f"{self.taps} taps of {self.depth} {self.acc.name}{' (rows of the kernel)' * (self.row > 1)}",
             f"  x: {'copied channels-last' if self.copy_x else 'in place'}",
             f"  y: {'channels-last' if self.turn else 'transposed by tile'}, {len(self.classes)} classes",
             f"  grid: {self.blocks} blocks of tiles of {t.rows} pixels x {t.cols}, "
@@ -220,7 +226,7 @@ class Direct(Writer):
         ])  # fmt: skip
 
     def _prepare(self) -> list[tuple[str, int]]:
-        parts = [self._copy_x()] if self.copy_x else []
+        parts = [self._copy_rows() if self.row > 1 else self._copy_x()] if self.copy_x else []
         parts.append(emit_weights(self))
         if self.w_at and self.zero_at < self.x_at:
             parts.append(self._clear())
@@ -255,6 +261,31 @@ class Direct(Writer):
         packer.rows(first, fn.min(fn.add(first, height), x.rows))
         self.keep(fn)
         return fn.symbol, self.g.samples * blocks
+
+    def _copy_rows(self) -> tuple[str, int]:
+        """Copy one row of an input of few channels, channels-last and padded."""
+        fn = self.start(f"{self.prefix}_copy_rows")
+        pointers, x, c, g = kernel_pointers(fn, self.op), self.x, self.pixel, self.g
+        rows, size = g.size[0] * g.size[1], self.acc.itemsize
+        sample, first = fn.div("%u", rows), fn.mul(fn.mod("%u", rows), self.width)
+        dst = fn.at(self.scratch_of(fn), fn.add(self.x_at, fn.mul("%u", g.size[2] * c * size)))
+        fn.declare("declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)")
+        fn.do(f"call void @llvm.memset.p0.i64(ptr {dst}, i8 0, i64 {g.size[2] * c * size}, i1 false)")
+        count = min(self.width, g.size[2] - self.pad)
+        down = c > 1 and x.last_stride(1) == 1
+
+        def source(r: Region, row: Coord, col: Coord) -> str:
+            pixel, channel = (col, Coord()) if c == 1 else (row, col)
+            return element_of(r, x, pointers, sample, r.plus(pixel, Coord(first)), channel)
+
+        packing = Packing(1, count, count, False, count) if c == 1 else Packing(count, c, c, down, count)
+        origin = None
+        if down and x.in_registers:
+            origin = (fn.at(x.base(fn, pointers, sample), fn.mul(first, size)), (x.k_stride or 0) * size)
+        Packer(fn, lambda mask: Region(fn, self.graph, self.lanes, pointers, mask), source, packing, self.acc,
+               fn.at(dst, self.pad * c * size), self.lanes, origin).rows(0, packing.rows)  # fmt: skip
+        self.keep(fn)
+        return fn.symbol, g.samples * rows
 
     def x_base(self, fn: Code, sample: Ix) -> str:
         """The address of the first channel of the first pixel of a sample."""

@@ -44,7 +44,7 @@ def emit(op: Op, target: Target, prefix: str) -> KernelCode:
     """The code of a kernel of form ``conv``."""
     from weft.codegen import conv_direct
 
-    if conv_direct.suits(op, target):
+    if conv_direct.suits(op):
         return conv_direct.Direct(op, target, prefix).emit()
     return Conv(op, target, prefix).emit()
 

@@ -28,7 +28,7 @@ class WeightPacking:
         self.pointers = kernel_pointers(fn, d.op)
         self.strides: tuple[int, int, int] | None = None
         a = d.w.access
-        if d.w.plain and a is not None:
+        if d.w.plain and a is not None and d.row == 1:
             taps = collapse(d.w.value.type.shape[2:], a.strides[2:])
             if taps is not None:
                 self.strides = (a.strides[0], a.strides[1], taps)
@@ -94,7 +94,9 @@ class WeightPacking:
                 x = load_lanes(fn, src, d.acc, d.lanes, mask)
             else:
                 region = Region(fn, d.graph, d.lanes, self.pointers, mask)
-                k = Coord(fn.add(fn.mul(c.i, d.taps), t.i))
+                # of a row of the kernel: input channel, then place in the row
+                channel, place = (fn.mod(c.i, d.pixel), fn.div(c.i, d.pixel)) if d.row > 1 else (c.i, 0)
+                k = Coord(fn.add(fn.mul(fn.add(fn.mul(channel, d.taps), t.i), d.row), place))
                 x = element_of(region, d.w, self.pointers, 0, Coord(self.row, 1), k)
             store_lanes(fn, x, at, d.acc, d.lanes)
 

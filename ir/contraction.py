@@ -12,6 +12,8 @@ group.
 
 from __future__ import annotations
 
+from math import prod
+
 from weft.ir.graph import Graph, Op
 from weft.ir.prims.base import Kind
 from weft.ir.types import TensorType
@@ -131,3 +133,28 @@ def moves_channels_last(op: Op) -> bool:
     """True for a permutation from [N, C, *S] to [N, *S, C]."""
     n = op.operands[0].type.ndim if op.operands else 0
     return op.prim.name == "permute" and n > 2 and op.attrs["perm"] == (0, *range(2, n), 1)
+
+
+def by_pixels(conv: Op) -> bool:
+    """True where a convolution is computed from whole pixels: it then reads and stores channels-last best.
+
+    That needs enough channels on both sides, and positions rather than taps to spread over.
+    """
+    w, a = conv.operands[1], conv.attrs
+    if max(a["lhs_dilation"]) > 1 and max(a["stride"]) > 1:
+        return False
+    outputs, depth = w.type.shape[0] // a["groups"], w.type.shape[1]
+    depth *= w.type.shape[-1] if by_kernel_rows(conv) else 1
+    lanes = 512 // max(conv.result.type.dtype.bits, 32)
+    filled = outputs / (-(-outputs // lanes) * lanes)
+    positions, taps = conv.result.type.shape[2:], w.type.shape[2:]
+    # results of fewer products cost more to move than to compute
+    enough = depth >= 8 and w.type.size >= 32 * w.type.shape[0]
+    return enough and filled >= 0.7 and prod(taps) <= 512 and prod(positions) > 1
+
+
+def by_kernel_rows(conv: Op) -> bool:
+    """True where pixels of few channels are read a row of the kernel at a time, as neighbours in memory."""
+    w, a = conv.operands[1].type.shape, conv.attrs
+    apart = a["lhs_dilation"][-1] > 1 or a["rhs_dilation"][-1] > 1 or a["padding"][-1][0] < 0
+    return w[1] < 8 and a["groups"] == 1 and 1 < w[-1] <= 128 and not apart

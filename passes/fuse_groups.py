@@ -69,7 +69,24 @@ class Grouping:
         self.nodes: dict[Node, None] = {}  # those that have not become part of another
         self.refusals: list[tuple[str, str, str]] = []
         self.transparent = {op for op in graph.ops if is_transparent(op)}
+        self.turns = self._turns()
         self._materialise()
+
+    def _turns(self) -> dict[Op, Op]:
+        """The permutations by which convolutions store channels-last: each belongs to its convolution."""
+        found: dict[Op, Op] = {}
+        for op in self.graph.ops:
+            if op.prim.name != "conv" or form_of(op) != "conv":
+                continue
+            turn = contraction.channels_last(self.graph, op)
+            if turn is not None and turn in self.transparent:
+                found[turn] = op
+                self.transparent.discard(turn)
+        return found
+
+    def _made(self, node: Node) -> Op:
+        """The operation whose result the tiles of a contraction are."""
+        return next((turn for turn, conv in self.turns.items() if conv is node.main), node.main)
 
     # -- which transparent operations must exist as values
 
@@ -170,6 +187,9 @@ class Grouping:
             node = Node(form_of(op), op, self.number[op], before)
             self.node[op] = node
             self.nodes[node] = None
+            if op in self.turns:
+                self.merge(self.node[self.turns[op]], node)
+                continue
             if node.form == "loop":
                 self._join_producers(op)
 
@@ -286,7 +306,7 @@ class Grouping:
 
     def _epilogue_refusal(self, a: Node, b: Node) -> str | None:
         for op in b.ops:
-            reason = contraction.epilogue_refusal(a.main, op)
+            reason = contraction.epilogue_refusal(self._made(a), op)
             if reason is not None:
                 return reason
         for op in self.with_transparent(b.ops, a.ops):  # what ``a`` reads itself has been looked at
@@ -302,7 +322,7 @@ class Grouping:
         """Why the maps of ``a``, which feed the epilogue of ``b``, may not be computed there."""
         if a.form != "loop" or b.form not in ("contract", "conv"):
             return f"{b.form} kernels take no producers"
-        shape = b.main.result.type.shape
+        shape = self._made(b).result.type.shape
         if any(
             op.prim.kind is not Kind.MAP or (op.result.type.shape != shape and cost_of(op) > CHEAP)
             for op in a.ops

@@ -11,6 +11,7 @@ from weft.passes.canonicalise import canonicalise
 from weft.passes.cse import cse
 from weft.passes.dce import dce
 from weft.passes.decompose import decompose
+from weft.passes.layout import choose_layouts
 from weft.passes.simplify import simplify
 from weft.passes.trim import trim
 
@@ -31,6 +32,7 @@ PASSES: list[tuple[str, Pass]] = [
     ("simplify", lambda g, kind: simplify(g)),
     ("decompose", decompose),
     ("cse again", lambda g, kind: cse(g)),  # what simplifying made equal
+    ("layout", lambda g, kind: choose_layouts(g)),
     ("fuse", _fuse),
     ("trim", lambda g, kind: trim(g)),
 ]
