@@ -19,6 +19,7 @@ from math import prod
 
 from weft.codegen.blocks import Code, Ix
 from weft.codegen.contract_kernel import contraction_of
+from weft.codegen.conv_copy import copy_positions
 from weft.codegen.conv_direct_unit import DirectUnit, emit_scattered
 from weft.codegen.conv_geometry import Geometry, Line, geometry, lines_of
 from weft.codegen.conv_weights import emit_weights
@@ -28,10 +29,10 @@ from weft.codegen.microkernel import Tile, accumulator, widest
 from weft.codegen.operands import Matrix, matrix
 from weft.codegen.packing import Packer, Packing, element_of, unit_rows
 from weft.codegen.phases import Writer, aligned
-from weft.codegen.places import Coord, Region
+from weft.codegen.places import Region
 from weft.codegen.target import Target
 from weft.codegen.uniforms import Uniforms
-from weft.ir.contraction import by_kernel_rows, by_pixels, channels_last
+from weft.ir.contraction import by_kernel_rows, by_pixels, turn_of
 from weft.ir.graph import Op
 
 Ints = tuple[int, ...]
@@ -103,7 +104,7 @@ def classes_of(g: Geometry) -> list[PixelClass]:
 def suits(op: Op) -> bool:
     """True where a convolution is better computed this way than over packed patches."""
     conv = contraction_of(op.regions[0])
-    return by_pixels(conv) or channels_last(op.regions[0], conv) is not None
+    return by_pixels(conv) or turn_of(op.regions[0], conv) is not None
 
 
 class Direct(Writer):
@@ -120,7 +121,7 @@ class Direct(Writer):
         self.pixel, self.pad, self.width = self.g.channels, self.g.lo[2], self.g.size[2]
         if self.row > 1:
             self.g = self._joined()
-        self.turn = channels_last(self.graph, self.conv)  # the op that lays the result out channels-last
+        self.turn = turn_of(self.graph, self.conv)  # the op that lays the result out channels-last
         self.m, self.depth = self.g.outputs // self.g.groups, self.g.channels // self.g.groups
         self.plane, self.taps = prod(self.g.out), prod(self.g.kernel)
         self.classes = classes_of(self.g)
@@ -272,18 +273,8 @@ class Direct(Writer):
         fn.declare("declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)")
         fn.do(f"call void @llvm.memset.p0.i64(ptr {dst}, i8 0, i64 {g.size[2] * c * size}, i1 false)")
         count = min(self.width, g.size[2] - self.pad)
-        down = c > 1 and x.last_stride(1) == 1
-
-        def source(r: Region, row: Coord, col: Coord) -> str:
-            pixel, channel = (col, Coord()) if c == 1 else (row, col)
-            return element_of(r, x, pointers, sample, r.plus(pixel, Coord(first)), channel)
-
-        packing = Packing(1, count, count, False, count) if c == 1 else Packing(count, c, c, down, count)
-        origin = None
-        if down and x.in_registers:
-            origin = (fn.at(x.base(fn, pointers, sample), fn.mul(first, size)), (x.k_stride or 0) * size)
-        Packer(fn, lambda mask: Region(fn, self.graph, self.lanes, pointers, mask), source, packing, self.acc,
-               fn.at(dst, self.pad * c * size), self.lanes, origin).rows(0, packing.rows)  # fmt: skip
+        copy_positions(self, fn, x, pointers, sample, first, count, fn.at(dst, self.pad * c * size), self.acc,
+                       self.lanes)  # fmt: skip
         self.keep(fn)
         return fn.symbol, g.samples * rows
 

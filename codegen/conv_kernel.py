@@ -29,6 +29,7 @@ from weft.codegen.places import Coord, Place, Region
 from weft.codegen.target import Target
 from weft.codegen.uniforms import Uniforms
 from weft.ir.access import row_major
+from weft.ir.contraction import by_taps
 from weft.ir.graph import Op
 from weft.ir.types import f32
 
@@ -42,8 +43,10 @@ _MOST_TILES = 128  # per unit: their sums wait on the stack
 
 def emit(op: Op, target: Target, prefix: str) -> KernelCode:
     """The code of a kernel of form ``conv``."""
-    from weft.codegen import conv_direct
+    from weft.codegen import conv_direct, conv_taps
 
+    if by_taps(contraction_of(op.regions[0])):
+        return conv_taps.Taps(op, target, prefix).emit()
     if conv_direct.suits(op):
         return conv_direct.Direct(op, target, prefix).emit()
     return Conv(op, target, prefix).emit()

@@ -121,18 +121,34 @@ def side_refusal(contract: Op, op: Op) -> str | None:
     return f"a {kind.value} op cannot be computed on a tile"
 
 
-def channels_last(graph: Graph, conv: Op) -> Op | None:
-    """The permutation that moves the channels of ``conv`` last, where nothing else reads its result."""
+def turn_of(graph: Graph, conv: Op) -> Op | None:
+    """The permutation with which ``conv`` stores its result: channels last, or, where it is computed from
+    taps, output channels first. None where there is none, or something else reads the result.
+    """
     users = [op for op in graph.ops if conv.result in op.operands]
-    if len(users) != 1 or conv.result in graph.results:
+    if len(users) != 1 or conv.result in graph.results or users[0].prim.name != "permute":
         return None
-    return users[0] if moves_channels_last(users[0]) else None
+    perm, n = users[0].attrs["perm"], conv.result.type.ndim
+    if by_taps(conv):
+        return users[0] if perm == (1, 0, *range(2, n)) else None
+    if max(conv.attrs["lhs_dilation"]) > 1 and max(conv.attrs["stride"]) > 1:
+        return None
+    return users[0] if perm == (0, *range(2, n), 1) else None
 
 
-def moves_channels_last(op: Op) -> bool:
-    """True for a permutation from [N, C, *S] to [N, *S, C]."""
-    n = op.operands[0].type.ndim if op.operands else 0
-    return op.prim.name == "permute" and n > 2 and op.attrs["perm"] == (0, *range(2, n), 1)
+def by_taps(conv: Op) -> bool:
+    """True where a convolution has few positions and many taps, as the gradient of weights has, and is
+    computed as a sum over the taps.
+    """
+    w, a, y = conv.operands[1].type, conv.attrs, conv.result.type
+    spread = max(a["lhs_dilation"]) > 1
+    if spread and max(*a["stride"], *a["rhs_dilation"]) > 1:
+        return False
+    along = y.shape[0] if spread else w.shape[0] // a["groups"]
+    lanes = 512 // max(y.dtype.bits, 32)
+    filled = along / (-(-along // lanes) * lanes)
+    taps, positions = prod(w.shape[2:]), prod(y.shape[2:])
+    return filled >= 0.7 and taps >= 16 and (taps > 4 * positions or taps * w.shape[1] >= 256 > positions)
 
 
 def by_pixels(conv: Op) -> bool:
@@ -141,15 +157,16 @@ def by_pixels(conv: Op) -> bool:
     That needs enough channels on both sides, and positions rather than taps to spread over.
     """
     w, a = conv.operands[1], conv.attrs
-    if max(a["lhs_dilation"]) > 1 and max(a["stride"]) > 1:
+    if by_taps(conv) or (max(a["lhs_dilation"]) > 1 and max(a["stride"]) > 1):
         return False
     outputs, depth = w.type.shape[0] // a["groups"], w.type.shape[1]
-    depth *= w.type.shape[-1] if by_kernel_rows(conv) else 1
+    rows = by_kernel_rows(conv)
+    depth *= w.type.shape[-1] if rows else 1
     lanes = 512 // max(conv.result.type.dtype.bits, 32)
     filled = outputs / (-(-outputs // lanes) * lanes)
     positions, taps = conv.result.type.shape[2:], w.type.shape[2:]
-    # results of fewer products cost more to move than to compute
-    enough = depth >= 8 and w.type.size >= 32 * w.type.shape[0]
+    # results of few products cost more to turn than to compute
+    enough = depth >= 8 and (not rows or w.type.size >= 32 * w.type.shape[0])
     return enough and filled >= 0.7 and prod(taps) <= 512 and prod(positions) > 1
 
 

@@ -73,12 +73,12 @@ class Grouping:
         self._materialise()
 
     def _turns(self) -> dict[Op, Op]:
-        """The permutations by which convolutions store channels-last: each belongs to its convolution."""
+        """The permutations that tell convolutions how to store: each belongs to its convolution."""
         found: dict[Op, Op] = {}
         for op in self.graph.ops:
             if op.prim.name != "conv" or form_of(op) != "conv":
                 continue
-            turn = contraction.channels_last(self.graph, op)
+            turn = contraction.turn_of(self.graph, op)
             if turn is not None and turn in self.transparent:
                 found[turn] = op
                 self.transparent.discard(turn)

@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from weft.ir.contraction import by_pixels
+from weft.ir.contraction import by_pixels, by_taps
 from weft.ir.graph import Graph, Op, Value
 from weft.ir.prims import broadcast_p, copy_p, permute_p
 from weft.ir.prims.base import Kind
 from weft.passes.dce import dce
-from weft.passes.rewriting import Rewriter, Rules
+from weft.passes.rewriting import Rewriter, Rewritten, Rules
 
 _BY_AXIS = {  # attributes with an entry for each axis
     "reduce_window": ("window", "stride", "padding", "dilation"),
@@ -34,10 +34,29 @@ def choose_layouts(graph: Graph) -> Graph:
 
     Expects a decomposed graph; leaves the results and parameters as they are.
     """
-    if not any(op.prim.name == "conv" and by_pixels(op) for op in graph.ops):
+    if not any(op.prim.name == "conv" for op in graph.ops):
         return graph
+    graph = dce(Rewriter(graph, _RULES).run())
     chosen = _Weights(graph).chosen()
     return dce(_Layout(graph, chosen).run()) if chosen else graph
+
+
+_RULES = Rules()
+
+
+@_RULES.on("permute")
+def turn_before_reshape(r: Rewriter, op: Op) -> Rewritten:
+    """Output channels go first at the convolution itself, not after axes of length 1 have been dropped."""
+    view = r.producer(op.operands[0], "reshape")
+    conv = r.producer(view.operands[0], "conv") if view is not None else None
+    if view is None or conv is None or not by_taps(conv):
+        return None
+    shape, ndim = conv.result.type.shape, conv.result.type.ndim
+    long, n = tuple(d for d in shape if d != 1), view.result.type.ndim
+    if view.result.type.shape != long or 1 in shape[:2] or op.attrs["perm"] != (1, 0, *range(2, n)):
+        return None
+    turned = r.emit("permute", conv.result, perm=(1, 0, *range(2, ndim)))
+    return r.reshape(turned, op.result.type.shape)
 
 
 def _follows(op: Op) -> bool:

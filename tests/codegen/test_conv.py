@@ -217,3 +217,53 @@ def test_weights_of_the_input_gradient_are_packed_backwards():
 
     kernel = check(run, normal(2, 24, 6, 6), normal(24, 40, 3, 3))
     assert "direct conv" in kernel.code.loops
+
+
+def weight_gradient(stride, padding, groups=1, turn=True, lhs=None, last=False):
+    """As differentiation writes it: samples and channels exchanged, the stride as a dilation."""
+
+    def run(x, ct):
+        if last:
+            n = type_of(x).ndim
+            back = (0, n - 1, *range(1, n - 1))
+            x, ct = P.permute_p.bind(x, perm=back), P.permute_p.bind(ct, perm=back)
+        n, c, *size = type_of(x).shape
+        space = tuple(range(3, 3 + len(size)))
+        x = P.reshape_p.bind(x, shape=(n, groups, c // groups, *size))
+        x = P.permute_p.bind(x, perm=(2, 1, 0, *space))
+        x = P.reshape_p.bind(x, shape=(c // groups, groups * n, *size))
+        swap = (1, 0, *range(2, 2 + len(size)))
+        out = conv((1,) * len(size), padding, lhs, stride, groups)(x, P.permute_p.bind(ct, perm=swap))
+        return P.permute_p.bind(out, perm=swap) if turn else out
+
+    return run
+
+
+TAPS = {
+    "same": (weight_gradient(ONE, SAME), (2, 5, 8, 9), (2, 16, 8, 9)),
+    "in order": (weight_gradient(ONE, SAME, turn=False), (2, 5, 8, 9), (2, 16, 8, 9)),
+    "stride": (weight_gradient((2, 3), ((1, 0), (2, 2))), (3, 7, 21, 25), (3, 40, 10, 9)),
+    "cropped": (weight_gradient(ONE, ((1, -2), (-1, 0))), (3, 3, 15, 15), (3, 16, 12, 12)),
+    "groups": (weight_gradient(ONE, SAME, groups=3), (8, 6, 6, 6), (8, 36, 6, 6)),
+    "point": (weight_gradient(ONE, NONE), (2, 33, 7, 7), (2, 70, 7, 7)),
+    "channels last": (weight_gradient(ONE, NONE, last=True), (2, 7, 7, 32), (2, 7, 7, 64)),
+    "one channel": (weight_gradient((1,), ((3, 3),)), (2, 1, 700), (2, 16, 700)),
+    "many samples": (weight_gradient(ONE, SAME), (600, 4, 9, 9), (600, 16, 9, 9)),
+    "three dimensions": (weight_gradient((1, 1, 2), ((1, 1), (0, 1), (1, 1))),
+                         (3, 8, 6, 7, 6), (3, 16, 6, 6, 3)),
+    "transposed": (weight_gradient(ONE, ((1, 1), (1, 1)), lhs=(2, 2)), (2, 16, 6, 6), (2, 8, 11, 11)),
+    "transposed, in order": (weight_gradient(ONE, ((2, 1), (0, 1)), turn=False, lhs=(2, 2), groups=2),
+                             (2, 32, 6, 6), (2, 8, 10, 10)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=TARGET_IDS)
+@pytest.mark.parametrize("name", TAPS)
+def test_sums_over_taps(name, target):
+    fn, x, ct = TAPS[name]
+    text = check(fn, normal(*x), normal(*ct), target=target, tol=5e-5).code.loops
+    assert "conv over taps" in text
+    assert ("output channels first" in text) == ("in order" not in name)
+    assert ("a: in place, b: in place" in text) == (name == "channels last")
+    if name == "many samples":
+        assert "1 parts" not in text

@@ -34,7 +34,7 @@ def channel(v, like):
 
 
 def relu(x):
-    return P.max_p.bind(x, x * 0.0)
+    return P.maximum_p.bind(x, x * 0.0)
 
 
 def pool(x):
