@@ -78,7 +78,8 @@ class Grouping:
         for op in self.graph.ops:
             if op.prim.name != "conv" or form_of(op) != "conv":
                 continue
-            turn = contraction.turn_of(self.graph, op)
+            users = self.users.get(op.result, ())
+            turn = contraction.turn_of(self.graph, op) if len(users) == 1 else None
             if turn is not None and turn in self.transparent:
                 found[turn] = op
                 self.transparent.discard(turn)
@@ -86,7 +87,8 @@ class Grouping:
 
     def _made(self, node: Node) -> Op:
         """The operation whose result the tiles of a contraction are."""
-        return next((turn for turn, conv in self.turns.items() if conv is node.main), node.main)
+        users = self.users.get(node.main.result, ()) if node.main.results else ()
+        return next((op for op in users if op in self.turns), node.main)
 
     # -- which transparent operations must exist as values
 
