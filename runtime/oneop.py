@@ -237,19 +237,19 @@ def graph_of(layouts: Sequence[Layout], fn: Callable[..., Any], name: str) -> Gr
     return b.finish(list(out) if isinstance(out, (tuple, list)) else [out])
 
 
-def runner_of(graph: Graph) -> Callable[..., Any] | None:
+def runner_of(graph: Graph, donate: Mapping[int, int] | None = None) -> Callable[..., Any] | None:
     """The native runner of a graph, None if part of it would run in Python."""
     try:
-        made = executable_of(graph)
+        made = executable_of(graph, donate)
     except CompilerError:
         return None
     return None if made.artifact.hosts else made.runner
 
 
-def executable_of(graph: Graph) -> Any:
+def executable_of(graph: Graph, donate: Mapping[int, int] | None = None) -> Any:
     """Compile a graph for eager use."""
     stats.count("eager_kernels")
-    return compile_graph(graph, name=f"eager_{graph.name}")
+    return compile_graph(graph, donate=donate, name=f"eager_{graph.name}")
 
 
 def _broadcast(prim: Primitive, xs: Sequence[Value]) -> Sequence[Value]:

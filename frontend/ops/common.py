@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from weft.tensor import Tensor
 from weft.views import own
 
 _ndarray = np.ndarray
+_LARGE = 1 << 18
 
 
 def is_number(x: Any) -> bool:
@@ -165,6 +167,8 @@ def binary(prim: Primitive, a: Any, b: Any, *, to_float: bool = False) -> Tensor
 def _broadcast_binary(prim: Primitive, a: Tensor, b: Tensor) -> Tensor:
     """Two operands of one dtype and different shapes."""
     shape = broadcast_shapes(a._data.shape, b._data.shape)
+    if math.prod(shape) * a._data.itemsize >= _LARGE:  # so that the size of the result shows
+        a, b = broadcast_to(a, shape), broadcast_to(b, shape)
     if _current.get() is _NUMPY and not (mode.grad and (a.requires_grad or b.requires_grad)):
         return apply(prim, a, b)
     return apply(prim, broadcast_to(a, shape), broadcast_to(b, shape))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
+from weft.composite import composite
 from weft.dispatch import apply
 from weft.ir import prims as P
 from weft.ir.graph import Graph, GraphBuilder, Value
@@ -138,6 +139,17 @@ def layer(
     LSTM [batch, hidden]): all outputs [time, batch, outputs] and the last state. ``keep`` [time, batch]: the
     steps that a row has; its state does not change in others.
     """
+    out, *last = _layer(mode, reverse, x, keep, *weights, *state)
+    return out, tuple(last)
+
+
+@composite
+def _layer(
+    mode: str, reverse: bool, x: Tensor, keep: Tensor | None, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None,
+    b_hh: Tensor | None, w_hr: Tensor | None, *state: Tensor,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """All outputs, then the last state."""
+    weights = Weights(w_ih, w_hh, b_ih, b_hh, w_hr)
     steps, batch = shape_of(x)[:2]
     hidden = shape_of(weights.w_ih)[0] // GATES[mode]
     # GRU's candidate multiplies its recurrent part by a gate, so the bias of that cannot be moved out
@@ -159,7 +171,7 @@ def layer(
         P.scan_p, *consts, *state, *xs,
         n_consts=len(consts), n_carry=len(state), length=steps, reverse=reverse, regions=(graph,),
     )  # fmt: skip
-    return out[-1], tuple(out[:-1])
+    return out[-1], *out[:-1]
 
 
 def cell(mode: str, x: Tensor, state: tuple[Tensor, ...], weights: Weights) -> tuple[Tensor, ...]:

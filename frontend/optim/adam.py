@@ -7,6 +7,7 @@ from typing import Any
 from weft.capture.state import is_capturing
 from weft.creation import tensor, zeros_like
 from weft.ir.types import f32, f64
+from weft.optim.fused import pure
 from weft.optim.optimizer import Optimizer, check_options
 from weft.tensor import Tensor
 
@@ -54,6 +55,7 @@ class Adam(Optimizer):
             state["max_exp_avg_sq"] = zeros_like(p)
         return state
 
+    @pure
     def update(self, p: Tensor, grad: Tensor, state: dict[str, Any], options: dict[str, Any]) -> None:
         (beta1, beta2), lr, decay = options["betas"], options["lr"], options["weight_decay"]
         step, first, second = state["step"], state["exp_avg"], state["exp_avg_sq"]

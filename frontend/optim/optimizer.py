@@ -11,6 +11,7 @@ from weft.autograd.grad_mode import enable_grad, no_grad
 from weft.capture.state import bump_epoch, hidden_scalar, is_capturing, paused
 from weft.nn.hooks import RemovableHandle
 from weft.nn.module import clear_grad
+from weft.optim.fused import step_group
 from weft.tensor import Tensor
 
 
@@ -127,11 +128,11 @@ class Optimizer:
 
     def _step_group(self, group: dict[str, Any]) -> None:
         options = self.options(group)
-        for p in group["params"]:
-            if p.grad is None:
-                continue
-            grad = -p.grad if group.get("maximize") else p.grad
-            self.update(p, grad, self.state_of(p, group), options)
+        items = [(p, p.grad, self.state_of(p, group)) for p in group["params"] if p.grad is not None]
+        if step_group(self, group, items):
+            return
+        for p, grad, state in items:
+            self.update(p, -grad if group.get("maximize") else grad, state, options)
 
     def options(self, group: dict[str, Any]) -> dict[str, Any]:
         """The options of a group as numbers: in capture, as inputs that each call reads afresh."""

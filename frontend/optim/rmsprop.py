@@ -7,6 +7,7 @@ from typing import Any
 from weft.creation import full_like, tensor, zeros_like
 from weft.ir.types import f32
 from weft.optim.adam import number_of
+from weft.optim.fused import pure
 from weft.optim.optimizer import Optimizer, check_options
 from weft.tensor import Tensor
 
@@ -53,6 +54,7 @@ class RMSprop(Optimizer):
             state["grad_avg"] = zeros_like(p)
         return state
 
+    @pure
     def update(self, p: Tensor, grad: Tensor, state: dict[str, Any], options: dict[str, Any]) -> None:
         alpha, square = options["alpha"], state["square_avg"]
         state["step"].add_(1)
@@ -108,6 +110,7 @@ class Adagrad(Optimizer):
         start = full_like(p, group["initial_accumulator_value"])
         return {"step": tensor(0.0, dtype=f32), "sum": start}
 
+    @pure
     def update(self, p: Tensor, grad: Tensor, state: dict[str, Any], options: dict[str, Any]) -> None:
         step, total = state["step"], state["sum"]
         step.add_(1)

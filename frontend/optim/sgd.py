@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from weft.creation import zeros_like
+from weft.optim.fused import pure
 from weft.optim.optimizer import Optimizer, check_options
 from weft.tensor import Tensor
 
@@ -57,6 +58,7 @@ class SGD(Optimizer):
             "momentum_buffer": zeros_like(p) if group["momentum"] != 0 and group["dampening"] == 0 else None
         }
 
+    @pure
     def update(self, p: Tensor, grad: Tensor, state: dict[str, Any], options: dict[str, Any]) -> None:
         momentum, decay = options["momentum"], options["weight_decay"]
         if decay != 0:
