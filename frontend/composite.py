@@ -185,7 +185,8 @@ def _differentiate(
         finally:
             mode.grad = before
     whole = Graph([*graph.params, *cts], b.ops, [*graph.results, *gradients], graph.name)
-    forward, backward, n_saved = partition(whole, len(graph.params), len(graph.results))
+    unsaved = graph.params[:1] if plan.fn in _reads_no_input else ()
+    forward, backward, n_saved = partition(whole, len(graph.params), len(graph.results), unsaved)
     return _split_saved(plan, forward, backward, n_saved)
 
 
@@ -216,8 +217,21 @@ _calls: dict[Any, int] = {}
 
 def composite(fn: Fn) -> Fn:
     """Run ``fn`` eagerly as one compiled graph where that pays. Its tensors must be arguments, its other
-    arguments hashable; it gives one tensor or several, none of them an operand or a view of one."""
+    arguments hashable; it gives one tensor or several, none of them an operand or a view of one. The gradient
+    may read all operands."""
+    return _composite(fn)
 
+
+def composite_of_results(fn: Fn) -> Fn:
+    """A :func:`composite` whose gradient does not read the first operand: that may be overwritten after."""
+    _reads_no_input.add(fn)
+    return _composite(fn)
+
+
+_reads_no_input: set[Any] = set()
+
+
+def _composite(fn: Any) -> Any:
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:
         if _current.get() is _NUMPY and switch.on:
@@ -226,7 +240,7 @@ def composite(fn: Fn) -> Fn:
                 return out
         return fn(*args, **kwargs)
 
-    return call  # type: ignore[return-value]
+    return call
 
 
 def _run(fn: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

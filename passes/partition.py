@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from weft.ir.graph import Graph, Op, Value
 from weft.ir.prims.base import Kind
@@ -17,7 +17,9 @@ RECOMPUTABLE = frozenset({Kind.MAP, Kind.SOURCE, Kind.MOVE})
 MAX_DEPTH = 24
 
 
-def partition(joint: Graph, n_params: int, n_results: int) -> tuple[Graph, Graph, int]:
+def partition(
+    joint: Graph, n_params: int, n_results: int, unsaved: Collection[Value] = ()
+) -> tuple[Graph, Graph, int]:
     """Split ``joint``: (params..., cotangents...) -> (results..., gradients...) into forward, backward,
     n_saved.
 
@@ -26,7 +28,8 @@ def partition(joint: Graph, n_params: int, n_results: int) -> tuple[Graph, Graph
     values; ``backward`` takes the saved values and the cotangents. The saved set is a minimum cut: of all
     sets from which the backward part can be computed with cheap operations alone (maps, moves, constants:
     never a contraction, reduction or random bits again) the one with the fewest bytes. A parameter is alive
-    anyway and counts as nothing; a result counts half.
+    anyway and counts as nothing; a result counts half. The ``unsaved`` parameters may change before the
+    backward part runs: it reads them only if nothing else will do.
     """
     params, cotangents = joint.params[:n_params], joint.params[n_params:]
     results, grads = joint.results[:n_results], joint.results[n_results:]
@@ -34,7 +37,7 @@ def partition(joint: Graph, n_params: int, n_results: int) -> tuple[Graph, Graph
     readable = set(params).union(*(op.results for op in forward_ops)) if forward_ops else set(params)
     wanted = _unique(v for op in backward_ops for v in op.operands if v in readable)
     wanted += [v for v in _unique(grads) if v in readable and v not in set(wanted)]
-    saved = _minimum_cut(forward_ops, params, results, wanted)
+    saved = _minimum_cut(forward_ops, params, results, wanted, unsaved)
     again = _recomputed(forward_ops, wanted, saved)
     forward = _closed(params, forward_ops, [*results, *saved], joint.name)
     backward = _closed([*saved, *cotangents], [*again, *backward_ops], grads, f"{joint.name}_backward")
@@ -77,7 +80,11 @@ def _recomputed(ops: list[Op], wanted: list[Value], saved: list[Value]) -> list[
 
 
 def _minimum_cut(
-    ops: list[Op], params: Sequence[Value], results: Sequence[Value], wanted: list[Value]
+    ops: list[Op],
+    params: Sequence[Value],
+    results: Sequence[Value],
+    wanted: list[Value],
+    unsaved: Collection[Value],
 ) -> list[Value]:
     """The values to save, in program order.
 
@@ -99,7 +106,7 @@ def _minimum_cut(
         if v in edges:
             continue
         into, out = flow.node(), flow.node()
-        cost = 0 if v not in producers else max(2 * v.type.nbytes, 1)
+        cost = max(2 * v.type.nbytes, 1) if v in producers else INFINITE if v in unsaved else 0
         edges[v] = flow.edge(into, out, cost // 2 if v in halved else cost)
         if v in fixed:
             flow.edge(source, into, INFINITE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from weft.composite import composite
+from weft.composite import composite_of_results
 from weft.dispatch import apply
 from weft.dtypes import as_dtype, type_name
 from weft.ir import prims as P
@@ -35,7 +35,7 @@ def _total(e: Tensor, d: int) -> Tensor:
     return keep_dims(apply(P.sum_p, e, axes=(d,)), shape, (d,), True) if shape else e
 
 
-@composite
+@composite_of_results
 def softmax(input: Tensor, dim: int, dtype: Any = None) -> Tensor:
     """exp(x) / sum(exp(x)) along ``dim``.
 
@@ -48,7 +48,7 @@ def softmax(input: Tensor, dim: int, dtype: Any = None) -> Tensor:
     return e / _total(e, d)
 
 
-@composite
+@composite_of_results
 def log_softmax(input: Tensor, dim: int, dtype: Any = None) -> Tensor:
     """log(softmax(x)) along ``dim``, without overflow."""
     x, d = _centred(input, dim, dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from weft.composite import composite
+from weft.composite import composite, composite_of_results
 from weft.dispatch import apply
 from weft.ir import prims as P
 from weft.ir import types as T
@@ -60,7 +60,7 @@ def cross_entropy(
     return _cross_entropy(input, target, weight, axis, ignore_index, reduction, label_smoothing)
 
 
-@composite
+@composite_of_results
 def _cross_entropy(
     input: Tensor,
     target: Tensor,

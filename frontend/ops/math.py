@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from weft.composite import composite
+from weft.composite import composite_of_results
 from weft.dispatch import apply
 from weft.dtypes import as_dtype, type_name
 from weft.ir import prims as P
@@ -186,7 +186,7 @@ def square(input: Tensor) -> Tensor:
     return pow(input, 2)
 
 
-@composite
+@composite_of_results
 def sigmoid(input: Tensor) -> Tensor:
     """1 / (1 + exp(-x)), by exp(-|x|) so that neither it nor its gradient overflows."""
     x = convert(input, to_inexact(input.dtype))
