@@ -93,6 +93,8 @@ class ContractUnit:
                     slot = fn.add(fn.mul(fn.sub(p.i, p0), tall), fn.sub(t.i, t0)) if self.blocked else 0
                     tile = fn.at(self.tiles, fn.mul(slot, aligned(g.tile.bytes)))
                     row = g.row(fn, t.i)
+                    if not self.blocked:
+                        self._prefetch(row, g.col(fn, p.i))
                     self._multiply(row, b, start, count, tile)
                     if not self.blocked:
                         self._finish(tile, t.i, g.col(fn, p.i))
@@ -101,6 +103,24 @@ class ContractUnit:
                 slot = fn.add(fn.mul(fn.sub(p.i, p0), tall), fn.sub(t.i, t0))
                 tile = fn.at(self.tiles, fn.mul(slot, aligned(g.tile.bytes)))
                 self._finish(tile, t.i, g.col(fn, p.i))
+
+    def _prefetch(self, row: Ix, col: Ix) -> None:
+        """Ask for what the epilogue will read beside the tile, which lies in rows too far apart for the
+        hardware to guess; the multiplication gives it time to come."""
+        c, fn, g = self.c, self.fn, self.g
+        shape = c.dot.result.type.shape
+        beside = [v for v in c.graph.params if v.type.shape == shape and v not in c.dot.operands]
+        if c.splits > 1 or c.swapped:
+            return
+        for v in beside:
+            size = v.type.dtype.itemsize
+            base = self.pointers[v]
+            fn.declare("declare void @llvm.prefetch.p0(ptr, i32 immarg, i32 immarg, i32 immarg)")
+            for r in range(g.tile.rows):
+                line = fn.mul(fn.add(fn.mul(fn.add(fn.mul(self.batch, c.m), fn.add(row, r)), c.n), col), size)
+                at = fn.at(base, line)
+                for k in range(0, (g.partial or g.tile.cols) * size, 64):
+                    fn.do(f"call void @llvm.prefetch.p0(ptr {fn.at(at, k)}, i32 0, i32 3, i32 1)")
 
     def _b_panel(self, panel: Ix, start: Ix) -> str:
         """The address of a panel of B at k ``start``; for inner products, of its first row."""
