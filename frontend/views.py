@@ -23,6 +23,7 @@ from weft.eager import is_whole
 from weft.ir import prims as P
 from weft.ir.graph import Value
 from weft.ir.prims.base import _NUMPY, Primitive, _current, full_like
+from weft.ir.prims.move import diagonal_slice
 from weft.ir.types import DType
 from weft.tensor import Tensor, contiguous_strides
 
@@ -51,6 +52,14 @@ def _write_broadcast(apply: Apply, old: Tensor, new: Tensor, attrs: Any) -> Tens
     return apply(P.reshape_p, new, shape=_shape(old))
 
 
+def _write_diagonal(apply: Apply, old: Tensor, new: Tensor, attrs: Any) -> Tensor:
+    *lead, rows, cols = shape = _shape(old)
+    start, _, step = diagonal_slice(rows, cols, attrs["offset"])
+    flat = apply(P.reshape_p, old, shape=(*lead, rows * cols))
+    at, every = (*(0 for _ in lead), start), (*(1 for _ in lead), step)
+    return apply(P.reshape_p, apply(P.update_slice_p, flat, new, start=at, step=every), shape=shape)
+
+
 _MULTI = (
     "This view is the output of a function that returns multiple views. Such functions do not allow the "
     "output views to be modified inplace. You should replace the inplace operation by an out-of-place one."
@@ -66,6 +75,7 @@ INVERSE[P.slice_p] = lambda apply, old, new, a: apply(
     P.update_slice_p, old, new, start=a["start"], step=a["step"]
 )
 INVERSE[P.broadcast_p] = _write_broadcast
+INVERSE[P.diagonal_p] = _write_diagonal
 INVERSE[P.real_p] = lambda apply, old, new, a: apply(P.complex_p, new, apply(P.imag_p, old))
 INVERSE[P.imag_p] = lambda apply, old, new, a: apply(P.complex_p, apply(P.real_p, old), new)
 INVERSE[P.bitcast_p] = lambda apply, old, new, a: apply(P.bitcast_p, new, dtype=_dtype(old))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from weft.ir.graph import Graph, Op, Value
+from weft.ir.prims.move import diagonal_slice
 from weft.ir.types import DType, TensorType
 from weft.passes.dce import dce
 from weft.passes.rewriting import Rewriter, Rewritten, Rules
@@ -120,6 +121,16 @@ def _units_differ(a: TensorType, b: TensorType) -> bool:
 def slice_of_everything(r: Rewriter, op: Op) -> Rewritten:
     x = op.operands[0]
     return x if x.type == op.result.type and all(s == 1 for s in op.attrs["step"]) else None
+
+
+@CANONICAL.on("diagonal")
+def diagonal_as_slice(r: Rewriter, op: Op) -> Rewritten:
+    """Every so-many-th element of the matrix in one row: what all later passes know."""
+    x = op.operands[0]
+    *lead, rows, cols = x.type.shape
+    start, stop, step = diagonal_slice(rows, cols, op.attrs["offset"])
+    flat, zeros, ones = r.reshape(x, (*lead, rows * cols)), (0,) * len(lead), (1,) * len(lead)
+    return r.emit("slice", flat, start=(*zeros, start), stop=(*lead, stop), step=(*ones, step))
 
 
 @CANONICAL.on("flip")

@@ -591,6 +591,15 @@ row(
         ]
     ),
 )
+row(
+    "diagonal",
+    *moves(
+        [
+            (s, {"offset": k}, lambda x, k=k: np.array(np.diagonal(x, k, -2, -1)))
+            for s, k in (((3, 4), 0), ((3, 4), 2), ((2, 5, 3), -2), ((3, 3), 7), ((3, 3), -7), ((0, 2), 0))
+        ]
+    ),
+)
 row("copy", *moves([((3, 4), {}, np.array), ((), {}, np.array), ((0, 2), {}, np.array)]))
 
 PADS = (

@@ -378,22 +378,8 @@ def diagonal(input: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Te
     a, b = wrap_dim(dim1, len(s)), wrap_dim(dim2, len(s))
     if a == b:
         raise RuntimeError(f"diagonal dimensions cannot be identical {dim1}, {dim2}")
-    rows, cols = s[a], s[b]
-    start = offset if offset >= 0 else -offset * cols
-    count = max(min(rows, cols - offset) if offset >= 0 else min(rows + offset, cols), 0)
     lead = tuple(i for i in range(len(s)) if i not in (a, b))
-    batch = tuple(s[i] for i in lead)
-    stop = start + (count - 1) * (cols + 1) + 1 if count else start
-    zeros, ones = (0,) * len(batch), (1,) * len(batch)
-    start = min(start, rows * cols)
-    steps = [
-        (P.permute_p, {"perm": (*lead, a, b)}),
-        (P.reshape_p, {"shape": (*batch, rows * cols)}),
-        (
-            P.slice_p,
-            {"start": (*zeros, start), "stop": (*batch, max(stop, start)), "step": (*ones, cols + 1)},
-        ),
-    ]
+    steps = [(P.permute_p, {"perm": (*lead, a, b)}), (P.diagonal_p, {"offset": offset})]
     data = None
     if not interpreter().recording:
         data = np.diagonal(input._data, offset, a, b)

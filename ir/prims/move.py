@@ -29,6 +29,7 @@ __all__ = [
     "broadcast_p",
     "concatenate_p",
     "copy_p",
+    "diagonal_p",
     "flip_p",
     "pad_p",
     "permute_p",
@@ -143,6 +144,50 @@ def _slice_vjp(ct: Any, out: Any, x: Any, *, start: Ints, stop: Ints, step: Ints
 
 slice_p = Primitive(
     "slice", Kind.MOVE, infer=_slice_infer, eval=_slice_eval, vjp=_slice_vjp, dtypes=DTYPES, needs="",
+)  # fmt: skip
+
+
+# diagonal ----------------------------------------------------------------
+
+
+def diagonal_slice(rows: int, cols: int, offset: int) -> tuple[int, int, int]:
+    """Start, stop and step of a diagonal among the rows * cols elements of a matrix in row-major order.
+
+    >>> diagonal_slice(3, 4, 1)
+    (1, 12, 5)
+    """
+    count = max(min(rows, cols - offset) if offset >= 0 else min(rows + offset, cols), 0)
+    start = min(offset if offset >= 0 else -offset * cols, rows * cols)
+    return start, start + (count - 1) * (cols + 1) + 1 if count else start, cols + 1
+
+
+def _diagonal_infer(x: TensorType, *, offset: int) -> TensorType:
+    if x.ndim < 2:
+        raise ValueError(f"diagonal: expected at least two dimensions, got {x}")
+    start, stop, step = diagonal_slice(x.shape[-2], x.shape[-1], offset)
+    return x.with_(shape=(*x.shape[:-2], *slice_lengths((start,), (stop,), (step,))))
+
+
+def _diagonal_eval(x: np.ndarray, *, offset: int) -> np.ndarray:
+    out = np.diagonal(x, offset, -2, -1)
+    if x.flags.writeable:
+        out.flags.writeable = True
+    return out
+
+
+def _diagonal_vjp(ct: Any, out: Any, x: Any, *, offset: int) -> tuple[Any, ...]:
+    shape = type_of(x).shape
+    rows, cols = shape[-2:]
+    start, stop, step = diagonal_slice(rows, cols, offset)
+    lead = (0,) * (len(shape) - 2)
+    lo, hi, interior = (*lead, start), (*lead, rows * cols - stop), (*lead, step - 1)
+    flat = apply("pad", ct, zeros(ct, ()), lo=lo, hi=hi, interior=interior)
+    return (apply("reshape", flat, shape=shape),)
+
+
+diagonal_p = Primitive(
+    "diagonal", Kind.MOVE, infer=_diagonal_infer, eval=_diagonal_eval, vjp=_diagonal_vjp, dtypes=DTYPES,
+    needs="",
 )  # fmt: skip
 
 

@@ -181,3 +181,30 @@ def test_numpy_memory_is_shared_both_ways() -> None:
     t[0] = 1
     a[1] = 2
     assert a.tolist() == [1, 2, 0] and t.tolist() == [1, 2, 0] and np.shares_memory(t.numpy(), a)
+
+
+@pytest.mark.parametrize("turn", [lambda x: x.t(), lambda x: x[:, ::2], lambda x: x[0].expand(3, 4)])
+def test_the_diagonal_of_any_layout_is_a_view_compiled_too(turn: object) -> None:
+    """No reshape could show the diagonal of memory that is not contiguous."""
+
+    def fn(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = x * 2
+        return y, turn(y).diagonal(1)  # type: ignore[operator]
+
+    x = torch.arange(16.0).reshape(4, 4)
+    base, view = torch.compile(fn)(x)
+    want_base, want = fn(x)
+    assert torch.equal(base, want_base) and torch.equal(view, want)
+    assert view.data_ptr() - base.data_ptr() == want.data_ptr() - want_base.data_ptr()
+    base.fill_(7)
+    assert (view == 7).all()
+
+
+def test_writing_through_a_diagonal_compiled() -> None:
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        y = x + 0
+        y.permute(2, 0, 1).diagonal(-1, 1, 2).fill_(9)
+        return y
+
+    x = torch.arange(24.0).reshape(3, 4, 2)
+    assert torch.equal(torch.compile(fn, fullgraph=True)(x), fn(x))

@@ -35,6 +35,7 @@ CASES = {
     "slice": [((X,), {"start": (0, 1), "stop": (2, 3), "step": (1, 2)})],
     "pad": [((X, np.array(2.0)), {"lo": (1, -1), "hi": (0, 2), "interior": (1, 0)})],
     "flip": [((X,), {"axes": (1,)})],
+    "diagonal": [((X,), {"offset": 1})],
     "concatenate": [((X, X), {"axis": 0})],
     "update_slice": [((X, X[:1]), {"start": (1, 0), "step": (1, 1)})],
     "copy": [((X,), {})],

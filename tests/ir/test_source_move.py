@@ -90,6 +90,7 @@ def test_moves_of_every_dtype(dtype, check_value):
                 np.broadcast_to(x[:, None], (2, 3, 5)))  # fmt: skip
     check_value(P.slice_p, [x], {"start": (1, 0), "stop": (2, 5), "step": (1, 2)}, x[1:2, 0:5:2])
     check_value(P.flip_p, [x], {"axes": (1,)}, x[:, ::-1])
+    check_value(P.diagonal_p, [x], {"offset": 1}, np.diagonal(x, 1))
     check_value(P.concatenate_p, [x, x[:1]], {"axis": 0}, np.concatenate([x, x[:1]]))
     check_value(P.copy_p, [x], {}, x)
     one = some(dtype, ())
@@ -152,6 +153,7 @@ def test_views_are_free_and_the_others_are_fresh():
         P.permute_p.bind(x, perm=(1, 0)),
         P.broadcast_p.bind(x, shape=(2, 3, 4), axes=(1, 2)),
         P.slice_p.bind(x, start=(0, 0), stop=(3, 4), step=(2, 1)),
+        P.diagonal_p.bind(x, offset=-1),
     ):
         assert np.shares_memory(view, x)
     for fresh in (
@@ -171,6 +173,7 @@ def test_views_are_free_and_the_others_are_fresh():
     ("prim", "attrs"),
     [(P.reshape_p, {"shape": (6,)}), (P.permute_p, {"perm": (1, 0)}),
      (P.broadcast_p, {"shape": (4, 2, 3), "axes": (1, 2)}), (P.flip_p, {"axes": (0, 1)}),
+     (P.diagonal_p, {"offset": 0}), (P.diagonal_p, {"offset": -1}), (P.diagonal_p, {"offset": 5}),
      (P.slice_p, {"start": (0, 0), "stop": (2, 2), "step": (1, 1)}),
      (P.slice_p, {"start": (1, 0), "stop": (2, 3), "step": (1, 2)}),
      (P.slice_p, {"start": (0, 2), "stop": (2, 2), "step": (1, 2)}), (P.copy_p, {})],
@@ -221,6 +224,7 @@ def test_gradient_of_concatenate_and_update_slice(rng, check_gradient):
         (P.slice_p, [(4,)], {"start": (0,), "stop": (5,), "step": (1,)}, ValueError),
         (P.slice_p, [(4,)], {"start": (0,), "stop": (4,), "step": (0,)}, ValueError),
         (P.flip_p, [(4,)], {"axes": (1,)}, ValueError),
+        (P.diagonal_p, [(4,)], {"offset": 0}, ValueError),
         (P.concatenate_p, [(2, 3), (3, 2)], {"axis": 0}, ValueError),
         (P.concatenate_p, [], {"axis": 0}, ValueError),
         (P.pad_p, [(2,), (1,)], {"lo": (0,), "hi": (0,), "interior": (0,)}, ValueError),
