@@ -163,17 +163,24 @@ def training(T: Any, compile: Compile, model: Any, x: Any, y: Any, flat: bool = 
     return lambda: fn(x, y)
 
 
-@row("MLP training step, batch 64, Adam")
+@row("MLP training step, batch 64, Adam", flops=2 * 64 * (2 * 784 * 128 + 3 * 128 * 10))
 def mlp_training(T: Any, compile: Compile) -> Callable[[], Any]:
     return training(T, compile, models.mlp(T), T.randn(64, 784), T.randint(0, 10, (64,)))
 
 
-@row("CNN training step, batch 64")
+CNN_FLOPS = 2 * 64 * (2 * 28 * 28 * 32 * 9 + 3 * (14 * 14 * 64 * 32 * 9 + 3136 * 128 + 128 * 10))
+
+
+@row("CNN training step, batch 64", flops=CNN_FLOPS)
 def cnn_training(T: Any, compile: Compile) -> Callable[[], Any]:
     return training(T, compile, models.cnn(T), T.randn(64, 1, 28, 28), T.randint(0, 10, (64,)))
 
 
-@row("small GPT training step 4x192, 8x128")
+# the products with the weights, and those of causal attention; each once forward and twice backward
+GPT_FLOPS = 3 * 2 * 1024 * (4 * 12 * 192**2 + 192 * 256) + 3 * 4 * 4 * 8 * 128 * 128 * 192 / 2
+
+
+@row("small GPT training step 4x192, 8x128", flops=GPT_FLOPS)
 def gpt_training(T: Any, compile: Compile) -> Callable[[], Any]:
     model = models.gpt(T, vocabulary=256, context=128, width=192, heads=6, layers=4)
     ids, targets = T.randint(0, 256, (8, 128)), T.randint(0, 256, (8 * 128,))
