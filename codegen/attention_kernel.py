@@ -404,7 +404,10 @@ class Forward(Attention):
         out = self.result(fn, 0)
         if out is None:
             return
-        divisor = one.select(one.compare("eq", whole, one.const(0.0, acc)), one.const(1.0, acc), whole)
+        divisor = whole
+        if not self.main.attrs["nan_rows"]:
+            none = one.compare("eq", whole, one.const(0.0, acc))
+            divisor = one.select(none, one.const(1.0, acc), whole)
         if self.heads_inside:
             number = fn.add(fn.mul(fn.add(fn.mul(batch, self.length), i), self.q_heads), head)
         to = fn.at(out, fn.mul(number, self.out_width * dtype.itemsize))

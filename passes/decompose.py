@@ -9,10 +9,11 @@ from weft.ir.prims import copy_p
 from weft.ir.prims.base import Kind
 from weft.ir.types import bf16, f16, f32
 from weft.passes.dce import dce
+from weft.passes.decompose_attention import ATTENTION
 from weft.passes.rewriting import Rewriter, Rewritten, Rules, others
 from weft.passes.simplify import SIMPLIFICATIONS
 
-CPU_RULES = Rules(SIMPLIFICATIONS)
+CPU_RULES = Rules(SIMPLIFICATIONS, ATTENTION)
 TARGETS = {"cpu": CPU_RULES, "cuda": CPU_RULES, "null": CPU_RULES}
 _IDENTITY = {"sum": 0, "prod": 1, "any": False, "all": True}
 
@@ -22,7 +23,8 @@ def decompose(graph: Graph, target_kind: str = "cpu") -> Graph:
 
     Expects a simplified graph. Leaves no operation with an empty result but ``full``, no reduction or
     contraction of empty operands, no contraction that is an outer or an inner product (they are maps and
-    sums, which fuse), no ``topk``; and results that are values of their own: a result that is a parameter,
+    sums, which fuse), no ``topk``; attention where a softmax stands between two contractions; and
+    results that are values of their own: a result that is a parameter,
     a constant, another result or a view of one of these is copied.
     """
     return dce(separate_results(Rewriter(graph, TARGETS[target_kind]).run()))
@@ -112,39 +114,6 @@ def _in_order(r: Rewriter, op: Op, side: int) -> Value:
     v, contract, batch = op.operands[side], op.attrs["contract"][side], op.attrs["batch"][side]
     perm = (*batch, *others((*contract, *batch), v.type.ndim), *contract)
     return v if perm == tuple(range(v.type.ndim)) else r.emit("permute", v, perm=perm)
-
-
-_HEADS_INSIDE = (0, 2, 1, 3)
-
-
-def _read_permuted(r: Rewriter, v: Value) -> bool:
-    """Whether a reader of a result of the old graph swaps its heads and rows."""
-    return any(op.prim.name == "permute" and op.attrs["perm"] == _HEADS_INSIDE for op in r.readers.get(v, ()))
-
-
-@CPU_RULES.on("attention")
-def heads_where_read(r: Rewriter, op: Op) -> Rewritten:
-    """Write the result in the order in which it is read."""
-    if op.attrs["heads_inside"] or r.current is None or r.current.prim is not op.prim:
-        return None
-    if not _read_permuted(r, r.current.results[0]):
-        return None
-    out, lse = r.emit_all("attention", *op.operands, **{**op.attrs, "heads_inside": True})
-    return r.emit("permute", out, perm=_HEADS_INSIDE), lse
-
-
-@CPU_RULES.on("attention_grad")
-def gradient_heads_where_read(r: Rewriter, op: Op) -> Rewritten:
-    """Write the cotangents in the order in which they are read."""
-    if any(op.attrs["heads_inside"]) or r.current is None or r.current.prim is not op.prim:
-        return None
-    inside = tuple([_read_permuted(r, v) for v in r.current.results])
-    if not any(inside):
-        return None
-    made = r.emit_all("attention_grad", *op.operands, **{**op.attrs, "heads_inside": inside})
-    return tuple(
-        [r.emit("permute", v, perm=_HEADS_INSIDE) if s else v for v, s in zip(made, inside, strict=True)]
-    )
 
 
 @CPU_RULES.on("topk")

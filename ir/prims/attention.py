@@ -4,7 +4,8 @@ q [B, H, L, E], k [B, K, S, E] and v [B, K, S, V], where K divides H: a key head
 query heads. ``mask`` (bool: True takes part; or a number to add) is [B, H, L, S], where a dimension may be 1:
 what the mask does not depend on. ``state`` is that of ``random_bits``, an operand only where ``dropout`` is
 not 0: weight number i of [B, H, L, S] is dropped where the upper 24 bits of word i, read as a fraction, are
-below ``dropout``. ``causal``: query i sees the keys 0..i. A row that sees no key gives zeros.
+below ``dropout``. ``causal``: query i sees the keys 0..i. A row that sees no key gives zeros; with
+``nan_rows`` NaN, as the softmax of nothing but -inf.
 
 Results: out [B, H, L, V], or [B, L, H, V] with ``heads_inside``; and lse [B, H, L], the logarithm of the sum
 of the exponentials of each row (-inf where it sees no key), from which the gradient computes the weights
@@ -77,7 +78,7 @@ def _swap(x: Any, swap: bool) -> Any:
 
 def _infer(
     q: TensorType, k: TensorType, v: TensorType, *rest: TensorType, causal: bool, scale: float,
-    dropout: float, mask_grad: bool, heads_inside: bool,
+    dropout: float, mask_grad: bool, heads_inside: bool, nan_rows: bool,
 ) -> tuple[TensorType, TensorType]:  # fmt: skip
     _check("attention", q, k, v, rest, dropout)
     out = _swapped((*q.shape[:3], v.shape[3]), heads_inside)
@@ -86,22 +87,27 @@ def _infer(
 
 def _eval(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, *rest: np.ndarray, causal: bool, scale: float,
-    dropout: float, mask_grad: bool, heads_inside: bool,
+    dropout: float, mask_grad: bool, heads_inside: bool, nan_rows: bool,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     mask, state = split_optional(rest, dropout)
     with np.errstate(all="ignore"):
         out, lse = attention_numpy.forward(q, k, v, mask, state, causal=causal, scale=scale, dropout=dropout)
+    if nan_rows:
+        out[lse == -np.inf] = np.nan
     out = out.transpose(_SWAP) if heads_inside else out
     return np.ascontiguousarray(out.astype(q.dtype, copy=False)), lse
 
 
 def _vjp(
     cts: Any, outs: Any, q: Any, k: Any, v: Any, *rest: Any, causal: bool, scale: float, dropout: float,
-    mask_grad: bool, heads_inside: bool,
+    mask_grad: bool, heads_inside: bool, nan_rows: bool,
 ) -> tuple[Any, ...]:  # fmt: skip
     (ct, ct_lse), (out, lse) = cts, outs
     mask, state = split_optional(rest, dropout)
     acc = type_of(lse).dtype
+    if nan_rows:
+        none = apply("eq", lse, full_like(lse, -math.inf))
+        lse = apply("where", none, full_like(lse, math.nan), lse)
     if ct is None:
         ct, delta = full_like(out, 0), None
     else:
@@ -124,7 +130,10 @@ def _vjp(
 attention_p = Primitive(
     "attention", Kind.ATTENTION, infer=_infer, eval=_eval, vjp=_vjp, needs="01234o", n_results=2,
     dtypes=FLOATS,
-    defaults={"causal": False, "scale": 1.0, "dropout": 0.0, "mask_grad": True, "heads_inside": False},
+    defaults={
+        "causal": False, "scale": 1.0, "dropout": 0.0, "mask_grad": True, "heads_inside": False,
+        "nan_rows": False,
+    },
 )  # fmt: skip
 
 
