@@ -32,7 +32,7 @@ from weft.codegen.phases import Writer, aligned
 from weft.codegen.places import Region
 from weft.codegen.target import Target
 from weft.codegen.uniforms import Uniforms
-from weft.ir.contraction import by_kernel_rows, by_pixels, turn_of
+from weft.ir.contraction import by_kernel_rows, by_pixels, depthwise, turn_of
 from weft.ir.graph import Op
 
 Ints = tuple[int, ...]
@@ -121,8 +121,11 @@ class Direct(Writer):
         self.pixel, self.pad, self.width = self.g.channels, self.g.lo[2], self.g.size[2]
         if self.row > 1:
             self.g = self._joined()
+        self.depthwise = depthwise(self.conv)
         self.turn = turn_of(self.graph, self.conv)  # the op that lays the result out channels-last
         self.m, self.depth = self.g.outputs // self.g.groups, self.g.channels // self.g.groups
+        if self.depthwise:  # vectors run through the groups
+            self.m, self.g = self.g.outputs, replace(self.g, groups=1)
         self.plane, self.taps = prod(self.g.out), prod(self.g.kernel)
         self.classes = classes_of(self.g)
         self.scattered = len(self.classes) > 1 and self.turn is None
@@ -148,6 +151,8 @@ class Direct(Writer):
         inside = all(c.inside for c in self.classes)
         self.copy_x = not last and not (self.x.plain and inside and self.blocks == 1)
         self.copy_x = self.copy_x or self.row > 1
+        if self.depthwise:  # whole vectors of channels are read
+            self.copy_x = not last or self.m % self.tile.cols != 0
         if self.copy_x:
             size, c = self.g.size, self.pixel
             strides = (prod(size) * c, 1, size[1] * size[2] * c, size[2] * c, c)
@@ -182,10 +187,10 @@ class Direct(Writer):
         g, size, at = self.g, self.acc.itemsize, 0
         self.zero_at = at
         if not all(c.inside for c in self.classes):
-            at += aligned(g.channels * size)
+            at += aligned(g.channels * size + self.tile.row_bytes)
         self.x_at = at
         if self.copy_x:
-            at += aligned(g.samples * prod(g.size) * self.pixel * size)
+            at += aligned(g.samples * prod(g.size) * self.pixel * size + self.tile.row_bytes)
         self.w_at = at
         at += aligned(g.groups * self.blocks * self.taps * self.depth * self.tile.row_bytes)
         self.sums_at = at
@@ -218,7 +223,8 @@ class Direct(Writer):
     def _describe(self) -> str:
         g, t, b = self.g, self.tile, self.blocking(self.classes[0])
         return "\n".join([
-            f"direct conv {g.groups} groups x [{g.samples} x {self.plane} pixels] x [{self.m} channels], "
+            f"direct {'depthwise ' * self.depthwise}conv {g.groups} groups x "
+            f"[{g.samples} x {self.plane} pixels] x [{self.m} channels], "
             f"{self.taps} taps of {self.depth} {self.acc.name}{' (rows of the kernel)' * (self.row > 1)}",
             f"  x: {'copied channels-last' if self.copy_x else 'in place'}",
             f"  y: {'channels-last' if self.turn else 'transposed by tile'}, {len(self.classes)} classes",

@@ -130,7 +130,7 @@ class DirectUnit:
         weights = fn.at(self.scratch, fn.add(d.w_at, fn.mul(where, d.taps * d.depth * tile.row_bytes)))
         if not self.single:
             self._clear()
-        channel = fn.mul(self.group, d.depth)
+        channel = fn.mul(block, tile.cols) if d.depthwise else fn.mul(self.group, d.depth)
         with fn.range(0, c.taps, b.taps, runs=True) as t0, fn.range(0, d.depth, b.depth, runs=True) as c0:
             taps = fn.min(b.taps, fn.sub(c.taps, t0.i))
             depth = fn.min(b.depth, fn.sub(d.depth, c0.i))
@@ -147,6 +147,12 @@ class DirectUnit:
     def _call(self, table: str, t0: Ix, taps: Ix, c0: Ix, weights: str, depth: Ix, sums: str) -> None:
         fn, d, size = self.fn, self.d, self.size
         step = d.x_strides[1]
+        if d.depthwise:
+            name = depthwise_kernel(fn, self.tile)
+            offsets, first = fn.at(self.offsets, t0, "i64"), fn.mul(c0, size)
+            fn.do(f"call void @{name}(ptr {table}, ptr {offsets}, i64 {taps}, i64 {first}, ptr {weights}, "
+                  f"ptr {sums})")  # fmt: skip
+            return
         short = isinstance(depth, int) and depth * self.tile.rows * self.tile.vectors <= _STRAIGHT
         name = indirect_kernel(fn, self.tile, unit=step == 1 or d.g.channels == 1,
                                accumulate=not self.single, depth=d.depth if short else 0)  # fmt: skip
@@ -248,6 +254,34 @@ def emit_scattered(d: Direct) -> tuple[str, int]:
           f"i64 {rows}, i64 {first}, i64 {count})")  # fmt: skip
     d.keep(fn)
     return fn.symbol, counts[0] * counts[1] * counts[2]
+
+
+def depthwise_kernel(fn: Code, tile: Tile) -> str:
+    """Declare in ``fn`` and name the kernel that multiplies each channel of listed pixels by its own weight.
+
+    Its arguments: the table (for each tap the addresses of the tile's rows), the byte offsets of the taps'
+    weights, taps, byte offset of the first channel, weights, sums.
+    """
+    name = f"weft_depthwise_{tile.dtype.name}_{tile.rows}x{tile.vectors}x{tile.lanes}"
+    params = ("ptr noalias %table, ptr noalias %offsets, i64 %taps, i64 %first, ptr noalias %b, "
+              "ptr noalias %t")  # fmt: skip
+    k = Code(name, params, linkage="internal")
+    t, dtype, lanes = reg_type(tile.dtype, tile.lanes), tile.dtype, tile.lanes
+    count = tile.rows * tile.vectors
+    with k.range(0, "%taps", 1, [(t, "zeroinitializer")] * count, runs=True) as tap:
+        line = k.at("%table", k.mul(tap.i, tile.rows), "ptr")
+        start = k.at("%b", k.load("i64", k.at("%offsets", tap.i, "i64"), 8))
+        ws = [load_lanes(k, k.at(start, v, t), dtype, lanes) for v in range(tile.vectors)]
+        for r in range(tile.rows):
+            at = k.at(k.load("ptr", k.at(line, r, "ptr"), 8), "%first")
+            for v in range(tile.vectors):
+                x, i = load_lanes(k, k.at(at, v, t), dtype, lanes), r * tile.vectors + v
+                tap.next[i] = multiply_add(k, dtype, lanes, x, ws[v], tap.vars[i])
+    for i in range(count):
+        k.store(t, tap.out[i], k.at("%t", i, t), dtype.itemsize)
+    fn.declares |= k.declares
+    fn.declare(k.finish())
+    return k.symbol
 
 
 def indirect_kernel(fn: Code, tile: Tile, *, unit: bool, accumulate: bool, depth: int = 0) -> str:

@@ -160,6 +160,8 @@ def by_pixels(conv: Op) -> bool:
     if by_taps(conv) or (max(a["lhs_dilation"]) > 1 and max(a["stride"]) > 1):
         return False
     outputs, depth = w.type.shape[0] // a["groups"], w.type.shape[1]
+    if depthwise(conv):
+        outputs, depth = w.type.shape[0], 8
     rows = by_kernel_rows(conv)
     depth *= w.type.shape[-1] if rows else 1
     lanes = 512 // max(conv.result.type.dtype.bits, 32)
@@ -168,6 +170,12 @@ def by_pixels(conv: Op) -> bool:
     # results of few products cost more to turn than to compute
     enough = depth >= 8 and (not rows or w.type.size >= 32 * w.type.shape[0])
     return enough and filled >= 0.7 and prod(taps) <= 512 and prod(positions) > 1
+
+
+def depthwise(conv: Op) -> bool:
+    """True where every channel is a group of its own, with one output."""
+    w = conv.operands[1].type.shape
+    return w[1] == 1 and w[0] == conv.attrs["groups"] > 1
 
 
 def by_kernel_rows(conv: Op) -> bool:
