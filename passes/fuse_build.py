@@ -23,16 +23,35 @@ def build(grouping: Grouping) -> Graph:
 
 def _kernel(grouping: Grouping, node: Node) -> Op:
     """The kernel operation of a group: its results are the very values that others read."""
-    ops = grouping.with_transparent(node.ops)
+    results = grouping.outputs(node.ops)
+    ops = in_order_of_use(grouping.with_transparent(node.ops), results)
     made = {r for op in ops for r in op.results}
     reads: dict[Value, None] = {}
     for op in ops:
         reads.update(dict.fromkeys(x for x in op.operands if x not in made))
-    results = grouping.outputs(node.ops)
     region = region_of(ops, list(reads), results)
     loc = next((op.loc for op in reversed(node.ops) if op.loc), None)
-    attrs = {"form": node.form, "name": kernel_name(node)}
+    own = set(node.ops)
+    attrs = {"form": node.form, "name": kernel_name(node.form, [op for op in ops if op in own])}
     return Op(kernel_p, list(reads), attrs, results, [region], loc)
+
+
+def in_order_of_use(ops: list[Op], results: list[Value]) -> list[Op]:
+    """The operations that ``results`` need, each before its first use and no sooner: kernels that do the same
+    are the same text (and so are compiled once), wherever in the program their parts stood."""
+    producer = {r: op for op in ops for r in op.results}
+    done: dict[Op, None] = {}
+    stack = [(producer[r], False) for r in reversed(results) if r in producer]
+    while stack:
+        op, ready = stack.pop()
+        if op in done:
+            continue
+        if ready:
+            done[op] = None
+            continue
+        stack.append((op, True))
+        stack += [(producer[x], False) for x in reversed(op.operands) if x in producer]
+    return list(done)
 
 
 def region_of(ops: list[Op], reads: list[Value], results: list[Value]) -> Graph:
@@ -47,12 +66,12 @@ def region_of(ops: list[Op], reads: list[Value], results: list[Value]) -> Graph:
     return Graph(params, copies, [env[r] for r in results], "kernel")
 
 
-def kernel_name(node: Node) -> str:
+def kernel_name(form: str, ops: list[Op]) -> str:
     """A readable name: the form of a heavy kernel, then what it computes, shortened."""
-    names = list(dict.fromkeys(op.prim.name for op in node.ops))
+    names = list(dict.fromkeys(op.prim.name for op in ops))
     if len(names) > 4:
         names = [*names[:2], "etc", names[-1]]
-    head = [] if node.form == "loop" or names[0].startswith(node.form) else [node.form]
+    head = [] if form == "loop" or names[0].startswith(form) else [form]
     return "_".join([*head, *(n for n in names if n not in head)])
 
 
