@@ -9,6 +9,7 @@ from typing import Any
 
 from weft.codegen.entry import emit_entry, module_text, profile_globals
 from weft.codegen.kernel import KernelCode, Unsupported, emit_kernel
+from weft.codegen.merge import Merger
 from weft.codegen.steps import (
     Branch,
     Host,
@@ -123,6 +124,7 @@ class _Builder:
         self.number: dict[Op, int] = {}  # of each kernel in ``infos``
         self.codes: dict[str, KernelCode | Unsupported] = {}
         self.programs = 0
+        self.merger = Merger()
 
     def program(self, graph: Graph, symbol: str, donate: Mapping[int, int]) -> tuple[Plan, float]:
         """Emit the entry of ``graph``; its plan and the estimated time of one run."""
@@ -158,7 +160,7 @@ class _Builder:
         if code is None:
             name = re.sub(r"\W", "_", str(op.attrs["name"]))
             try:
-                code = emit_kernel(op, self.target, f"k{len(self.codes)}_{name}")
+                code = self.merger.add(emit_kernel(op, self.target, f"k{len(self.codes)}_{name}"))
             except Unsupported as e:
                 code = e
             except Exception as e:

@@ -201,14 +201,14 @@ def _warn(message: str) -> None:
         warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
-def object_for(text: str, target: Target) -> bytes:
+def object_for(text: str, target: Target, level: int = 1) -> bytes:
     """The object code of a module of our own, from the cache where it is there."""
     store = disk_cache()
-    key = key_of("module", repr(target), text)
+    key = key_of("module", str(level), repr(target), text)
     found = store.load(key) if store else None
     if found is not None:
         return found
-    image = jit.compile_object(text, target)
+    image = jit.compile_object(text, target, level)
     if store:
         store.store(key, image)
     return image

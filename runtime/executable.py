@@ -99,8 +99,8 @@ class Executable:
     def _load(self) -> None:
         from weft.runtime import shared, threads
 
-        imports = {"weft_parallel_for": threads.parallel_for_address(),
-                   "weft_host": hostcall.callback_address(),
+        imports = {"weft_parallel_for": threads.parallel_for_address,
+                   "weft_host": hostcall.callback_address,
                    **shared.addresses(self.artifact.shared, self.target)}  # fmt: skip
         self._address = jit.link(self.artifact.image, (ENTRY,), imports)[ENTRY]
         self._context = hostcall.register(self.artifact.hosts) if self.artifact.hosts else 0

@@ -73,7 +73,7 @@ def parallel_for_address() -> int:
 @cache
 def _pool() -> dict[str, int]:
     target = host_target()
-    image = disk.object_for(pool_ir.module(target.triple), target)
+    image = disk.object_for(pool_ir.module(target.triple), target, level=0)
     found = jit.link(image, pool_ir.EXPORTS, {}, pool_ir.LIBC)
     ctypes.CFUNCTYPE(None, ctypes.c_int64)(found["weft_pool_resize"])(get_num_threads() - 1)
     os.register_at_fork(after_in_child=ctypes.CFUNCTYPE(None)(found["weft_pool_reset"]))
