@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from weft.autograd.grad_mode import mode
 from weft.dispatch import apply, interpreter, wrap, wrap_value
 from weft.dtypes import get_default_dtype
 from weft.ir import prims as P
+from weft.ir import types as T
 from weft.ir.graph import Value
 from weft.ir.prims.base import _NUMPY, Primitive, _current
 from weft.ir.types import DType
@@ -107,6 +109,20 @@ def broadcast_to(x: Tensor, shape: tuple[int, ...]) -> Tensor:
 def broadcast_tensors(*tensors: Tensor) -> tuple[Tensor, ...]:
     shape = broadcast_shapes(*(shape_of(t) for t in tensors))
     return tuple(broadcast_to(t, shape) for t in tensors)
+
+
+def in_float32(fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A function of a tensor that is computed in float32 where the tensor is of half precision, and rounded
+    once at the end, as PyTorch does for activations.
+    """
+
+    @functools.wraps(fn)
+    def wide(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not (x.dtype.is_floating_point and x.dtype.bits == 16):
+            return fn(x, *args, **kwargs)
+        return convert(fn(convert(x, T.f32), *args, **kwargs), x.dtype)
+
+    return wide
 
 
 def to_inexact(dtype: DType) -> DType:

@@ -20,6 +20,7 @@ from weft.ops.common import (
     check_tensor,
     convert,
     elementwise,
+    in_float32,
     is_number,
     scalar_tensor,
     shape_of,
@@ -187,6 +188,7 @@ def square(input: Tensor) -> Tensor:
 
 
 @composite_of_results
+@in_float32
 def sigmoid(input: Tensor) -> Tensor:
     """1 / (1 + exp(-x)), by exp(-|x|) so that neither it nor its gradient overflows."""
     x = convert(input, to_inexact(input.dtype))

@@ -11,7 +11,7 @@ from weft.ops import math as M
 from weft.ops import reduce as R
 from weft.ops.activation import log_softmax as _log_softmax
 from weft.ops.activation import softmax as _softmax
-from weft.ops.common import shape_of
+from weft.ops.common import in_float32, shape_of
 from weft.ops.inplace import inplace as _inplace
 from weft.ops.math import where
 from weft.random import uniform
@@ -44,6 +44,7 @@ def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace
 
 
 @composite
+@in_float32
 def gelu(input: Tensor, approximate: str = "none") -> Tensor:
     """x times the normal distribution function of x, or its tanh approximation. Source: Hendrycks & Gimpel
     2016.
@@ -62,6 +63,7 @@ def silu(input: Tensor, inplace: bool = False) -> Tensor:
 
 
 @composite
+@in_float32
 def _silu(x: Tensor) -> Tensor:
     return x * M.sigmoid(x)
 
@@ -72,11 +74,13 @@ def mish(input: Tensor, inplace: bool = False) -> Tensor:
 
 
 @composite
+@in_float32
 def _mish(x: Tensor) -> Tensor:
     return x * softplus(x).tanh()
 
 
 @composite
+@in_float32
 def softplus(input: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
     """log(1 + exp(beta x)) / beta; x itself where beta x is above the threshold."""
     scaled = input if beta == 1 else input * beta
@@ -91,6 +95,7 @@ def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
 
 
 @composite
+@in_float32
 def _elu(x: Tensor, alpha: float, scale: float) -> Tensor:
     positive = x > 0
     low = where(positive, 0.0, x).expm1() * (alpha * scale)
@@ -108,6 +113,7 @@ def celu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
 
 
 @composite
+@in_float32
 def _celu(x: Tensor, alpha: float) -> Tensor:
     return where(x > 0, x, (where(x > 0, 0.0, x) / alpha).expm1() * alpha)
 

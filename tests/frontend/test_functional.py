@@ -175,3 +175,17 @@ def test_fold_is_the_transpose_of_unfold() -> None:
     g = t(*y.shape)
     (y * g).sum().backward()
     close(F.fold(g, (5, 6), (2, 3), stride=(1, 2), padding=1), x.grad.numpy())
+
+
+@pytest.mark.parametrize("name", ["gelu", "silu", "mish", "softplus", "elu", "celu", "sigmoid"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_activations_of_half_precision_are_rounded_once(name, dtype):
+    fn = getattr(F, name)
+    x = torch.linspace(-6, 6, 333).to(dtype).requires_grad_()
+    want = fn(x.detach().to(torch.float32)).to(dtype)
+    for run in (fn, torch.compile(lambda x: fn(x))):
+        out = run(x)
+        assert out.dtype is dtype
+        assert torch.equal(out.detach(), want)
+        (grad,) = torch.autograd.grad(out.sum(), x)
+        assert grad.dtype is dtype and bool(torch.isfinite(grad).all())
