@@ -34,7 +34,6 @@ from weft.ir.prims.base import Kind
 _COLD = 2.0  # by how much a kernel between others is slower than one alone, whose operands are in the caches
 _UNIT_NS = 4_000.0  # units are not cut below this
 _UNITS = 96  # units wanted, so that threads end together
-_SLOTS = 64 << 10  # bytes of sums of one unit that wait on the stack for the next block of k
 _PACK_ROWS = 64  # rows of a packed matrix per unit
 _INNER_ROWS = 12  # rows of a tile that the kernel of inner products fills
 
@@ -81,6 +80,9 @@ class Contract(Writer):
         )
         self.plan = plan or choose(self.problem, target)
         self.pack_a, self.pack_b = self.plan.pack_a, self.plan.pack_b
+        # the sums are the kernel's only result, as they are
+        results = self.graph.results
+        self.bare = list(results) == [self.dot.result] and results[0].type.dtype is self.acc
         self.cost_ns = cost(self.problem, self.plan, target) * slot_ns(target)
         self._grids()
         self._splits()
@@ -138,7 +140,8 @@ class Contract(Writer):
             wanted = max(wanted, -(-fused_rows(self.m) // tile.rows))
         tall = min(tiles, max(1, int(wanted)))
         if chunk_of(self.problem, self.plan) < self.k:
-            tall = min(tall, max(1, _SLOTS // tile.bytes))
+            waiting = max(64 << 10, self.target.l2_bytes // 4)  # sums on the stack, for the next block of k
+            tall = min(tall, max(1, waiting // tile.bytes))
         tall = -(-tiles // -(-tiles // tall))
         broad = min(panels, max(1, int(wanted / tall))) if tall == tiles else 1
         return -(-panels // -(-panels // broad)), tall

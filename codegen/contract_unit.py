@@ -60,8 +60,10 @@ class ContractUnit:
         self.pointers = kernel_pointers(fn, c.op)
         self.scratch = c.scratch_of(fn)
         self.blocked = c.chunks > c.splits or c.plan.kind == "stream"  # then tiles are added to
-        slots = prod(g.per_unit) if self.blocked else 1
-        self.tiles = fn.alloca(slots * aligned(g.tile.bytes))
+        # without an epilogue the registers go to the result at once
+        self.direct = c.bare and c.plan.kind == "outer" and not self.blocked and not g.partial
+        slots = 0 if self.direct else prod(g.per_unit) if self.blocked else 1
+        self.tiles = fn.alloca(slots * aligned(g.tile.bytes)) if slots else ""
         self.packed = fn.alloca(c.chunk * g.tile.row_bytes) if c.plan.fused else ""
         self.a_base = self._a_base()
         self.b_in_place = "" if c.pack_b else c.b.base(fn, self.pointers, batch)
@@ -91,18 +93,27 @@ class ContractUnit:
                 b = self._pack(p.i, start, count) if c.plan.fused else self._b_panel(p.i, start)
                 with fn.range(t0, t1, runs=True) as t:
                     slot = fn.add(fn.mul(fn.sub(p.i, p0), tall), fn.sub(t.i, t0)) if self.blocked else 0
-                    tile = fn.at(self.tiles, fn.mul(slot, aligned(g.tile.bytes)))
-                    row = g.row(fn, t.i)
-                    if not self.blocked:
-                        self._prefetch(row, g.col(fn, p.i))
+                    row, col = g.row(fn, t.i), g.col(fn, p.i)
+                    tile = self._result(row, col) if self.direct else self._slot(slot)
+                    if not self.blocked and not self.direct:
+                        self._prefetch(row, col)
                     self._multiply(row, b, start, count, tile)
-                    if not self.blocked:
-                        self._finish(tile, t.i, g.col(fn, p.i))
+                    if not self.blocked and not self.direct:
+                        self._finish(tile, t.i, col)
         if self.blocked:
             with fn.range(p0, p1, runs=True) as p, fn.range(t0, t1, runs=True) as t:
                 slot = fn.add(fn.mul(fn.sub(p.i, p0), tall), fn.sub(t.i, t0))
-                tile = fn.at(self.tiles, fn.mul(slot, aligned(g.tile.bytes)))
-                self._finish(tile, t.i, g.col(fn, p.i))
+                self._finish(self._slot(slot), t.i, g.col(fn, p.i))
+
+    def _slot(self, slot: Ix) -> str:
+        """The address of a tile of sums on the stack."""
+        return self.fn.at(self.tiles, self.fn.mul(slot, aligned(self.g.tile.bytes)))
+
+    def _result(self, row: Ix, col: Ix) -> str:
+        """The address in the kernel's only result."""
+        c, fn = self.c, self.fn
+        index = fn.add(fn.mul(fn.add(fn.mul(self.batch, c.m), row), c.n), col)
+        return fn.at(fn.arg(len(c.op.operands)), fn.mul(index, c.acc.itemsize))
 
     def _prefetch(self, row: Ix, col: Ix) -> None:
         """Ask for what the epilogue will read beside the tile, which lies in rows too far apart for the
@@ -161,10 +172,13 @@ class ContractUnit:
             name = stream_kernel(fn, g.tile, stream_turns(c.target, c.m), step=step)
         else:
             masked = bool(g.partial) and not c.pack_b
-            name = outer_kernel(fn, g.tile, step=step, accumulate=self.blocked, masked=masked)
+            name = outer_kernel(
+                fn, g.tile, step=step, accumulate=self.blocked, masked=masked, strided=self.direct
+            )
+        last = c.n * c.acc.itemsize if self.direct else g.partial
         fn.do(
             f"call void @{name}(ptr {a}, i64 {row_stride * size}, i64 {k_stride * size}, ptr {b}, "
-            f"i64 {b_step}, i64 {count}, ptr {tile}, i64 {g.partial})"
+            f"i64 {b_step}, i64 {count}, ptr {tile}, i64 {last})"
         )
 
     def _inner(self, a: str, a_step: int, b: str, count: Ix, tile: str) -> None:

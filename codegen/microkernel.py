@@ -75,16 +75,25 @@ def multiply_add(fn: Code, dtype: DType, lanes: int, x: str, y: str, z: str) -> 
     return fn.op(f"add {t} {fn.op(f'mul {t} {x}, {y}')}, {z}")
 
 
-def outer_kernel(fn: Code, tile: Tile, *, step: str, accumulate: bool = False, masked: bool = False) -> str:
+def outer_kernel(
+    fn: Code,
+    tile: Tile,
+    *,
+    step: str,
+    accumulate: bool = False,
+    masked: bool = False,
+    strided: bool = False,
+) -> str:
     """Declare in ``fn`` and name the kernel that broadcasts A and reads rows of B.
 
     Its arguments: a, bytes between rows of A, bytes between k of A, b, bytes between k of B, k (positive),
-    tile, number of columns (read only if ``masked``: then B has a single, partial vector). ``step`` says what
+    tile, and a number: of columns if ``masked`` (then B has a single, partial vector), of bytes between rows
+    of the tile if ``strided`` (else they follow each other). ``step`` says what
     is known of A: ``"k"`` if consecutive k are neighbours, ``"m"`` if consecutive rows are, ``"any"``.
     """
     name = (
         f"weft_outer_{tile.dtype.name}_{tile.rows}x{tile.vectors}x{tile.lanes}_{step}"
-        f"{'_acc' if accumulate else ''}{'_masked' if masked else ''}"
+        f"{'_acc' if accumulate else ''}{'_masked' if masked else ''}{'_strided' if strided else ''}"
     )
     params = "ptr noalias %a, i64 %ars, i64 %aks, ptr noalias %b, i64 %bks, i64 %k, ptr noalias %t, i64 %n"
     k = Code(name, params, linkage="internal")
@@ -100,8 +109,9 @@ def outer_kernel(fn: Code, tile: Tile, *, step: str, accumulate: bool = False, m
         rows = [k.at("%a", k.mul(r, "%ars")) for r in range(tile.rows)]
         bases = [k.op(f'call ptr asm "", "=r,0"(ptr {p})') for p in rows]
     carried = [("ptr", "%a"), ("ptr", "%b")]
-    for _, _, i in slots:
-        init = load_lanes(k, k.at("%t", i, t), dtype, lanes) if accumulate else "zeroinitializer"
+    lines = [k.at("%t", k.mul(r, "%n" if strided else tile.row_bytes)) for r in range(tile.rows)]
+    for r, v, _ in slots:
+        init = load_lanes(k, k.at(lines[r], v, t), dtype, lanes) if accumulate else "zeroinitializer"
         carried.append((t, init))
     with k.range(0, "%k", 1, carried, runs=True) as turn:
         ap, bp, acc = turn.vars[0], turn.vars[1], turn.vars[2:]
@@ -117,8 +127,8 @@ def outer_kernel(fn: Code, tile: Tile, *, step: str, accumulate: bool = False, m
                 turn.next[2 + i] = multiply_add(k, dtype, lanes, x, row[v], acc[i])
         turn.next[0] = k.at(ap, aks)
         turn.next[1] = k.at(bp, "%bks")
-    for _, _, i in slots:
-        k.store(t, turn.out[2 + i], k.at("%t", i, t), size)
+    for r, v, i in slots:
+        k.store(t, turn.out[2 + i], k.at(lines[r], v, t), size)
     return _share(fn, k)
 
 
