@@ -195,7 +195,7 @@ def _outer_cost(p: Problem, plan: Plan, target: Target) -> float:
     crowd = 1.0 if plan.pack_a else _crowded(p.a, rows)
     per_k = max(slots, rows * _BROADCAST + vectors, _LATENCY) * crowd
     if not plan.pack_a and p.a.k_bytes >= 1024 and p.k >= 64:  # a line of A for a few elements of it
-        per_k += 2.0
+        per_k += 0.3 if p.k <= _held(p.a.k_bytes, target) else 3.0
     if not plan.pack_b:
         per_k += _in_place(p, vectors, target)
     total = panels * tiles * (p.k * per_k + _CALL + slots * _STORE)
@@ -211,11 +211,15 @@ def _in_place(p: Problem, vectors: int, target: Target) -> float:
     panel = vectors * p.lanes * p.size
     if p.b.k_bytes <= panel or p.k * panel <= target.l1_bytes // 2:
         return 0.0
-    period = target.l2_bytes // 8  # of addresses that fall into the same set of the second-level cache
-    held = 8 * period // max(_LINE, gcd(p.b.k_bytes, period))
-    if p.k > held and p.m > vectors:
+    if p.k > _held(p.b.k_bytes, target) and p.m > vectors:
         return panel / _LINE * _SHORT_PIECE * 0.7 * _slow(target)
     return panel / _LINE * (2.0 if panel < 256 else 0.1)
+
+
+def _held(step: int, target: Target) -> int:
+    """How many lines that lie ``step`` bytes apart the second-level cache holds."""
+    period = target.l2_bytes // 8  # of addresses that fall into the same set
+    return 8 * period // max(_LINE, gcd(step, period))
 
 
 def _first_touch(p: Problem, plan: Plan, target: Target) -> float:
