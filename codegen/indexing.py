@@ -17,12 +17,16 @@ from weft.ir.types import TensorType
 Ints = tuple[int, ...]
 
 
-def only_op(graph: Graph) -> Op:
-    """The op of a region that holds one; Unsupported otherwise, or for complex or empty values."""
+def only_op(graph: Graph, some: bool = False) -> Op:
+    """The op of a region that holds one; Unsupported otherwise, or for complex or empty values.
+
+    Where ``some`` the region need not return all of its results.
+    """
     if len(graph.ops) != 1:
         raise Unsupported(f"{len(graph.ops)} operations in a kernel for one")
     op = graph.ops[0]
-    if tuple(op.results) != tuple(graph.results):
+    wanted = [v for v in op.results if v in graph.results] if some else op.results
+    if tuple(wanted) != tuple(graph.results):
         raise Unsupported("the kernel returns something else than its operation")
     for v in (*op.operands, *op.results):
         if v.type.dtype.is_complex:

@@ -1,17 +1,30 @@
-"""Loops of the kernel IR to LLVM: vector loops with accumulators and a tail, serial and unrolled ones."""
+"""Loops of the kernel IR to LLVM: vector loops, with accumulators and a tail."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from weft.codegen.emit import Reg
 from weft.codegen.llvm import reg_type
-from weft.codegen.loop_body import BodyEmitter, Frame, mark, varying
+from weft.codegen.loop_body import BodyEmitter, Frame, varying
 from weft.codegen.loop_folds import State, across, merge, publish, start, step
-from weft.codegen.loop_transpose import can_turn, emit_turned, has_turned, turned_loads
+from weft.codegen.loop_serial import (
+    BLOCK,
+    added,
+    by_blocks,
+    end_of,
+    flatten,
+    fresh,
+    held_in,
+    nested,
+    serial,
+    sums,
+    unflatten,
+    unrolled,
+)
+from weft.codegen.loop_transpose import has_turned
 from weft.ir import types as T
-from weft.ir.loops import Accumulate, Compute, Fold, Load, Loop, statements
+from weft.ir.loops import Accumulate, Compute, Fold, Loop, statements
 from weft.ir.scalarcost import cost_by_name
 
 
@@ -20,174 +33,9 @@ def emit_loop(e: BodyEmitter, loop: Loop) -> None:
     if loop.kind == "vector" and e.frame.var is None:
         _VectorLoop(e, loop).emit()
     elif loop.kind == "unroll":
-        _unrolled(e, loop)
+        unrolled(e, loop)
     else:
-        _serial(e, loop)
-
-
-# serial and unrolled loops ---------------------------------------------------------------------------
-
-
-def _flat(states: list[list[State]]) -> list[Reg]:
-    return [r for fold in states for state in fold for r in state]
-
-
-def _unflat(regs: list[Reg], like: list[list[State]]) -> list[list[State]]:
-    it = iter(regs)
-    return [[[next(it) for _ in state] for state in fold] for fold in like]
-
-
-def _starts(e: BodyEmitter, loop: Loop) -> list[list[State]]:
-    """Initial states of the folds of a loop that is not vectorised itself: per instance where they differ."""
-    f = e.frame
-    differ = varying_names(e, loop)
-    out = []
-    for fold in loop.folds:
-        per_instance = fold.name in differ
-        out.append(
-            [
-                start(e, fold, f.lanes if per_instance else 0)
-                for _ in range(f.instances if per_instance else 1)
-            ]
-        )
-    return out
-
-
-def varying_names(e: BodyEmitter, loop: Loop) -> set[str]:
-    """Folds of a loop that differ between the lanes or instances of the current frame."""
-    if e.frame.var is None:
-        return set()
-    known = {n for n, regs in e.env.items() if len(regs) > 1 or regs[0].lanes}
-    out: set[str] = set()
-    for name in (e.frame.var, *known):
-        out.add(name)
-    return varying_from([loop], out)
-
-
-def varying_from(body: list[Any], names: set[str]) -> set[str]:
-    found = set(names)
-    for s in body:
-        mark(s, found)
-    return found
-
-
-def _fold_all(e: BodyEmitter, loop: Loop, states: list[list[State]]) -> list[list[State]]:
-    return [
-        [step(e, fold, state, k, None) for k, state in enumerate(per)]
-        for fold, per in zip(loop.folds, states, strict=True)
-    ]
-
-
-def _unrolled(e: BodyEmitter, loop: Loop) -> None:
-    states = _starts(e, loop)
-    points: list[dict[str, int]] = [{}]
-    for var, extent in loop.axes:
-        points = [{**p, var: i} for p in points for i in range(extent)]
-    first = True
-    for p in points:
-        for var, i in p.items():
-            e.env[var] = [e.i64(i)]
-        e.run(loop.body)
-        states = _first(e, loop, states) if first else _fold_all(e, loop, states)
-        first = False
-    for fold, per in zip(loop.folds, states, strict=True):
-        publish(e, fold, per)
-
-
-def _first(e: BodyEmitter, loop: Loop, states: list[list[State]]) -> list[list[State]]:
-    """The first iteration of an unrolled fold needs no identity (but positions do)."""
-    out = []
-    for fold, per in zip(loop.folds, states, strict=True):
-        if fold.index is None:
-            out.append([[e.pick(e.env[fold.source], k)] for k in range(len(per))])
-        else:
-            out.append([step(e, fold, s, k, None) for k, s in enumerate(per)])
-    return out
-
-
-def _serial(e: BodyEmitter, loop: Loop) -> None:
-    turned = turned_loads(loop, e.frame.var)
-    if can_turn(e, loop, turned):
-        _by_blocks(e, loop, turned)
-        return
-    _one_by_one(e, loop)
-
-
-def _by_blocks(e: BodyEmitter, loop: Loop, turned: list[Load]) -> None:
-    """A loop of transposed blocks; what they leave goes one by one."""
-    end = _end(e, loop)
-    done = emit_turned(e, loop, turned, end)
-    if done.value is None or done.value != end.value:
-        var, known = loop.axes[-1][0], dict(e.env)
-        with e.fn.loop(done.text, end.text, 1) as scope:
-            e.env[var] = [Reg(scope.var, T.i64, 0, e.fn.depth)]
-            e.run(loop.body)
-        e.env = known
-
-
-def _one_by_one(e: BodyEmitter, loop: Loop) -> None:
-    states = _starts(e, loop)
-    stop = _end(e, loop).text if loop.limit is not None else None
-    out = nested(e, loop.axes, states, loop.folds, lambda s: _body_once(e, loop, s), stop)
-    for fold, per in zip(loop.folds, out, strict=True):
-        publish(e, fold, per)
-
-
-def _body_once(e: BodyEmitter, loop: Loop, states: list[list[State]]) -> list[list[State]]:
-    e.run(loop.body)
-    return _fold_all(e, loop, states)
-
-
-def _end(e: BodyEmitter, loop: Loop) -> Reg:
-    """Where the last axis of a loop ends: its extent; min(extent, bound - base) where it is limited."""
-    extent = e.i64(loop.axes[-1][1])
-    if loop.limit is None:
-        return extent
-    base, bound = loop.limit
-    (offset,) = e.index_regs(base)
-    left = e.b.simple("sub", T.i64, e.i64(bound), offset)
-    return e.b.select(e.b.compare("lt", left, extent), left, extent)
-
-
-def nested(
-    e: BodyEmitter,
-    axes: list[tuple[str, int]],
-    states: list[list[State]],
-    folds: list[Fold],
-    inside: Callable[[list[list[State]]], list[list[State]]],
-    stop: str | None = None,
-) -> list[list[State]]:
-    """Scalar loops over ``axes`` that carry the states through ``inside``; the last one ends at ``stop``."""
-    if not axes:
-        return inside(states)
-    (var, extent), rest = axes[0], axes[1:]
-    if extent == 1:
-        e.env[var] = [e.i64(0)]
-        return nested(e, rest, states, folds, inside, stop)
-    flat = _flat(states)
-    carried = [(reg_type(r.dtype, r.lanes), r.text) for r in flat]
-    end = str(extent) if rest or stop is None else stop
-    with e.fn.loop("0", end, 1, carried, runs=True) as scope:
-        e.env[var] = [Reg(scope.var, T.i64, 0, e.fn.depth)]
-        held = _held(e, flat, scope.phis)
-        out = nested(e, rest, _unflat(held, states), folds, inside, stop)
-        for phi, r in zip(scope.phis, _flat(out), strict=True):
-            scope.update(phi.name, _text(r))
-    ends = [Reg(t, r.dtype, r.lanes, e.fn.depth) for t, r in zip(scope.results, flat, strict=True)]
-    return _unflat(ends, states)
-
-
-def _held(e: BodyEmitter, flat: list[Reg], phis: Any) -> list[Reg]:
-    return [Reg(p.name, r.dtype, r.lanes, e.fn.depth) for p, r in zip(phis, flat, strict=True)]
-
-
-def _text(r: Reg) -> str:
-    return r.text
-
-
-# vector loops ----------------------------------------------------------------------------------------
-
-
+        serial(e, loop)
 
 
 def unroll_of(body: list[Any], lane: str) -> int:
@@ -217,7 +65,8 @@ class _VectorLoop:
         if not e.target.masked:
             for f, per in zip(self.loop.folds, states, strict=True):
                 per.append(start(e, f, 0))
-        states = nested(e, self.loop.axes[:-1], states, self.loop.folds, self._range)
+        inside = self._added if len(self.loop.axes) > 1 and sums(self.loop) else self._range
+        states = nested(e, self.loop.axes[:-1], states, self.loop.folds, inside)
         for fold, per in zip(self.loop.folds, states, strict=True):
             self._finish(fold, per)
 
@@ -233,12 +82,19 @@ class _VectorLoop:
             out = merge(e.b, fold, out, s)
         publish(e, fold, [out])
 
+    def _added(self, states: list[list[State]]) -> list[list[State]]:
+        """The last axis from the identities, added to what came before."""
+        e, folds = self.e, self.loop.folds
+        return added(e, folds, states, self._range(fresh(e, folds, states)))
+
     def _range(self, states: list[list[State]]) -> list[list[State]]:
         if self.loop.limit is not None:
             return self._dynamic(states)
         group = self.unroll * self.w
         main = self.extent // group * group
-        if main:
+        if main > 2 * BLOCK * group and sums(self.loop):
+            states = by_blocks(self.e, self.loop.folds, main, group, states, self._main)
+        elif main:
             states = self._main("0", str(main), states, main == group)
         if main < self.extent:
             states = self._rest(main, states)
@@ -251,14 +107,14 @@ class _VectorLoop:
         e, group = self.e, self.unroll * self.w
         if once:
             return self._group(e.i64(int(begin)), self.unroll, states)
-        flat = _flat(states)
+        flat = flatten(states)
         carried = [(reg_type(r.dtype, r.lanes), r.text) for r in flat]
         with e.fn.loop(begin, end, group, carried, runs=runs) as scope:
             at = Reg(scope.var, T.i64, 0, e.fn.depth)
-            out = self._group(at, self.unroll, _unflat(_held(e, flat, scope.phis), states))
-            for phi, r in zip(scope.phis, _flat(out), strict=True):
-                scope.update(phi.name, _text(r))
-        return _unflat(
+            out = self._group(at, self.unroll, unflatten(held_in(e, flat, scope.phis), states))
+            for phi, r in zip(scope.phis, flatten(out), strict=True):
+                scope.update(phi.name, r.text)
+        return unflatten(
             [Reg(t, r.dtype, r.lanes, e.fn.depth) for t, r in zip(scope.results, flat, strict=True)], states
         )
 
@@ -316,21 +172,21 @@ class _VectorLoop:
     ) -> list[list[State]]:
         """One element at a time; folds go into the scalar state."""
         e = self.e
-        flat = _flat(states)
+        flat = flatten(states)
         carried = [(reg_type(r.dtype, r.lanes), r.text) for r in flat]
         with e.fn.loop(begin, end, 1, carried, runs=runs) as scope:
             at = Reg(scope.var, T.i64, 0, e.fn.depth)
-            held = _unflat(_held(e, flat, scope.phis), states)
+            held = unflatten(held_in(e, flat, scope.phis), states)
             out = self._in_frame(Frame(self.var, 0, [at]), held, 0)
-            for phi, r in zip(scope.phis, _flat(out), strict=True):
-                scope.update(phi.name, _text(r))
-        return _unflat(
+            for phi, r in zip(scope.phis, flatten(out), strict=True):
+                scope.update(phi.name, r.text)
+        return unflatten(
             [Reg(t, r.dtype, r.lanes, e.fn.depth) for t, r in zip(scope.results, flat, strict=True)], states
         )
 
     def _dynamic(self, states: list[list[State]]) -> list[list[State]]:
         """The last axis ends at min(extent, limit - base)."""
-        return self.between("0", _end(self.e, self.loop).text, states)
+        return self.between("0", end_of(self.e, self.loop).text, states)
 
     def between(self, begin: str, end: str, states: list[list[State]]) -> list[list[State]]:
         """Positions begin..end known at run time: whole groups, then a masked or single-element rest."""
@@ -342,15 +198,15 @@ class _VectorLoop:
         states = self._main(begin, middle, states, runs=False)
         if not e.target.masked:
             return self._singles(middle, end, states, runs=False)
-        flat = _flat(states)
+        flat = flatten(states)
         carried = [(reg_type(r.dtype, r.lanes), r.text) for r in flat]
         with e.fn.loop(middle, end, self.w, carried, runs=False) as scope:
             at = Reg(scope.var, T.i64, 0, e.fn.depth)
             mask = run_mask(e, at, end)
-            out = self._group(at, 1, _unflat(_held(e, flat, scope.phis), states), [mask])
-            for phi, r in zip(scope.phis, _flat(out), strict=True):
-                scope.update(phi.name, _text(r))
-        return _unflat(
+            out = self._group(at, 1, unflatten(held_in(e, flat, scope.phis), states), [mask])
+            for phi, r in zip(scope.phis, flatten(out), strict=True):
+                scope.update(phi.name, r.text)
+        return unflatten(
             [Reg(t, r.dtype, r.lanes, e.fn.depth) for t, r in zip(scope.results, flat, strict=True)], states
         )
 

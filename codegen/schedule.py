@@ -28,7 +28,9 @@ from weft.ir.nest import Refused, analyse, one_by_one, reduced_axes
 
 LANES_CHUNK = 4096  # elements of the last axis in one unit of a lanes nest
 COLUMNS_CHUNK = 64  # least columns in one unit where each lane walks down a column
-PARTIAL_UNITS = 64  # most units of a nest that leaves partial results
+PARTIAL_UNITS = 64  # most units of a nest that leaves partial results,
+PARTIAL_ROWS = 1 << 11  # but so many that each adds up no more points than this,
+PARTIAL_ROOM = 1 << 18  # while their partial results have no more elements than this
 UNIT_ELEMENTS = 1 << 14  # least elements in one such unit
 
 
@@ -155,7 +157,9 @@ class _NestBuilder:
             nest.chunk = min(most, LANES_CHUNK, -(-nest.axes[-1][1] // 64) * 64)
         elif nest.partials:
             within = max((prod(e for _, e in s.axes) for s in nest.body if isinstance(s, Loop)), default=1)
-            nest.chunk = max(-(-nest.points // PARTIAL_UNITS), UNIT_ELEMENTS // within, 1)
+            room = PARTIAL_ROOM // max(p.size for p in nest.partials)
+            units = max(PARTIAL_UNITS, min(-(-nest.points // PARTIAL_ROWS), room))
+            nest.chunk = max(-(-nest.points // units), UNIT_ELEMENTS // within, 1)
 
     # -- what the nest must do, by pass
 

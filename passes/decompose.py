@@ -15,6 +15,7 @@ from weft.passes.simplify import SIMPLIFICATIONS
 
 CPU_RULES = Rules(SIMPLIFICATIONS, ATTENTION)
 TARGETS = {"cpu": CPU_RULES, "cuda": CPU_RULES, "null": CPU_RULES}
+SELECTED = 8  # times as long as what is kept of it that a line is where the first are selected
 _IDENTITY = {"sum": 0, "prod": 1, "any": False, "all": True}
 
 
@@ -23,9 +24,9 @@ def decompose(graph: Graph, target_kind: str = "cpu") -> Graph:
 
     Expects a simplified graph. Leaves no operation with an empty result but ``full``, no reduction or
     contraction of empty operands, no contraction that is an outer or an inner product (they are maps and
-    sums, which fuse), no ``topk``; attention where a softmax stands between two contractions; and
-    results that are values of their own: a result that is a parameter,
-    a constant, another result or a view of one of these is copied.
+    sums, which fuse), no ``topk`` of much of a line; attention where a softmax stands between two
+    contractions; and results that are values of their own: a result that is a parameter, a constant,
+    another result or a view of one of these is copied.
     """
     return dce(separate_results(Rewriter(graph, TARGETS[target_kind]).run()))
 
@@ -118,7 +119,10 @@ def _in_order(r: Rewriter, op: Op, side: int) -> Value:
 
 @CPU_RULES.on("topk")
 def topk_by_sorting(r: Rewriter, op: Op) -> Rewritten:
+    """Of a line that is not much longer than what is wanted of it; a longer one is selected from."""
     x, axis = op.operands[0], op.attrs["axis"]
+    if 0 < op.attrs["k"] * SELECTED <= x.type.shape[axis]:
+        return None
     values, indices = r.emit_all("sort", x, axis=axis, descending=op.attrs["largest"])
     return _first(r, values, axis, op.attrs["k"]), _first(r, indices, axis, op.attrs["k"])
 

@@ -79,8 +79,9 @@ def mean(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = 
         )
     shape = shape_of(x)
     n = _count(shape, wrap_dims(dim, len(shape)))
-    total = _fold(P.sum_p, x, dim, keepdim)
-    return total / n
+    if x.dtype in (T.f16, T.bf16):  # a total of halves overflows where their mean does not
+        return convert(_fold(P.sum_p, convert(x, T.f32), dim, keepdim) / n, x.dtype)
+    return _fold(P.sum_p, x, dim, keepdim) / n
 
 
 def nanmean(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:

@@ -58,6 +58,28 @@ def test_topk(dtype):
         check(top, values(dtype, 3, n), form="sort")
 
 
+@pytest.mark.parametrize("target", TARGETS, ids=TARGET_IDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_selection(dtype, target):
+    """Few of a long line: in the order of a stable sort, whatever the order of the line."""
+    x = values(dtype, 3, 500)
+    lines = {"as they come": x, "rising": np.sort(x, axis=1), "falling": np.sort(x, axis=1)[:, ::-1].copy()}
+    for line in lines.values():
+        for k, largest in ((1, True), (7, False), (7, True), (60, True)):
+            top = lambda x, k=k, w=largest: P.topk_p.bind(x, k=k, axis=1, largest=w)  # noqa: E731
+            check(top, line, form="sort", target=target)
+    top = lambda x: P.topk_p.bind(x, k=5, axis=0, largest=True)  # noqa: E731
+    check(top, values(dtype, 90, 3), form="sort", target=target)
+
+
+def test_one_result_of_a_sort():
+    """A kernel whose values, or whose positions, nobody reads."""
+    x = values(np.float32, 4, 300)
+    for i in range(2):
+        check(lambda x, i=i: P.sort_p.bind(x, axis=1)[i], x, form="sort")
+        check(lambda x, i=i: P.topk_p.bind(x, k=4, axis=1, largest=True)[i], x, form="sort")
+
+
 def test_sort_of_a_long_line_is_stable():
     x = rng.integers(0, 50, 100_000).astype(np.int32)
     check(lambda x: P.sort_p.bind(x, axis=0), x, form="sort")

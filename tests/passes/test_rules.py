@@ -329,6 +329,7 @@ ROWS: list[tuple[Callable[[Graph], Graph], str, str, list[str] | None]] = [
     (decompose, "%x: f32[0,4]", "%z = exp(%x)", ["full"]),
     (decompose, "%x: f32[0,4]", "%z = prod(%x) {axes=(0)}", ["full"]),
     (decompose, "%x: f32[6]", "%a, %b = topk(%x) {axis=0, k=2}\nreturn %a, %b", ["sort", "slice", "slice"]),
+    (decompose, "%x: f32[60]", "%a, %b = topk(%x) {axis=0, k=2}\nreturn %a, %b", ["topk"]),
     (decompose, "%x: f32[6]", "return %x", ["copy"]),
     (decompose, "%x: f32[6]", "%y = reshape(%x) {shape=(2,3)}", ["reshape", "copy"]),
     (decompose, "%x: f32[6]", "%y = exp(%x)\nreturn %y, %y", ["exp", "copy"]),
