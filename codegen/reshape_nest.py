@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from weft.codegen.loop_body import mark
 from weft.codegen.loop_transpose import STRIDED
 from weft.codegen.lower import Lowering
 from weft.ir.loops import (
     Accumulate,
     Affine,
+    Check,
     Compute,
     Fold,
     Index,
@@ -26,6 +28,8 @@ LINE = 64  # bytes of a cache line
 PIECE = 512  # bytes of each row of a transposed operand read together: neighbours in one page of memory
 SPREAD = 64  # units of work that pieces should leave, where they can
 JAMMED = (8, 4, 2)  # rows that are walked side by side where their number allows it
+NARROW = 64  # elements of a row up to which rows are rather walked one after the other,
+NARROW_ROWS = 64  # so many before their sums are written
 LIGHT = 8  # most computations of such a row
 STRIP = 4096  # elements of a block when a flat axis is split
 
@@ -158,33 +162,48 @@ def _block(nest: Nest, low: Lowering, k: int, size: int) -> None:
 def jam_rows(nest: Nest, low: Lowering) -> None:
     """Add several rows at once to column sums, so that the sums are read and written once for all of them.
 
-    For a nest whose body is one walk over the row without folds, and light: then a block of rows is walked
-    side by side, folded in registers.
+    For a nest whose body is one walk over the row without folds. A block of rows of light work is walked side
+    by side, folded in registers; narrow rows one after the other, many to a block.
     """
     loops = [s for s in nest.body if isinstance(s, Loop)]
     if not nest.partials or nest.kind != "rows" or len(loops) != 1 or loops[0].folds or loops[0].limit:
         return
-    walk, var = loops[0], nest.axes[-1][0]
+    walk, (var, extent) = loops[0], nest.axes[-1]
     sums = [s for s in walk.body if isinstance(s, Accumulate)]
-    plain = all(isinstance(s, (Number, Affine, Load, Compute)) for s in nest.body if s is not walk)
-    size = next((k for k in JAMMED if nest.axes[-1][1] % k == 0), 1)
-    light = sum(isinstance(s, Compute) for s in statements(nest.body)) <= LIGHT
-    if not sums or not plain or not light or size == 1 or any(s.index.coefficient(var) for s in sums):
+    known = (Number, Affine, Load, Compute, Check)
+    plain = all(isinstance(s, known) for s in nest.body if s is not walk)
+    plain &= all(isinstance(s, (*known, Store, Accumulate)) for s in walk.body)
+    if not sums or not plain or any(s.index.coefficient(var) for s in sums):
         return
+    light = sum(isinstance(s, Compute) for s in statements(nest.body)) <= LIGHT
+    abreast = next((k for k in JAMMED if extent % k == 0), 1) if light else 1
+    if walk.axes[-1][1] <= NARROW and len(walk.axes) == 1 and extent >= 2 * NARROW_ROWS:
+        _jam(nest, low, walk, sums, NARROW_ROWS, "serial")
+    elif abreast > 1:
+        _jam(nest, low, walk, sums, abreast, "unroll")
+
+
+def _jam(nest: Nest, low: Lowering, walk: Loop, sums: list[Accumulate], size: int, kind: str) -> None:
+    var, extent = nest.axes[-1]
     inner = low.fresh("k")
     low.ranges[inner], low.dtypes[inner] = size, i64
-    before = [s for s in nest.body if s is not walk]
-    block = Loop([(inner, size)], "unroll", [*before, *(s for s in walk.body if s not in sums)])
+    body = [*(s for s in nest.body if s is not walk), *(s for s in walk.body if s not in sums)]
+    moving = {var}
+    for s in body:
+        mark(s, moving)
+    block = Loop([(inner, size)], kind, [s for s in body if isinstance(s, Store) or s.name in moving])
+    if extent % size:
+        block.limit = (Index.var(var) * size, extent)
 
     def change(i: Index) -> Index:
         c = i.coefficient(var)
         return i.without(var) + Index.var(var) * (c * size) + Index.var(inner) * c if c else i
 
     substitute(block.body, change)
-    walk.body = [block]
+    walk.body = [*(s for s in body if not isinstance(s, Store) and s.name not in moving), block]
     for s in sums:
         fold = Fold(low.fresh("f"), s.op, s.source, low.dtypes[s.source])
         block.folds.append(fold)
         walk.body.append(Accumulate(s.buffer, s.index, s.op, fold.name))
-    nest.axes[-1] = (var, nest.axes[-1][1] // size)
+    nest.axes[-1] = (var, -(-extent // size))
     nest.body = [walk]

@@ -156,7 +156,7 @@ class _NestBuilder:
             most = max(COLUMNS_CHUNK, UNIT_ELEMENTS // down // 64 * 64) if down > 1 else LANES_CHUNK
             nest.chunk = min(most, LANES_CHUNK, -(-nest.axes[-1][1] // 64) * 64)
         elif nest.partials:
-            within = max((prod(e for _, e in s.axes) for s in nest.body if isinstance(s, Loop)), default=1)
+            within = max((_iterations(s) for s in nest.body if isinstance(s, Loop)), default=1)
             room = PARTIAL_ROOM // max(p.size for p in nest.partials)
             units = max(PARTIAL_UNITS, min(-(-nest.points // PARTIAL_ROWS), room))
             nest.chunk = max(-(-nest.points // units), UNIT_ELEMENTS // within, 1)
@@ -297,6 +297,11 @@ class _NestBuilder:
         coalesce(last, low)
         self._chunk(last)
         self.s.second.append(last)
+
+
+def _iterations(loop: Loop) -> int:
+    inner = max((_iterations(s) for s in loop.body if isinstance(s, Loop)), default=1)
+    return prod(e for _, e in loop.axes) * inner
 
 
 def _walks(s: Any) -> bool:

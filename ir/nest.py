@@ -21,6 +21,8 @@ SMALL = 16  # reductions over at most this many elements that nothing else walks
 BARRIER = 1 << 15  # elements of a row up to which too few rows for all threads are accepted
 ROWS = 4  # rows that are enough for any row length
 COLUMNS = 512  # the same where vectors run across them
+PIECE, STREAM = 256, 1 << 15  # elements of a run through memory: worth a loop of their own, and streamed well
+LARGE = 1 << 23  # elements that no cache holds
 PARTIAL_BYTES = 256 << 10  # largest result that every unit accumulates for itself
 
 
@@ -350,7 +352,10 @@ def _axes_of_finals(plan: NestPlan, order: list[int]) -> None:
     positions = any(op.prim.name.startswith("arg") for op in plan.final)
     same = all(_kept(plan, op) == kept for op in plan.final)
     n, m = plan.size(kept), plan.size(set(order) - kept)
-    if (all(ends) and same and (positions or n >= 64 or n * m <= 1 << 15)) or (
+    if _in_pieces(plan, order, kept) and same and not positions and n * 4 <= PARTIAL_BYTES:
+        _rows_and_rest(plan, order, set(order[: 1 + max(order.index(c) for c in kept)]))
+        plan.kind = "rows"
+    elif (all(ends) and same and (positions or n >= 64 or n * m <= 1 << 15)) or (
         not any(ends) and same and (positions or n >= 1 << 14 or m <= 32 or n * 4 > PARTIAL_BYTES)
     ):
         _rows_and_rest(plan, order, kept)
@@ -360,6 +365,16 @@ def _axes_of_finals(plan: NestPlan, order: list[int]) -> None:
         _rows_and_rest(plan, order, set(order[:-1]))
         plan.kind = "rows"
     _place_finals(plan)
+
+
+def _in_pieces(plan: NestPlan, order: list[int], kept: set[int]) -> bool:
+    """True where a kept axis lies between folded ones, so that what one result adds up lies in pieces all
+    over memory: where no cache holds it, memory is better walked in order.
+    """
+    if not kept or not order or order[0] in kept or plan.size(order) < LARGE:
+        return False
+    inner = plan.size(order[1 + max(order.index(c) for c in kept) :])
+    return PIECE <= inner <= STREAM
 
 
 def _check_outputs(plan: NestPlan, outputs: Sequence[Value]) -> None:

@@ -164,3 +164,44 @@ def test_many_units_for_one_walk_down_columns():
     kernel = scheduled(lambda x: P.argmax_p.bind(x, axis=0), TensorType((4096, 4096), f32))
     assert kernel.phases[0][0].units == 64
     assert np.prod([n.units for n in kernel.phases[0]]) > 1
+
+
+# narrow columns, pieces -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1009, 7), (128, 5), (200, 64), (130, 1), (4096, 3)])
+def test_narrow_columns(execute, shape):
+    x = sample(shape, f32)
+    check(execute, lambda x: P.sum_p.bind(x * 2.0, axes=(0,)), x, tolerance=2e-4)
+    check(execute, lambda x: P.reduce_max_p.bind(x, axes=(0,)), x)
+
+
+def test_narrow_columns_with_values_of_their_own(execute):
+    """What belongs to a column is read once for a block of rows; what is stored, for every element."""
+
+    def f(x, b):
+        y = P.exp_p.bind(x - spread(b, (1009, 7), (1,)))
+        return P.sum_p.bind(y, axes=(0,)), y
+
+    check(execute, f, sample((1009, 7), f32), sample((7,), f32), tolerance=1e-3)
+
+
+def test_narrow_rows_are_added_up_in_registers():
+    kernel = scheduled(lambda x: P.sum_p.bind(x, axes=(0,)), TensorType((100_003, 7), f32))
+    (nest,) = kernel.phases[0]
+    (walk,) = [s for s in nest.body if isinstance(s, Loop)]
+    (block,) = [s for s in walk.body if isinstance(s, Loop)]
+    assert (block.kind, block.axes[0][1], nest.units > 1) == ("serial", 64, True)
+
+
+def test_pieces_of_a_large_array_are_walked_in_order():
+    """The mean of channels: every unit adds up its own, as memory comes."""
+    kernel = scheduled(lambda x: P.sum_p.bind(x, axes=(0, 2, 3)), TensorType((64, 64, 56, 56), f32))
+    (nest,) = kernel.phases[0]
+    assert len(nest.axes) == 2
+    assert [p.size for p in nest.partials] == [64]
+
+
+def test_sum_of_pieces(execute, monkeypatch):
+    monkeypatch.setattr("weft.ir.nest.LARGE", 1 << 10)
+    check(execute, lambda x: P.sum_p.bind(x, axes=(0, 2)), sample((20, 6, 300), f32), tolerance=2e-4)
