@@ -106,8 +106,13 @@ class Grouping:
                 for x in op.operands:
                     self._need_strided(x)
             else:
-                for x in op.operands:
+                for x in op.operands[int(self._starts_from_number(op)) :]:
                     self._need(x)
+
+    def _starts_from_number(self, op: Op) -> bool:
+        """True for a scatter into equal elements: it fills its result itself."""
+        x = self.producer.get(op.operands[0]) if op.prim.kind is Kind.SCATTER else None
+        return x is not None and x.prim.name == "full" and form_of(op) == "scatter"
 
     def _need(self, v: Value) -> None:
         op = self.producer.get(v)

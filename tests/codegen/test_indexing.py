@@ -9,7 +9,9 @@ from weft.codegen.kernel import Unsupported
 from weft.codegen.standalone import compile_function
 from weft.codegen.target import host_target, named_target
 from weft.ir import prims as P
+from weft.ir.prims.base import trace
 from weft.ir.types import TensorType, c64, dtype_of_numpy, f32, i64
+from weft.passes.pipeline import lower
 
 TARGETS = [host_target(), named_target("haswell")]
 TARGET_IDS = ["host", "haswell"]
@@ -125,3 +127,36 @@ def test_what_is_not_compiled_says_why():
         compile_function(gather((0,)), TensorType((5, 3), c64), TensorType((2, 1), i64), form="gather")
     with pytest.raises(Unsupported, match="empty"):
         compile_function(gather((0,)), TensorType((5, 3), f32), TensorType((0, 1), i64), form="gather")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64, np.int64, np.uint8, np.bool_], ids=str)
+@pytest.mark.parametrize("number", [0, 1])
+def test_scatter_into_a_number(dtype, number):
+    """The kernel fills its result itself; no array of the number is made or read."""
+    index, updates = np.array([[3], [30], [3], [7]]), np.ones((4, 5), dtype)
+
+    def f(i, u):
+        x = P.full_p.bind(shape=(33, 5), dtype=dtype_of_numpy(np.dtype(dtype)), value=number)
+        return P.scatter_p.bind(x, i, u, axes=(0,), mode="set" if dtype == np.bool_ else "add")
+
+    types = [TensorType(a.shape, dtype_of_numpy(a.dtype)) for a in (index, updates)]
+    kernel = compile_function(f, *types, form="scatter")
+    want = np.full((33, 5), number, dtype)
+    if dtype == np.bool_:
+        want[index[:, 0]] = True
+    else:
+        np.add.at(want, index[:, 0], updates)
+    (got,) = kernel(index, updates)
+    assert kernel.status == 0
+    np.testing.assert_array_equal(got, want)
+
+
+def test_the_gradient_of_an_embedding_is_one_kernel():
+    graph = trace(
+        lambda i, g: P.scatter_p.bind(
+            P.full_p.bind(shape=(500, 8), dtype=f32, value=0.0), i, g, axes=(0,), mode="add"
+        ),
+        TensorType((40, 1), i64),
+        TensorType((40, 8), f32),
+    )
+    assert [op.attrs["form"] for op in lower(graph).graph.ops if op.prim.name == "kernel"] == ["scatter"]
