@@ -15,6 +15,7 @@ Either way the operation goes on the tape if grad mode is on and an operand requ
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,8 +40,7 @@ class _Quiet:
         var, make = getattr(umath, "_extobj_contextvar", None), getattr(umath, "_make_extobj", None)
         if var is not None and make is not None:
             ignore = make(all="ignore")
-            self.enter, self.leave = (lambda: var.set(ignore)), var.reset
-            self.var, self.value = var, ignore
+            self.enter, self.leave = partial(var.set, ignore), var.reset
         else:
             self.enter, self.leave = self._enter, self._leave
 
@@ -162,7 +162,19 @@ def apply(prim: Primitive, *tensors: Tensor, regions: Any = (), **attrs: Any) ->
     if interp is not _NUMPY or regions:
         return _apply(interpreter_below(interp), prim, tensors, attrs, regions)
     try:
-        out = _evaluate(prim, [t._data for t in tensors], attrs)
+        arrays = [t._data for t in tensors]
+        for a in arrays:
+            if a.nbytes >= LEAST_BYTES:
+                out = _large(prim, arrays, attrs)
+                break
+        else:
+            token = _enter()
+            try:
+                if prim.real_only and arrays[0].dtype.kind == "c":
+                    _check_complex(prim, arrays[0])
+                out = prim.eval(*arrays, **attrs)
+            finally:
+                _leave(token)
     except AttributeError:
         for t in tensors:
             payload(t, interp)  # a better message where a value is missing
@@ -185,17 +197,35 @@ def apply(prim: Primitive, *tensors: Tensor, regions: Any = (), **attrs: Any) ->
     return outs if len(outs) != 1 or prim.n_results != 1 else outs[0]
 
 
-def _evaluate(prim: Primitive, arrays: list[Any], attrs: dict[str, Any]) -> Any:
-    """The results on arrays: by a kernel where the operands are large, else by the numpy rule."""
-    for a in arrays:
-        if a.nbytes >= LEAST_BYTES:
-            out = kernels.run(prim, arrays, attrs) if switch.on else None
-            if out is not None:
-                return out
-            break
+def apply_small(prim: Primitive, *tensors: Tensor) -> Tensor:
+    """``apply`` for the commonest case, where its checks would cost more than the work: small float32 arrays
+    of one shape, eager, and a primitive that is a numpy function."""
     token = _enter()
     try:
-        if arrays and arrays[0].dtype.kind == "c":
+        out = prim.ufunc(*[t._data for t in tensors])  # type: ignore[misc]
+    finally:
+        _leave(token)
+    t = _new(Tensor)
+    t._data = out if type(out) is _ndarray else _asarray(out)
+    t._vc = [0]
+    if mode.grad:
+        for x in tensors:
+            if x._rg or x._view is not None:
+                _maybe_record(prim, tensors, None, (t,), {}, ())
+                break
+    elif mode.inference:
+        t._inference = True
+    return t
+
+
+def _large(prim: Primitive, arrays: list[Any], attrs: dict[str, Any]) -> Any:
+    """The results on arrays of some size: by a kernel where that pays, else by the numpy rule."""
+    out = kernels.run(prim, arrays, attrs) if switch.on else None
+    if out is not None:
+        return out
+    token = _enter()
+    try:
+        if prim.real_only and arrays[0].dtype.kind == "c":
             _check_complex(prim, arrays[0])
         return prim.eval(*arrays, **attrs)
     finally:
@@ -204,9 +234,8 @@ def _evaluate(prim: Primitive, arrays: list[Any], attrs: dict[str, Any]) -> Any:
 
 def _check_complex(prim: Primitive, x: np.ndarray) -> None:
     """numpy's rules order and round complex numbers, too; the primitives do not."""
-    if prim.dtypes and not any(d.is_complex for d in prim.dtypes):
-        name = type_name(dtype_of_array(x))
-        raise NotImplementedError(f""""{prim.name}" not implemented for '{name}'""")
+    name = type_name(dtype_of_array(x))
+    raise NotImplementedError(f""""{prim.name}" not implemented for '{name}'""")
 
 
 def _apply(interp: Any, prim: Primitive, tensors: Sequence[Tensor], attrs: Any, regions: Any) -> Any:

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 from weft.autograd.grad_mode import mode
-from weft.dispatch import apply, interpreter, wrap, wrap_value
+from weft.dispatch import apply, apply_small, interpreter, wrap, wrap_value
 from weft.dtypes import get_default_dtype
+from weft.eager import LEAST_BYTES
 from weft.ir import prims as P
 from weft.ir import types as T
 from weft.ir.graph import Value
@@ -22,6 +23,7 @@ from weft.views import own
 
 _ndarray = np.ndarray
 _LARGE = 1 << 18
+_F32 = np.dtype(np.float32)
 
 
 def is_number(x: Any) -> bool:
@@ -172,7 +174,11 @@ def binary(prim: Primitive, a: Any, b: Any, *, to_float: bool = False) -> Tensor
             and x.dtype is y.dtype
             and (not to_float or x.dtype.kind == "f")
         ):
-            return apply(prim, a, b) if x.shape == y.shape else _broadcast_binary(prim, a, b)
+            if x.shape != y.shape:
+                return _broadcast_binary(prim, a, b)
+            if x.dtype is _F32 and prim.ufunc and x.nbytes < LEAST_BYTES and _current.get() is _NUMPY:
+                return apply_small(prim, a, b)
+            return apply(prim, a, b)
     elif _current.get() is _NUMPY:
         quick = _with_number(prim, a, b, to_float)
         if quick is not None:
@@ -206,21 +212,40 @@ def _with_number(prim: Primitive, a: Any, b: Any, to_float: bool) -> Tensor | No
     kind = d.dtype.kind
     if kind not in kinds or (to_float and kind != "f"):
         return None
-    if mode.grad and x.requires_grad:
-        number = np.ndarray(d.shape, d.dtype, np.array(value, d.dtype), 0, (0,) * d.ndim)  # strides of zero
+    if mode.grad and (x._rg or x._view is not None) and x.requires_grad:
+        number = np.ndarray(d.shape, d.dtype, _number(value, d.dtype), 0, (0,) * d.ndim)  # strides of zero
     elif kind == "f":
-        number = np.array(value, d.dtype)
+        number = _number(value, d.dtype)
     else:
         return None  # integers may overflow
     n = wrap(number)
     return apply(prim, n, x) if swapped else apply(prim, x, n)
 
 
+_numbers: dict[tuple[float, int], np.ndarray] = {}
+
+
+def _number(value: float, dtype: Any) -> np.ndarray:
+    """A number as a 0-d array that nobody writes to."""
+    key = value, dtype.num
+    found = _numbers.get(key)
+    if found is not None and value:  # 0.0 and -0.0 are one key
+        return found
+    if len(_numbers) > 4096:
+        _numbers.clear()
+    found = _numbers[key] = np.array(value, dtype)
+    return found
+
+
 def unary(prim: Primitive, x: Tensor, *, to_float: bool = False) -> Tensor:
     """An elementwise operation of one operand, always with memory of its own."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{prim.name}(): argument 'input' must be Tensor, not {type(x).__name__}")
-    if to_float and not x.dtype.is_inexact:
+    d = x._data
+    if type(d) is _ndarray and d.dtype is _F32 and prim.ufunc and d.nbytes < LEAST_BYTES:
+        if _current.get() is _NUMPY:
+            return apply_small(prim, x)
+    elif to_float and (type(d) is not _ndarray or d.dtype.kind != "f") and not x.dtype.is_inexact:
         x = convert(x, get_default_dtype())
     out = apply(prim, x)
     return own(out, x) if out._data is x._data else out

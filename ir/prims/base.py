@@ -79,7 +79,9 @@ class Primitive:
         self.needs, self.nondifferentiable, self.n_results = needs, nondifferentiable, n_results
         self.defaults = dict(defaults or {})
         self.dtypes = tuple(dtypes)
+        self.real_only = bool(dtypes) and not any(d.is_complex for d in dtypes)
         self.tags = tags
+        self.ufunc: Callable[..., Any] | None = tags.get("ufunc")  # ``eval`` but for half precision
         PRIMITIVES[name] = self
 
     def __repr__(self) -> str:

@@ -49,7 +49,7 @@ def widened_eval(fn: Callable[..., Any]) -> Callable[..., Any]:
 
     def evaluate(*xs: np.ndarray, **attrs: Any) -> Any:
         dtype = xs[0].dtype
-        if dtype not in _HALF_NP:
+        if dtype.itemsize != 2 or dtype not in _HALF_NP:  # a hash costs more than the comparison
             return fn(*xs, **attrs)
         out = fn(*(x.astype(np.float32) for x in xs), **attrs)
         return out.astype(dtype) if out.dtype == np.float32 else out
@@ -104,6 +104,7 @@ def elementwise(
         nondifferentiable=vjp is None,
         dtypes=domain,
         arity=arity,
+        ufunc=eval if isinstance(eval, np.ufunc) else None,
         **tags,
     )
 
