@@ -102,9 +102,9 @@ class Executable:
         imports = {"weft_parallel_for": threads.parallel_for_address,
                    "weft_host": hostcall.callback_address,
                    **shared.addresses(self.artifact.shared, self.target)}  # fmt: skip
-        self._address = jit.link(self.artifact.image, (ENTRY,), imports)[ENTRY]
+        self.address = jit.link(self.artifact.image, (ENTRY,), imports)[ENTRY]
         self._context = hostcall.register(self.artifact.hosts) if self.artifact.hosts else 0
-        self._entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._address)
+        self._entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.address)
         self.runner = self.native_runner(self._general) or self._general
 
     def native_runner(self, slow: Callable[..., Any]) -> Callable[..., Any] | None:
@@ -112,7 +112,7 @@ class Executable:
         None where native calls cannot be used."""
         a = self.artifact
         return callpath.native_runner(
-            self.in_types, self.out_types, self.donate, self._address, a.arena_bytes, self._context,
+            self.in_types, self.out_types, self.donate, self.address, a.arena_bytes, self._context,
             a.cost_ns >= RELEASE_GIL_NS, a.n_native, slow,
         )  # fmt: skip
 

@@ -20,7 +20,7 @@ from weft.ir.prims.base import PRIMITIVES, GraphInterpreter, Kind, Primitive, in
 from weft.ir.prims.rules import inverse_permutation
 from weft.ir.types import CPU, TensorType, dtype_of_numpy
 from weft.passes.dce import dce
-from weft.runtime import buffers, compile_graph, stats
+from weft.runtime import blocks, buffers, compile_graph, stats
 
 FREE_LAYOUTS = 32  # layouts of one primitive that are compiled at their first use
 
@@ -175,6 +175,7 @@ class Kernels:
         self.made: dict[Any, Callable[..., Any] | None] = {}
         self.layouts: dict[Any, int] = {}
         self.seen: set[Any] = set()
+        self.uses: dict[Any, int] = {}
 
     def admits(self, family: Any, key: Any) -> bool:
         """Whether a new key of a family is compiled now: the first ones are, later ones when they return."""
@@ -199,7 +200,7 @@ def run(prim: Primitive, arrays: Sequence[Any], attrs: Mapping[str, Any]) -> Any
     try:
         found = KERNELS.made[key]
     except KeyError:
-        found = _compile(prim, arrays, attrs, key)
+        found = _meet(prim, arrays, attrs, key)
     except TypeError:  # an attribute that is an array
         return None
     if found is None:
@@ -208,9 +209,55 @@ def run(prim: Primitive, arrays: Sequence[Any], attrs: Mapping[str, Any]) -> Any
     return out[0] if len(out) == 1 else tuple(out)
 
 
-def _compile(prim: Primitive, arrays: Sequence[Any], attrs: Mapping[str, Any], key: Any) -> Any:
-    if not KERNELS.admits(prim, key):
+def _meet(prim: Primitive, arrays: Sequence[Any], attrs: Mapping[str, Any], key: Any) -> Any:
+    """A runner for a new key. Maps run in blocks, by code for any size, until a size has come a few times;
+    the code for that size then saves some checks and the cache, and computes the same bits."""
+    if prim.kind is not Kind.MAP or not blocks.fits(arrays):
+        return _compile(prim, arrays, attrs, key)
+    common = (prim, tuple(attrs.items()), *[(a.dtype.num, blocks.is_scalar(a)) for a in arrays])
+    uses = KERNELS.uses.get(key, 0) + 1
+    if uses <= blocks.USES or not KERNELS.admits(prim, key):
+        if len(KERNELS.uses) > 1 << 16:
+            KERNELS.uses.clear()
+        KERNELS.uses[key] = uses
+        if common not in KERNELS.made:
+            KERNELS.made[common] = _any_size(prim, arrays, attrs)
+        return KERNELS.made[common]
+    return _compile_now(prim, arrays, attrs, key)
+
+
+def _any_size(prim: Primitive, arrays: Sequence[Any], attrs: Mapping[str, Any]) -> Any:
+    """A kernel for operands of any size."""
+    layouts = [Layout(_block(a)) for a in arrays]
+    return _block_runner(layouts, lambda *xs: prim.bind(*_broadcast(prim, xs), **attrs), prim.name)
+
+
+def _block(a: np.ndarray) -> np.ndarray:
+    """A stand-in for the block of an operand."""
+    return np.empty(() if blocks.is_scalar(a) else (blocks.BLOCK,), a.dtype)
+
+
+def _block_runner(layouts: Sequence[Layout], fn: Callable[..., Any], name: str) -> Any:
+    try:
+        graph = dce(graph_of(layouts, fn, name))
+    except (TypeError, ValueError):
         return None
+    if any(r.type.shape != (blocks.BLOCK,) for r in graph.results):
+        return None
+    try:
+        made = executable_of(graph)
+    except CompilerError:
+        return None
+    if made.artifact.hosts or made.artifact.arena_bytes:
+        return None
+    return blocks.runner(graph, made)
+
+
+def _compile(prim: Primitive, arrays: Sequence[Any], attrs: Mapping[str, Any], key: Any) -> Any:
+    return _compile_now(prim, arrays, attrs, key) if KERNELS.admits(prim, key) else None
+
+
+def _compile_now(prim: Primitive, arrays: Sequence[Any], attrs: Mapping[str, Any], key: Any) -> Any:
     layouts = [Layout(a) for a in arrays]
     runner = compiled(layouts, lambda *xs: prim.bind(*_broadcast(prim, xs), **attrs), prim.name)
     KERNELS.made[key] = made = None if runner is None else prepared(runner, layouts)
