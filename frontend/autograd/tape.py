@@ -85,13 +85,13 @@ Edge = tuple["Node", int]
 _needs: dict[Primitive, tuple[frozenset[int] | None, bool]] = {}
 
 
-def needs_of(prim: Primitive) -> tuple[frozenset[int] | None, bool]:
+def needs_of(prim: Primitive, attrs: Any) -> tuple[frozenset[int] | None, bool]:
     """Which operands (None: all) and whether the results are read by the gradient rule of ``prim``."""
-    found = _needs.get(prim)
-    if found is None:
-        spec = prim.needs
-        which = None if "*" in spec else frozenset(int(c) for c in spec if c.isdigit())
-        found = _needs[prim] = (which, "o" in spec or "*" in spec)
+    spec = prim.needs_with(attrs)
+    which = None if "*" in spec else frozenset(int(c) for c in spec if c.isdigit())
+    found = (which, "o" in spec or "*" in spec)
+    if prim.needs_for is None:
+        _needs[prim] = found
     return found
 
 
@@ -192,7 +192,7 @@ def record(
     regions: Any,
 ) -> None:
     """Put an operation on the tape: its inexact results require grad and point to the new node."""
-    which, outputs = _needs.get(prim) or needs_of(prim)
+    which, outputs = _needs.get(prim) or needs_of(prim, attrs)
     edges, operands = [], []
     for i, (t, d) in enumerate(zip(tensors, payloads, strict=True)):
         edges.append((t._edge or (accumulator(t), 0)) if t._rg else None)

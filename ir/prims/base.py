@@ -50,6 +50,7 @@ class Primitive:
                     several results ``ct`` and ``out`` are tuples (a missing cotangent is None).
     needs           which *values* the vjp reads: a string of operand digits and ``o`` for the outputs, as
                     ``"1o"`` (``*`` for all). Of the rest it may read only the type (:func:`type_of`).
+    needs_for       ``needs_for(attrs) -> needs`` where the attributes decide; ``needs`` is then the most.
     nondifferentiable   True where the derivative is zero or undefined everywhere.
     defaults        attribute defaults, filled in by ``bind``.
     dtypes          the dtypes of the first operand that the primitive takes (for tests and error messages).
@@ -66,6 +67,7 @@ class Primitive:
         scalar: Callable[..., Any] | None = None,
         vjp: Callable[..., Any] | None = None,
         needs: str = "*",
+        needs_for: Callable[[Mapping[str, Any]], str] | None = None,
         nondifferentiable: bool = False,
         n_results: int = 1,
         defaults: Mapping[str, Any] | None = None,
@@ -77,6 +79,7 @@ class Primitive:
         self.name, self.kind = name, kind
         self.infer, self.eval, self.scalar, self.vjp = infer, eval, scalar, vjp
         self.needs, self.nondifferentiable, self.n_results = needs, nondifferentiable, n_results
+        self.needs_for = needs_for
         self.defaults = dict(defaults or {})
         self.dtypes = tuple(dtypes)
         self.real_only = bool(dtypes) and not any(d.is_complex for d in dtypes)
@@ -97,6 +100,10 @@ class Primitive:
         return current_interpreter().bind(self, operands, attrs, regions)
 
     __call__ = bind
+
+    def needs_with(self, attrs: Mapping[str, Any]) -> str:
+        """Which values the gradient rule reads under these attributes."""
+        return self.needs if self.needs_for is None else self.needs_for(attrs)
 
     def normalize_attrs(self, attrs: Mapping[str, Any]) -> dict[str, Any]:
         return {**self.defaults, **attrs} if self.defaults else dict(attrs)

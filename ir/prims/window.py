@@ -128,7 +128,8 @@ def _window_sum_vjp(ct: Any, x: Any, *, window: Ints, stride: Ints, padding: Pad
 
 reduce_window_p = Primitive(
     "reduce_window", Kind.WINDOW, infer=_reduce_window_infer, eval=_reduce_window_eval,
-    vjp=_reduce_window_vjp, needs="0", dtypes=NUMERIC,
+    vjp=_reduce_window_vjp, needs="0", needs_for=lambda attrs: "" if attrs["op"] == "sum" else "0",
+    dtypes=NUMERIC,
 )  # fmt: skip
 
 

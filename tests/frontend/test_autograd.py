@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import weft as torch
 from weft.autograd import Function, gradcheck, gradgradcheck
+from weft.autograd.tape import Saved
+from weft.ir.prims.base import PRIMITIVES
 
 
 def leaf(*values: float) -> torch.Tensor:
@@ -495,3 +498,21 @@ def test_contractions_skip_gradients_nobody_wants(monkeypatch: pytest.MonkeyPatc
         assert needs_input or len(runs) == 2
     torch.nn.functional.conv2d(x, w).square().sum().backward()
     assert torch.allclose(grads[0], grads[1]) and torch.allclose(grads[0], w.grad)
+
+
+def test_an_average_pool_does_not_keep_its_operand() -> None:
+    """Its gradient needs a shape alone, that of a maximum the values."""
+    x = torch.ones(1, 1, 4, 4, requires_grad=True)
+
+    def saved(pool: Callable[..., torch.Tensor]) -> bool:
+        seen, stack = set(), [pool(x, 2)._edge[0]]
+        while stack:
+            node = stack.pop()
+            if getattr(node, "prim", None) is PRIMITIVES["reduce_window"]:
+                return isinstance(node.operands[0], Saved)
+            seen.add(node)
+            stack += [e[0] for e in node.edges if e is not None and e[0] not in seen]
+        raise AssertionError("no window on the tape")
+
+    assert not saved(torch.nn.functional.avg_pool2d)
+    assert saved(torch.nn.functional.max_pool2d)
