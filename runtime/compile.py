@@ -17,6 +17,7 @@ from weft.runtime.dump import dump, wanted
 from weft.runtime.executable import Artifact, Executable
 from weft.runtime.fingerprint import fingerprint
 from weft.runtime.host import host_target
+from weft.runtime.pause import collection_paused
 
 _MEMORY_LIMIT = 1024  # executables kept for graphs that come again
 _memory: OrderedDict[str, Executable] = OrderedDict()
@@ -71,7 +72,8 @@ def _compile(graph: Graph, key: str, donate: dict[int, int], target: Target | No
 
     stats.count("compiles")
     try:
-        built = build(graph, machine, donate)
+        with collection_paused():
+            built = build(graph, machine, donate)
         image = jit.compile_object(built.llvm if foreign else built.module, machine)
     except CompilerError as e:
         e.graph = graph  # the whole, as a reproducer

@@ -6,7 +6,7 @@ import ctypes
 import io
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ import numpy as np
 from weft.codegen.target import Target
 from weft.ir.graph import Graph
 from weft.ir.types import TensorType
-from weft.runtime import buffers, callpath, hostcall, jit, stats
+from weft.runtime import buffers, callpath, hostcall, jit, shared, stats, threads
 from weft.runtime.jit import ENTRY
 
 if TYPE_CHECKING:
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 RELEASE_GIL_NS = 30_000.0  # shorter calls keep the interpreter lock: giving it up costs more
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Artifact:
     """The part of a compiled graph that is kept on disk: enough to run it without any pass."""
 
-    image: bytes = field(repr=False)
+    image: bytes
     arena_bytes: int
     hosts: tuple[hostcall.HostOp, ...]
     n_kernels: int
     n_native: int
     cost_ns: float
     target: str
-    shared: dict[str, str] = field(repr=False)
+    shared: dict[str, str]
 
     @staticmethod
     def of(built: Built, image: bytes, target: str) -> Artifact:
@@ -97,8 +97,6 @@ class Executable:
         raise RuntimeError(f"{self.name} was compiled for {self.target.cpu}, not to run here")
 
     def _load(self) -> None:
-        from weft.runtime import shared, threads
-
         imports = {"weft_parallel_for": threads.parallel_for_address,
                    "weft_host": hostcall.callback_address,
                    **shared.addresses(self.artifact.shared, self.target)}  # fmt: skip

@@ -18,7 +18,7 @@ from weft.runtime import stats
 FAILED = -1  # the status that means: a Python exception is waiting
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class HostOp:
     """What is needed to run one operation again and again; picklable."""
 

@@ -162,7 +162,7 @@ def _link_with_llvm(image: bytes, symbols: tuple[str, ...], imports: Mapping[str
 def parse_object(image: bytes) -> loader.Object:
     """The sections and symbols of an ELF64 object. CompilerError where the image is no such object."""
     try:
-        return loader.Object.of(image)
+        return loader.Object(image)
     except _DAMAGE as e:
         raise CompilerError(f"damaged object code: {e}") from None
 

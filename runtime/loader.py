@@ -14,7 +14,6 @@ import mmap
 import platform
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -42,18 +41,11 @@ class Unknown(Exception):
     """The object asks for something that this loader does not do."""
 
 
-@dataclass
 class Object:
-    """A parsed ELF64 object. ValueError, IndexError or TypeError where the image is none."""
+    """A parsed ELF64 object: its machine, sections, symbols and their names. ValueError, IndexError
+    or TypeError where the image is none."""
 
-    image: bytes
-    machine: int
-    sections: np.ndarray
-    symbols: np.ndarray
-    names: list[str]
-
-    @staticmethod
-    def of(image: bytes) -> Object:
+    def __init__(self, image: bytes) -> None:
         if image[:6] != b"\x7fELF\x02\x01":
             raise ValueError("not a little-endian ELF64 object")
         at = int.from_bytes(image[0x28:0x30], "little")
@@ -64,7 +56,8 @@ class Object:
             symbols = np.frombuffer(image, _SYMBOL, int(s["size"]) // 24, int(s["offset"]))
             table = int(sections[int(s["link"])]["offset"])
             names = [_text(image, table + n) for n in symbols["name"].tolist()]
-        return Object(image, int.from_bytes(image[0x12:0x14], "little"), sections, symbols, names)
+        self.image, self.machine = image, int.from_bytes(image[0x12:0x14], "little")
+        self.sections, self.symbols, self.names = sections, symbols, names
 
     def undefined(self) -> set[str]:
         """Names that it expects from elsewhere."""

@@ -26,6 +26,8 @@ from weft.capture.segments import SEGMENTS
 from weft.capture.sources import Unfit
 from weft.capture.state import paused, recorder
 from weft.capture.trace import settle, trace
+from weft.runtime import compile as compile_module  # here, since every first call needs it
+from weft.runtime.pause import collection_paused
 
 RECOMPILE_LIMIT = 8  # versions of one function; beyond, calls that fit none run in segments
 FAILURE_LIMIT = 3  # traces of one function that did not become one graph
@@ -35,9 +37,7 @@ log = logging.getLogger("weft.recompiles")
 
 
 def compile_graph(graph: Any, *, donate: Any = None, name: str | None = None) -> Any:
-    from weft.runtime import compile_graph as compile_
-
-    return compile_(graph, donate=donate, name=name)
+    return compile_module.compile_graph(graph, donate=donate, target=None, name=name)
 
 
 class Entry:
@@ -230,10 +230,11 @@ class Compiled:
         entry = None
         planner = None
         try:
-            planner = Planner(made, self.fn, self.name, compile_graph)
-            plan = planner.build()
-            made.recorder.log.closed = True
-            entry = self._checked_entry(made, plan)
+            with collection_paused():
+                planner = Planner(made, self.fn, self.name, compile_graph)
+                plan = planner.build()
+                made.recorder.log.closed = True
+                entry = self._checked_entry(made, plan)
         except Unfit as why:
             return self._unfit(made, str(why))
         if entry is None:
