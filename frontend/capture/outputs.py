@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import types
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from weft.autograd.tape import edge_of
 from weft.capture.sources import SourceFinder, Unfit
 from weft.capture.state import TracedScalar
 from weft.dispatch import payload
 from weft.ir import prims as P
-from weft.ir.graph import Value
+from weft.ir.graph import Op, Value
 from weft.ir.types import Device, DType
 from weft.tensor import Tensor
 from weft.views import View, views
@@ -80,12 +82,29 @@ class OutputWriter(SourceFinder):
 
     def _fresh_out(self, t: Tensor) -> str:
         var = self.outs[id(t)] = f"t{len(self.outs)}"
-        i = self.result_of[id(t)] = self._result(payload(t, self.rec))
-        self.after += [f"{var} = new(Tensor)", f"{var}._data = r[{i}]", f"{var}._vc = [0]"]
+        value = payload(t, self.rec)
+        spread = self._spread(t, value)
+        i = self.result_of[id(t)] = self._result(spread.operands[0] if spread else value)
+        data = f"r[{i}]"
+        if spread:
+            make, attrs = self.code.const(_broadcast, "spread"), self.code.const(spread.attrs, "attrs")
+            data = f"{make}({data}, {attrs})"
+        self.after += [f"{var} = new(Tensor)", f"{var}._data = {data}", f"{var}._vc = [0]"]
         if self.made.modes[1]:
             self.after.append(f"{var}._inference = True")
         self.out_tensors.append(t)
         return var
+
+    def _spread(self, t: Tensor, value: Value) -> Op | None:
+        """The broadcast that makes ``value``, where its operand is returned and spread without a copy.
+
+        As eagerly, the elements then share memory. Not so a gradient that a parameter keeps, which is written
+        to, nor what a gradient flows through, whose cotangent has the shape of the result."""
+        op = next((op for op in reversed(self.seg.builder.ops) if value in op.results), None)
+        if op is None or op.prim is not P.broadcast_p or not value.type.nbytes:
+            return None
+        kept = any(b.tensor._grad is t for b in self.rec.states.values())
+        return None if kept or edge_of(t) is not None or value in self.results else op
 
     def _result(self, v: Value) -> int:
         """The index of a new result; a value that is an input or a result already is copied."""
@@ -116,6 +135,10 @@ class OutputWriter(SourceFinder):
         steps = self.code.const(view.steps, "steps")
         self.after.append(f"VIEW {var} = {make}({b}, {steps}, {view.differentiable}, {t._rg})")
         return var
+
+
+def _broadcast(x: np.ndarray, attrs: Mapping[str, Any]) -> np.ndarray:
+    return P.broadcast_p.eval(x, **attrs)
 
 
 def tensor_paths(o: Any, path: tuple[Any, ...] = ()) -> list[tuple[tuple[Any, ...], Tensor]]:
