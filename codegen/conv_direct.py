@@ -32,7 +32,15 @@ from weft.codegen.phases import Writer, aligned
 from weft.codegen.places import Region
 from weft.codegen.target import Target
 from weft.codegen.uniforms import Uniforms
-from weft.ir.contraction import by_kernel_rows, by_pixels, depthwise, turn_of
+from weft.ir.access import Access, collapse
+from weft.ir.contraction import (
+    block_of_weights,
+    blocked_weights,
+    by_kernel_rows,
+    by_pixels,
+    depthwise,
+    turn_of,
+)
 from weft.ir.graph import Op
 
 Ints = tuple[int, ...]
@@ -83,10 +91,15 @@ class Blocking:
     depth: int
 
 
-def tile_for(target: Target, acc_lanes: int, outputs: int, pixels: int) -> tuple[int, int]:
-    """Rows and vectors of the tile that wastes the least on ``outputs`` channels of ``pixels`` positions."""
+def tile_for(target: Target, acc_lanes: int, outputs: int, pixels: int, block: int = 0) -> tuple[int, int]:
+    """Rows and vectors of the tile that wastes the least on ``outputs`` channels of ``pixels`` positions.
+
+    With ``block`` tiles take whole blocks of so many channels, and none reaches past the last.
+    """
     vectors, best = -(-outputs // acc_lanes), (0.0, 0, 0)
     for wide in range(1, widest(target) + 1):
+        if block and (vectors % wide or wide * acc_lanes % block):
+            continue
         most = max(1, min((target.registers - 1 - wide) // wide, _MOST_ROWS, pixels))
         rows = -(-pixels // -(-pixels // most))
         # products hide the latency of ten before them; loads must keep up with them
@@ -129,7 +142,9 @@ class Direct(Writer):
         self.plane, self.taps = prod(self.g.out), prod(self.g.kernel)
         self.classes = classes_of(self.g)
         self.scattered = len(self.classes) > 1 and self.turn is None
-        rows, vectors = tile_for(target, self.lanes, self.m, max(c.pixels for c in self.classes))
+        self.frozen = self._frozen()
+        block = block_of_weights(w.type) if self.frozen else 0
+        rows, vectors = tile_for(target, self.lanes, self.m, max(c.pixels for c in self.classes), block)
         self.tile = Tile(rows, vectors, self.lanes, self.acc)
         self.blocks = -(-self.m // self.tile.cols)
         self._source()
@@ -143,6 +158,16 @@ class Direct(Writer):
         size = (*g.size[:2], (g.out[2] - 1) * g.stride[2] + self.row)
         kernel, lo = (*g.kernel[:2], 1), (*g.lo[:2], 0)
         return replace(g, channels=g.channels * self.row, size=size, kernel=kernel, lo=lo)
+
+    def _frozen(self) -> Access | None:
+        """Where the weights lie in blocks as the kernels read them: then nothing is packed."""
+        w = self.conv.operands[1]
+        found = blocked_weights(self.graph, self.conv)
+        block = block_of_weights(w.type)
+        if found is None or self.row > 1 or self.depthwise or self.m % block or block % self.lanes:
+            return None
+        taps = collapse(w.type.shape[2:], found.strides[3:])
+        return None if taps is None else replace(found, strides=(*found.strides[:3], taps))
 
     def _source(self) -> None:
         """Read the input where it lies, if its channels are neighbours; else from a channels-last copy."""
@@ -192,7 +217,8 @@ class Direct(Writer):
         if self.copy_x:
             at += aligned(g.samples * prod(g.size) * self.pixel * size + self.tile.row_bytes)
         self.w_at = at
-        at += aligned(g.groups * self.blocks * self.taps * self.depth * self.tile.row_bytes)
+        if self.frozen is None:
+            at += aligned(g.groups * self.blocks * self.taps * self.depth * self.tile.row_bytes)
         self.sums_at = at
         if self.scattered:
             at += aligned((g.samples * self.plane * g.outputs + self.lanes) * size)
@@ -212,7 +238,9 @@ class Direct(Writer):
                                       self.uniforms)  # fmt: skip
         self.keep(self.epilogue)
         phases: list[Phase] = self.uniforms.phase()
-        phases.append(self.phase("prepare", self._prepare(), 2000.0))
+        prepare = self._prepare()
+        if prepare:
+            phases.append(self.phase("prepare", prepare, 2000.0))
         flops = sum(2 * g.samples * c.pixels * c.taps * self.depth * g.outputs for c in self.classes)
         parts = [self._unit(i, c) for i, c in enumerate(self.classes)]
         phases.append(self.phase("main", parts, flops / sum(n for _, n in parts) / _GFLOPS))
@@ -227,6 +255,7 @@ class Direct(Writer):
             f"[{g.samples} x {self.plane} pixels] x [{self.m} channels], "
             f"{self.taps} taps of {self.depth} {self.acc.name}{' (rows of the kernel)' * (self.row > 1)}",
             f"  x: {'copied channels-last' if self.copy_x else 'in place'}",
+            f"  w: {'in blocks' if self.frozen else 'packed'}",
             f"  y: {'channels-last' if self.turn else 'transposed by tile'}, {len(self.classes)} classes",
             f"  grid: {self.blocks} blocks of tiles of {t.rows} pixels x {t.cols}, "
             f"{b.tiles} x {b.blocks} per unit, k by {b.taps} taps x {b.depth}",
@@ -234,8 +263,9 @@ class Direct(Writer):
 
     def _prepare(self) -> list[tuple[str, int]]:
         parts = [self._copy_rows() if self.row > 1 else self._copy_x()] if self.copy_x else []
-        parts.append(emit_weights(self))
-        if self.w_at and self.zero_at < self.x_at:
+        if self.frozen is None:
+            parts.append(emit_weights(self))
+        if self.zero_at < self.x_at:
             parts.append(self._clear())
         return parts
 

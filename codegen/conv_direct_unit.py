@@ -6,6 +6,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 from weft.codegen.blocks import Code, Ix
+from weft.codegen.epilogue import kernel_pointers
 from weft.codegen.lanes import load_lanes, store_lanes, tail_mask
 from weft.codegen.llvm import reg_type
 from weft.codegen.microkernel import Tile, multiply_add
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from weft.codegen.conv_direct import Blocking, Direct, PixelClass
 
 _SCATTERED_ROWS = 64
+_BLOCK = 64  # bytes of frozen weights that lie side by side
 _WRITTEN_OUT = 27  # taps
 _STRAIGHT = 144  # products of a tap up to which they are written without a loop
 
@@ -66,7 +68,10 @@ class DirectUnit:
             kernel = d.g.kernel
             tap = fn.add(fn.mul(fn.add(fn.mul(where[0], kernel[1]), where[1]), kernel[2]), where[2])
             at = fn.add(fn.mul(fn.add(fn.mul(i.i, b.taps), j.i), e.taps), k.i)
-            offset = fn.mul(tap, d.depth * self.tile.row_bytes)
+            if d.frozen is not None:
+                offset = fn.mul(tap, d.frozen.strides[3] * self.size)
+            else:
+                offset = fn.mul(tap, d.depth * self.tile.row_bytes)
             fn.store("i64", str(offset), fn.at(self.offsets, at, "i64"), 8)
 
     def _list_pixels(self, count: Ix) -> None:
@@ -126,15 +131,14 @@ class DirectUnit:
     def _multiply(self, block: Ix, count: Ix) -> None:
         """All chunks of k of one block of channels."""
         fn, d, c, b, tile = self.fn, self.d, self.c, self.b, self.tile
-        where = fn.dot((self.group, block), (d.blocks, 1))
-        weights = fn.at(self.scratch, fn.add(d.w_at, fn.mul(where, d.taps * d.depth * tile.row_bytes)))
+        weights, step = self._weights(block)
         if not self.single:
             self._clear()
         channel = fn.mul(block, tile.cols) if d.depthwise else fn.mul(self.group, d.depth)
         with fn.range(0, c.taps, b.taps, runs=True) as t0, fn.range(0, d.depth, b.depth, runs=True) as c0:
             taps = fn.min(b.taps, fn.sub(c.taps, t0.i))
             depth = fn.min(b.depth, fn.sub(d.depth, c0.i))
-            first = fn.at(weights, fn.mul(c0.i, tile.row_bytes))
+            first = fn.at(weights, fn.mul(c0.i, step))
             with fn.range(0, count, runs=True) as t:
                 sums = self.sums if self.at_once else fn.at(self.sums, fn.mul(t.i, tile.bytes))
                 at = fn.mul(fn.add(fn.mul(t.i, c.taps), t0.i), tile.rows)
@@ -143,6 +147,19 @@ class DirectUnit:
                 if self.at_once:
                     row = fn.mul(t.i, tile.rows)
                     self._rows(block, sums, row, fn.min(tile.rows, fn.sub(self.pixels, row)))
+
+    def _weights(self, block: Ix) -> tuple[str, int]:
+        """Where the weights of a block of channels of the group begin; bytes between input channels."""
+        fn, d = self.fn, self.d
+        if d.frozen is None:
+            where = fn.dot((self.group, block), (d.blocks, 1))
+            at = fn.mul(where, d.taps * d.depth * self.tile.row_bytes)
+            return fn.at(self.scratch, fn.add(d.w_at, at)), self.tile.row_bytes
+        lanes = _BLOCK // self.size
+        channel = fn.add(fn.mul(self.group, d.m), fn.mul(block, self.tile.cols))
+        index = fn.add(fn.mul(fn.div(channel, lanes), d.frozen.strides[0]), d.frozen.offset)
+        pointer = kernel_pointers(fn, d.op)[d.frozen.param]
+        return fn.at(pointer, fn.mul(index, self.size)), _BLOCK
 
     def _call(self, table: str, t0: Ix, taps: Ix, c0: Ix, weights: str, depth: Ix, sums: str) -> None:
         fn, d, size = self.fn, self.d, self.size
@@ -155,10 +172,12 @@ class DirectUnit:
             return
         short = isinstance(depth, int) and depth * self.tile.rows * self.tile.vectors <= _STRAIGHT
         name = indirect_kernel(fn, self.tile, unit=step == 1 or d.g.channels == 1,
-                               accumulate=not self.single, depth=d.depth if short else 0)  # fmt: skip
+                               accumulate=not self.single, depth=d.depth if short else 0,
+                               blocks=d.frozen is not None)  # fmt: skip
+        apart = d.frozen.strides[0] * size if d.frozen is not None else 0
         offsets, first = fn.at(self.offsets, t0, "i64"), fn.mul(c0, step * size)
         fn.do(f"call void @{name}(ptr {table}, ptr {offsets}, i64 {taps}, i64 {first}, i64 {step * size}, "
-              f"ptr {weights}, i64 {depth}, ptr {sums})")  # fmt: skip
+              f"ptr {weights}, i64 {apart}, i64 {depth}, ptr {sums})")  # fmt: skip
 
     # results
 
@@ -284,24 +303,31 @@ def depthwise_kernel(fn: Code, tile: Tile) -> str:
     return k.symbol
 
 
-def indirect_kernel(fn: Code, tile: Tile, *, unit: bool, accumulate: bool, depth: int = 0) -> str:
+def indirect_kernel(
+    fn: Code, tile: Tile, *, unit: bool, accumulate: bool, depth: int = 0, blocks: bool = False
+) -> str:
     """Declare in ``fn`` and name the kernel that broadcasts from listed addresses and reads rows of weights.
 
     Its arguments: the table (for each tap the addresses of the tile's rows), the byte offsets of the taps'
-    weights, taps, byte offset of the first k, bytes between k (one element if ``unit``), weights, k, sums.
-    ``depth`` is k where that is known and small: its products are then written out.
+    weights, taps, byte offset of the first k, bytes between k (one element if ``unit``), weights, bytes
+    between their blocks, k, sums. With ``blocks`` weights of neighbouring channels lie by cache lines in
+    blocks of their own; else those of the whole tile are neighbours. ``depth`` is k where that is known and
+    small: its products are then written out.
     """
     name = (f"weft_indirect_{tile.dtype.name}_{tile.rows}x{tile.vectors}x{tile.lanes}_{depth or 'k'}"
-            f"{'_unit' if unit else ''}{'_acc' if accumulate else ''}")  # fmt: skip
+            f"{'_unit' * unit}{'_acc' * accumulate}{'_blocks' * blocks}")  # fmt: skip
     params = ("ptr noalias %table, ptr noalias %offsets, i64 %taps, i64 %first, i64 %step, ptr noalias %b, "
-              "i64 %k, ptr noalias %t")  # fmt: skip
+              "i64 %apart, i64 %k, ptr noalias %t")  # fmt: skip
     k = Code(name, params, linkage="internal")
     t, elem, size = reg_type(tile.dtype, tile.lanes), reg_type(tile.dtype), tile.dtype.itemsize
+    step, per_block = (_BLOCK, _BLOCK // size) if blocks else (tile.row_bytes, tile.cols)
+    starts = [k.add(k.mul("%apart", v * tile.lanes // per_block), v * tile.lanes % per_block * size)
+              for v in range(tile.vectors)]  # fmt: skip
 
     def products(bp: str, at: list[str], sums: list[str]) -> list[str]:
         """The sums after one k: a row of weights times a broadcast element for each row."""
         out = list(sums)
-        ws = [load_lanes(k, k.at(bp, v, t), tile.dtype, tile.lanes) for v in range(tile.vectors)]
+        ws = [load_lanes(k, k.at(bp, at_v), tile.dtype, tile.lanes) for at_v in starts]
         for r in range(tile.rows):
             x = k.splat(elem, k.load(elem, at[r], size), tile.lanes)
             for v in range(tile.vectors):
@@ -320,7 +346,7 @@ def indirect_kernel(fn: Code, tile: Tile, *, unit: bool, accumulate: bool, depth
             sums = tap.vars
             for i in range(depth):
                 at = [k.at(p, i, elem) if unit else k.at(p, k.mul("%step", i)) for p in rows]
-                sums = products(k.at(start, i * tile.row_bytes), at, sums)
+                sums = products(k.at(start, i * step), at, sums)
             tap.next[:] = sums
         else:
             carried = [("ptr", start), ("i64", "0"), *((t, v) for v in tap.vars)]
@@ -328,7 +354,7 @@ def indirect_kernel(fn: Code, tile: Tile, *, unit: bool, accumulate: bool, depth
                 bp, offset = turn.vars[:2]
                 at = [k.at(p, turn.i, elem) if unit else k.at(p, offset) for p in rows]
                 turn.next[2:] = products(bp, at, turn.vars[2:])
-                turn.next[0] = k.at(bp, tile.row_bytes)
+                turn.next[0] = k.at(bp, step)
                 turn.next[1] = offset if unit else str(k.add(offset, "%step"))
             tap.next[:] = turn.out[2:]
     for i in range(count):

@@ -12,8 +12,11 @@ group.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 
+from weft.ir.access import Access, access_of
 from weft.ir.graph import Graph, Op
 from weft.ir.prims.base import Kind
 from weft.ir.types import TensorType
@@ -183,3 +186,34 @@ def by_kernel_rows(conv: Op) -> bool:
     w, a = conv.operands[1].type.shape, conv.attrs
     apart = a["lhs_dilation"][-1] > 1 or a["rhs_dilation"][-1] > 1 or a["padding"][-1][0] < 0
     return w[1] < 8 and a["groups"] == 1 and 1 < w[-1] <= 128 and not apart
+
+
+def block_of_weights(t: TensorType) -> int:
+    """Output channels whose frozen weights lie side by side: a cache line of them; 0 for narrow dtypes."""
+    return 64 // t.dtype.itemsize if t.dtype.is_floating_point and t.dtype.itemsize >= 4 else 0
+
+
+def blocked_weights(graph: Graph, conv: Op) -> Access | None:
+    """Where the weights of ``conv`` lie in blocks (strides of block, lane, input channel and taps), if so.
+
+    They are then a view of an array [O/lanes, *K, C, lanes] that lies in memory.
+    """
+    w = conv.operands[1]
+    lanes = block_of_weights(w.type)
+    if not lanes or w.type.shape[0] % lanes:
+        return None
+    producers, v = graph.producers(), w
+    while v in producers and producers[v].prim.name == "reshape":
+        v = producers[v].operands[0]
+    out, *rest = w.type.shape
+    want = (out // lanes, lanes, *rest)
+    found = access_of(v, producers) if v is not w else None
+    if found is None or not found.pure or _long(v.type.shape) != _long(want):
+        return None
+    kept = iter([s for d, s in zip(v.type.shape, found.strides, strict=True) if d != 1])
+    strides = tuple(0 if d == 1 else next(kept) for d in want)
+    return replace(found, strides=strides) if strides[1:3] == (1, lanes if rest[0] > 1 else 0) else None
+
+
+def _long(shape: Sequence[int]) -> list[int]:
+    return [d for d in shape if d != 1]

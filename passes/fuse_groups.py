@@ -130,13 +130,22 @@ class Grouping:
 
     def _need_prologue(self, contract: Op, v: Value, operand: int) -> None:
         op = self.producer.get(v)
-        if op is None or op not in self.transparent or op.prim.name == "reshape":
+        if op in self.transparent and operand == 1 and self._blocked(contract) and v is contract.operands[1]:
+            for x in op.operands:
+                self._need_prologue(contract, x, operand)
+        elif op is None or op not in self.transparent or op.prim.name == "reshape":
             self._need(v)
         elif contraction.prologue_refusal(contract, op, operand) is None:
             for x in op.operands:
                 self._need_prologue(contract, x, operand)
         else:
             self.transparent.discard(op)
+
+    def _blocked(self, contract: Op) -> bool:
+        """True for a convolution that reads its weights from blocks in memory, through a view of them."""
+        if form_of(contract) != "conv":
+            return False
+        return contraction.blocked_weights(self.graph, contract) is not None
 
     # -- walking through transparent operations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from weft.runtime import buffers, stats
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from weft.runtime.executable import Executable
 
 __all__ = [
-    "Executable", "buffers", "compile_graph", "compile_only", "get_num_threads", "set_num_threads", "stats",
+    "Executable", "buffers", "compile_graph", "compile_only", "freeze_graph", "get_num_threads",
+    "set_num_threads", "stats",
 ]  # fmt: skip
 
 
@@ -44,6 +45,17 @@ def compile_graph(
 def compile_only(graph: Graph, target: Target, name: str | None = None) -> Executable:
     """Compile for any machine LLVM knows and run nothing."""
     return compile_graph(graph, target=target, name=name)
+
+
+def freeze_graph(graph: Graph, params: Sequence[int], stamp: Any, name: str) -> Any:
+    """Compile ``graph`` so that what depends on ``params`` alone runs once per version of them.
+
+    ``stamp()`` gives, in order of ``params``, the array and the version of each. None where nothing depends
+    on them alone.
+    """
+    from weft.runtime.frozen import freeze_graph as run
+
+    return run(graph, params, stamp, name)
 
 
 def get_num_threads() -> int:

@@ -45,9 +45,10 @@ class Entry:
 
     __slots__ = ("backward", "call", "check", "executable", "guard_texts", "guards", "plan")
 
-    def __init__(self, plan: Plan, name: str) -> None:
+    def __init__(self, plan: Plan, name: str, freezing: bool = False) -> None:
         self.plan, self.guards, self.guard_texts = plan, plan.guards, plan.guard_texts
-        self.executable = compile_graph(plan.graph, donate=plan.donate, name=name)
+        frozen = _frozen(plan, name) if freezing and plan.fixed else None
+        self.executable = frozen or compile_graph(plan.graph, donate=plan.donate, name=name)
         self.backward: BackwardPlan | None = plan.backward
         namespace = plan.namespace
         namespace["run"], namespace["REFUSED"] = refusing_runner(self.executable), REFUSED
@@ -56,6 +57,18 @@ class Entry:
         exec(builtins.compile(plan.source, f"<weft call of {name}>", "exec"), namespace)
         self.call: Callable[[Any, Any], Any] = namespace["call"]
         self.check: Callable[..., Miss | None] = namespace["full"]
+
+
+def _frozen(plan: Plan, name: str) -> Any:
+    """The graph in two parts, one of which runs when a parameter has changed; None if nothing is gained."""
+    from weft.runtime import freeze_graph
+
+    numbers, tensors = zip(*plan.fixed, strict=True)
+
+    def stamp() -> list[tuple[Any, int]]:
+        return [(t._data, t._vc[0]) for t in tensors]
+
+    return freeze_graph(plan.graph, numbers, stamp, name)
 
 
 def _refresher(guards: Guards, namespace: dict[str, Any]) -> Callable[[], Miss | None]:
@@ -266,7 +279,7 @@ class Compiled:
                     a.restore()
                 made.out = out
                 return None
-        return Entry(plan, self.name)
+        return Entry(plan, self.name, bool(self.options.get("freezing")))
 
     def _unfit(self, made: Any, why: str) -> Any:
         if self.fullgraph:
@@ -403,8 +416,13 @@ def compile(
     objects), it runs in compiled segments; with ``fullgraph=True`` that is a :class:`CaptureError` that
     names the line. ``dynamic=True`` reads int arguments afresh at each call from the start (by default from
     their first change on; ``False``: never). ``backend`` is ``"weft"`` or ``"eager"`` (captures nothing);
-    ``mode`` and ``options`` are taken for compatibility. Can be used as a decorator, with or without
-    arguments.
+    ``mode`` is taken for compatibility. Can be used as a decorator, with or without arguments.
+
+    ``options={"freezing": True}`` lets what depends on parameters alone run once per version of them, in
+    calls without gradients: weights are then packed beforehand. Changes by in-place operations, assignments
+    and ``load_state_dict`` are seen; those through memory shared with numpy, DLPack or ``.data`` are not
+    (:func:`weft.reset` the function, or make an in-place change, after such writes). Other options of torch's
+    default backend are accepted and have no effect; RuntimeError for unknown ones.
 
     >>> import weft
     >>> @weft.compile
@@ -435,6 +453,7 @@ def compile(
         raise RuntimeError(f"weft.compile takes a function or a module, but got {type(fn).__name__}")
     if isinstance(fn, Compiled) or hasattr(type(fn), "_weft_follow"):  # compiled already
         return fn
+    _check_options(options or {})
     settings = {"disable": disable or backend == "eager", "mode": mode, **(options or {})}
     if hasattr(fn, "named_parameters") and not inspect.isfunction(fn):
         from weft.capture.module import OptimizedModule
@@ -442,6 +461,19 @@ def compile(
         module: Any = fn
         return OptimizedModule(module, fullgraph, dynamic, settings)
     return Compiled(fn, fullgraph, dynamic, settings)
+
+
+# of torch's default backend; those beside "freezing" choose among kernels of its own
+_OPTIONS = ("freezing", "max_autotune", "epilogue_fusion", "fallback_random", "shape_padding",
+            "triton.cudagraphs", "trace.enabled", "trace.graph_diagram")  # fmt: skip
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    for key, value in options.items():
+        if key not in _OPTIONS:
+            raise RuntimeError(f"Unexpected optimization option {key}, known options are {list(_OPTIONS)}")
+        if not isinstance(value, bool):
+            raise RuntimeError(f"Unexpected type of attr {key}, got {type(value)} should be bool")
 
 
 def is_compiling() -> bool:

@@ -35,6 +35,7 @@ class Plan:
     namespace: dict[str, Any]
     reasons: list[Any]
     guard_texts: Callable[[], list[str]]
+    fixed: list[tuple[int, Tensor]]  # hidden inputs by number, where no gradient and no write is in sight
 
 
 class Planner(CallWriter):
@@ -61,9 +62,17 @@ class Planner(CallWriter):
                 split, types_, partial(self.compile_graph, name=f"{self.name}_backward"), self.name
             )
         source, namespace = self._source(writes, donate, expression, backward, split)
+        fixed = [] if self.made.modes[0] or writes or backward is not None else self._fixed(len(graph.params))
         return Plan(
-            graph, donate, backward, split, self.guards, source, namespace, self.code.reasons, self.texts()
-        )
+            graph, donate, backward, split, self.guards, source, namespace, self.code.reasons, self.texts(),
+            fixed,
+        )  # fmt: skip
+
+    def _fixed(self, n: int) -> list[tuple[int, Tensor]]:
+        """Hidden inputs among the first ``n`` params that hold real numbers."""
+        found = ((i, self.sources.get(id(t))) for i, t in enumerate(self.seg.sources[:n]))
+        hidden = [(i, s.tensor) for i, s in found if s is not None and s.hidden is not None]
+        return [(i, t) for i, t in hidden if t._ir_type.dtype.is_floating_point]
 
     def texts(self) -> Callable[[], list[str]]:
         """Gives the guards in words. What the walk over the environment found is described when asked for."""
