@@ -3,7 +3,8 @@
 The result is cut into tiles; a tile's products are summed in registers (:mod:`weft.codegen.microkernel`),
 left in a buffer in the first-level cache, and taken from there through the epilogue into the results.
 Operands that do not lie well in memory (or have a prologue, or are narrower than their accumulator) are
-packed first, in a phase of their own.
+packed first, in a phase of their own or panel by panel. Which loops run on which tiles, and what is packed,
+is chosen by :mod:`weft.codegen.contract_plan`.
 """
 
 from __future__ import annotations
@@ -138,12 +139,15 @@ class Contract(Writer):
         wanted = max(_UNIT_NS, self.cost_ns / _UNITS) / max(tile_ns, 1.0)
         if self.plan.fused:
             wanted = max(wanted, -(-fused_rows(self.m) // tile.rows))
-        tall = min(tiles, max(1, int(wanted)))
-        if chunk_of(self.problem, self.plan) < self.k:
-            waiting = max(64 << 10, self.target.l2_bytes // 4)  # sums on the stack, for the next block of k
-            tall = min(tall, max(1, waiting // tile.bytes))
+        tall, depth = min(tiles, max(1, int(wanted))), chunk_of(self.problem, self.plan)
+        most = tiles * panels
+        if depth < self.k:  # sums wait on the stack for the next block of k
+            most = max(1, max(64 << 10, self.target.l2_bytes // 4) // tile.bytes)
+        near = max(8, self.target.l2_bytes // 2 // (tile.rows * depth * self.acc.itemsize))
+        again = not self.plan.fused and near < min(tall, most)  # rows of A stay in the cache for more panels
+        tall = min(tall, most, near if again else tall)
         tall = -(-tiles // -(-tiles // tall))
-        broad = min(panels, max(1, int(wanted / tall))) if tall == tiles else 1
+        broad = min(panels, max(1, min(int(wanted), most) // tall)) if tall == tiles or again else 1
         return -(-panels // -(-panels // broad)), tall
 
     def _splits(self) -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 # What cores do, measured on Zen 4 at 3.6 GHz and rounded down; other cores of the last ten years lie within
@@ -125,7 +125,7 @@ def host_target() -> Target:
 
     wanted = os.environ.get("WEFT_CPU")
     if wanted:
-        return named_target(wanted)
+        return replace(named_target(wanted), **_caches())
 
     found = llvm.get_host_cpu_features()
     features = ",".join(("+" if on else "-") + name for name, on in sorted(found.items()))
@@ -144,6 +144,11 @@ def host_target() -> Target:
 def cache_sizes() -> tuple[int, int, int]:
     """Bytes of a core's first and second level data caches, and of the third that cores share."""
     return _cache_bytes(0, 32 << 10), _cache_bytes(2, 512 << 10), _cache_bytes(3, 8 << 20)
+
+
+def _caches() -> dict[str, int]:
+    """The sizes of this machine's caches."""
+    return {"l1_bytes": _cache_bytes(0, 32 << 10), "l2_bytes": _cache_bytes(2, 512 << 10)}
 
 
 @cache
