@@ -16,14 +16,17 @@ from weft.autograd.grad_mode import no_grad
 from weft.creation import constant, shape_of_args
 from weft.dispatch import apply, interpreter, wrap
 from weft.dtypes import as_device, as_dtype, get_default_dtype
+from weft.eager import kernels, switch
 from weft.ir import prims as P
 from weft.ir import types as T
+from weft.ir.prims.base import _NUMPY
 from weft.ir.types import CPU, DType
 from weft.ops.common import as_tensor, broadcast_shapes, broadcast_to, convert, shape_of
 from weft.tensor import Tensor
 from weft.views import check_inplace, write_
 
 _MASK = 2**64 - 1
+_MANY = 1 << 15  # words that are worth a kernel
 
 
 class Generator:
@@ -122,9 +125,12 @@ class fork_rng:
 
 def bits(shape: tuple[int, ...], generator: Generator | None) -> Tensor:
     """Random u32 words; advances the generator by one block for every four words."""
-    state = (generator or default_generator)._state
-    out = apply(P.random_bits_p, state, shape=shape)
-    _advance(state, math.prod(shape))
+    state, n = (generator or default_generator)._state, math.prod(shape)
+    words = None
+    if n >= _MANY and switch.on and interpreter() is _NUMPY:
+        words = kernels.random_words(state._data, n)
+    out = apply(P.random_bits_p, state, shape=shape) if words is None else wrap(words.reshape(shape))
+    _advance(state, n)
     return out
 
 

@@ -190,6 +190,7 @@ class Kernels:
 
 
 KERNELS = Kernels()
+_NEW: Any = object()
 
 
 def run(prim: Primitive, arrays: Sequence[Any], attrs: Mapping[str, Any]) -> Any:
@@ -312,6 +313,26 @@ def _broadcast(prim: Primitive, xs: Sequence[Value]) -> Sequence[Value]:
     ]  # fmt: skip
 
 
+# -- random words -------------------------------------------------------------------------------------------
+
+RANDOM_WORDS = 1 << 15  # drawn at once
+
+
+def random_words(state: np.ndarray, n: int) -> np.ndarray | None:
+    """The next ``n`` words of a generator's state, by one kernel, piece by piece; None: numpy draws them."""
+    piece, prim = RANDOM_WORDS, PRIMITIVES["random_bits"]
+    if prim not in KERNELS.made:
+        KERNELS.made[prim] = compiled([Layout(state)], lambda s: prim.bind(s, shape=(piece,)), "random_bits")
+    draw = KERNELS.made[prim]
+    if draw is None:
+        return None
+    out, at = buffers.maker((n,), np.dtype(np.uint32), 4 * n)(), state.copy()
+    for i in range(0, n, piece):
+        out[i : i + piece] = draw(at)[0][: n - i]
+        at[1:] += piece // 4  # words come in blocks of four
+    return out
+
+
 # -- gradients ----------------------------------------------------------------------------------------------
 
 
@@ -329,11 +350,11 @@ def vjp(
         return None
     try:
         key = ("vjp", prim, wanted, tuple(attrs.items()), *map(_slot_key, slots))
-        found = KERNELS.made[key]
-    except KeyError:
-        found = _compile_vjp(prim, attrs, cts, outs, operands, wanted, key)
+        found = KERNELS.made.get(key, _NEW)
     except (TypeError, AttributeError):  # an attribute that is an array, a value that is none
         return None
+    if found is _NEW:
+        found = _compile_vjp(prim, attrs, cts, outs, operands, wanted, key)
     if found is None:
         return None
     return found(*[x for x in slots if type(x) is _ndarray])

@@ -167,6 +167,17 @@ def test_new_sizes_of_a_map_compile_nothing() -> None:
     assert compiled() == before
 
 
+def test_random_words_are_the_same_bits(eager_by_numpy: Any) -> None:
+    n = 2 * oneop.RANDOM_WORDS + 77
+
+    def draw() -> list[Any]:
+        weft.manual_seed(7)
+        return [weft.rand(3, 5), weft.rand(n), weft.randint(0, 1000, (n,)), weft.rand(4)]
+
+    for g, w in zip(draw(), eager_by_numpy(draw), strict=True):
+        assert np.array_equal(g.numpy(), w.numpy())
+
+
 def test_many_layouts_of_one_primitive_wait_for_their_second_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(oneop, "FREE_LAYOUTS", 2)
     monkeypatch.setattr(oneop, "KERNELS", oneop.Kernels())
