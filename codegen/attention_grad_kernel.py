@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 from weft.codegen.attention_tiles import LN2, LOG2E, exp2, pack_rows
-from weft.codegen.attention_unit import GFLOPS, Attention
+from weft.codegen.attention_unit import FEW_ROWS, GFLOPS, Attention
 from weft.codegen.blocks import Code, Ix
 from weft.codegen.emit import Reg, VectorBuilder
 from weft.codegen.kernel import KernelCode, Phase
@@ -71,6 +71,8 @@ class Backward(Attention):
         self.q, self.k, self.v, self.ct = self.operands[:4]
         self.row_inputs = [self.rows_input(x) for x in self.main.operands[4:6]]
         self.q_ld, self.out_ld = self.padded(self.width), self.padded(self.out_width)
+        few = self.length <= FEW_ROWS
+        self.in_place = few and self.rows_in_place(self.k, True) and self.rows_in_place(self.v, True)
         self._blocks()
         self._layout()
 
@@ -96,9 +98,9 @@ class Backward(Attention):
 
     def _layout(self) -> None:
         at = 0
-        self.kt_at, at = at, at + self.columns_bytes(self.width)
-        self.vt_at, at = at, at + self.columns_bytes(self.out_width)
-        self.pack_k = not self.rows_in_place(self.k, False)
+        self.kt_at, at = at, at + (0 if self.in_place else self.columns_bytes(self.width))
+        self.vt_at, at = at, at + (0 if self.in_place else self.columns_bytes(self.out_width))
+        self.pack_k = not self.rows_in_place(self.k, self.in_place)
         self.k_at, at = at, at + (self.rows_bytes(self.width) if self.pack_k else 0)
         self.dq_at = at
         self.dq_head = aligned(self.row_blocks * self.block * self.q_ld * self.size)
@@ -108,13 +110,16 @@ class Backward(Attention):
 
     def emit(self) -> KernelCode:
         heads, moved = self.batch * self.kv, 2 * self.width + self.out_width
-        pack = [
-            self.pack_columns("keys", self.k, self.width, self.kt_at),
-            self.pack_columns("values", self.v, self.out_width, self.vt_at),
-        ]
+        pack: list[tuple[str, int]] = []
+        if not self.in_place:
+            pack.append(self.pack_columns("keys", self.k, self.width, self.kt_at))
+            pack.append(self.pack_columns("values", self.v, self.out_width, self.vt_at))
         if self.pack_k:
             pack.append(self.pack_rows("rows", self.k, self.width, self.k_at))
-        phases = [self.phase("pack", pack, 0.3 * heads * self.keys * moved / sum(n for _, n in pack))]
+        phases: list[Phase] = []
+        if pack:
+            cost = 0.3 * heads * self.keys * moved / sum(n for _, n in pack)
+            phases.append(self.phase("pack", pack, cost))
         cells = self.batch * self.q_heads * self.length * self.keys * (0.5 if self.causal else 1.0)
         flops = 2 * cells * (3 * self.width + 2 * self.out_width)
         units = heads * self.parts
@@ -175,14 +180,7 @@ class Backward(Attention):
     def _block(self, fn: Code, p: Place, buf: Buffers, part: Ix) -> None:
         strips = fn.div(fn.add(p.rows, self.tile - 1), self.tile)
         self._load_rows(fn, p, buf, strips)
-        bh = fn.add(fn.mul(p.batch, self.kv), p.kv)
-        diagonal = p.row if self.causal else None
-        for rows, at, width, out in (
-            (buf.q, self.kt_at, self.q_ld, buf.weights), (buf.ct, self.vt_at, self.out_ld, buf.ds),
-        ):  # fmt: skip
-            depth = self.width if rows == buf.q else self.out_width
-            self.products(fn, rows, (at, depth), bh, p.key, p.keys, strips, (out, self.score_ld), diagonal,
-                          row_ld=width)  # fmt: skip
+        self._products(fn, p, buf, strips)
         with fn.range(0, strips, runs=True) as s:
             row0 = fn.mul(s.i, self.tile)
             seen = p.keys
@@ -195,6 +193,21 @@ class Backward(Attention):
                 with fn.when(fn.op(f"icmp sgt i64 {seen}, 0")) if self.causal else nullcontext():
                     self._add_dq(fn, p, buf, part, row0, seen)
         self._add_keys(fn, p, buf)
+
+    def _products(self, fn: Code, p: Place, buf: Buffers, strips: Ix) -> None:
+        """Scores q k' and products ct v' of the block."""
+        bh = fn.add(fn.mul(p.batch, self.kv), p.kv)
+        diagonal = p.row if self.causal else None
+        for x, rows, at, width, ld, to in (
+            (self.k, buf.q, self.kt_at, self.width, self.q_ld, buf.weights),
+            (self.v, buf.ct, self.vt_at, self.out_width, self.out_ld, buf.ds),
+        ):
+            out = (to, self.score_ld)
+            if self.in_place:
+                keys = (x.address(fn, p.batch, p.kv, p.key), x.row_bytes)
+                self.inner_products(fn, (rows, ld), keys, width, self.block, p.keys, out)
+            else:
+                self.products(fn, rows, (at, width), bh, p.key, p.keys, strips, out, diagonal, row_ld=ld)
 
     def _load_rows(self, fn: Code, p: Place, buf: Buffers, strips: Ix) -> None:
         """Rows of q, scaled, and of ct; zeros behind the last one."""

@@ -17,18 +17,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from weft.codegen.attention_tiles import LN2, LOG2E, exp2, load_vector
-from weft.codegen.attention_unit import GFLOPS, UNITS, Attention
+from weft.codegen.attention_unit import FEW_ROWS, GFLOPS, UNITS, Attention
 from weft.codegen.blocks import Code, Ix
 from weft.codegen.emit import Reg, VectorBuilder
 from weft.codegen.kernel import KernelCode, Phase
 from weft.codegen.lanes import load_lanes, store_lanes, tail_mask
 from weft.codegen.llvm import mem_type, reg_type
-from weft.codegen.microkernel import inner_kernel, rows_for
+from weft.codegen.microkernel import rows_for
 from weft.codegen.target import Target
 from weft.ir.graph import Op
 from weft.ir.types import bool_
 
-_FEW_ROWS = 8  # rows of a key head up to which keys are read in place
 _GROUPED = 48  # rows of a key head up to which its query heads share a unit
 _STRIPS = 12  # strips of tile rows per unit, at most
 _KEYS = 256  # keys per block
@@ -42,13 +41,6 @@ def emit(op: Op, target: Target, prefix: str) -> KernelCode:
 
         return emit_grad(op, target, prefix)
     return Forward(op, target, prefix).emit()
-
-
-def _inner_shape(target: Target, rows: int) -> tuple[int, int]:
-    """Rows of q and of k whose inner products are computed at once: what the registers hold."""
-    if target.registers >= 32:
-        return (rows, 8) if rows <= 3 else (min(rows, 6), 4)
-    return (1, 8) if rows == 1 else (2, 4)
 
 
 @dataclass(frozen=True)
@@ -100,7 +92,7 @@ class Forward(Attention):
         self.strips = -(-strips // self.row_blocks)
         self.row_blocks = -(-strips // self.strips)
         self.block = self.strips * self.tile
-        self.in_place = self.rows <= _FEW_ROWS and self.k.strides[3] == 1 and self.k.dtype is self.acc
+        self.in_place = self.rows <= FEW_ROWS and self.rows_in_place(self.k, True)
         units = self.head_units * self.row_blocks
         self.parts = 1
         if self.rows <= _GROUPED and units < UNITS:
@@ -114,7 +106,7 @@ class Forward(Attention):
 
     def _layout(self) -> None:
         """Where packed keys and values and the sums of parts lie in the scratch memory."""
-        self.pack_v = not self.rows_in_place(self.v, self.rows <= _FEW_ROWS)
+        self.pack_v = not self.rows_in_place(self.v, self.rows <= FEW_ROWS)
         self.k_at, at = 0, 0 if self.in_place else self.columns_bytes(self.width)
         self.v_at, at = at, at + (self.rows_bytes(self.out_width) if self.pack_v else 0)
         self.part_at = at
@@ -254,27 +246,9 @@ class Forward(Attention):
 
     def _scores_in_place(self, fn: Code, place: Place, buf: Buffers, first: Ix, count: Ix) -> None:
         """Scores of few rows by inner products with the keys where they lie."""
-        high, broad = _inner_shape(self.target, self.block)
-        step, ld = self.k.row_bytes, self.score_ld * self.size
         keys = self.k.address(fn, place.batch, place.kv, first)
-
-        def tile(row: Ix, col: Ix, rows: int, cols: int) -> None:
-            name = inner_kernel(fn, rows, cols, self.acc, self.lanes)
-            q = fn.at(buf.q, fn.mul(row, self.width * self.size))
-            out = fn.at(buf.scores, fn.add(fn.mul(row, ld), fn.mul(col, self.size)))
-            b = fn.at(keys, fn.mul(col, step))
-            fn.do(
-                f"call void @{name}(ptr {q}, i64 {self.width * self.size}, ptr {b}, "
-                f"i64 {step}, i64 {self.width}, ptr {out}, i64 {ld})"
-            )
-
-        whole = fn.mul(fn.div(count, broad), broad)
-        for row in range(0, self.block, high):
-            start = min(row, self.block - high)  # rows may be computed twice
-            with fn.range(0, whole, broad) as c:
-                tile(start, c.i, high, broad)
-            with fn.range(whole, count) as c:
-                tile(start, c.i, high, 1)
+        self.inner_products(fn, (buf.q, self.width), (keys, self.k.row_bytes), self.width, self.block, count,
+                            (buf.scores, self.score_ld))  # fmt: skip
         self._pad_scores(fn, buf, count)
 
     def _pad_scores(self, fn: Code, buf: Buffers, count: Ix) -> None:

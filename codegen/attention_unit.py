@@ -19,7 +19,7 @@ from weft.codegen.blocks import Code, Ix, iota
 from weft.codegen.emit import Reg, VectorBuilder
 from weft.codegen.lanes import load_lanes, store_lanes, tail_mask
 from weft.codegen.llvm import reg_type
-from weft.codegen.microkernel import Tile, widest
+from weft.codegen.microkernel import Tile, inner_kernel, widest
 from weft.codegen.phases import Writer, aligned
 from weft.codegen.target import Target
 from weft.ir.graph import Op, Value
@@ -30,6 +30,7 @@ from weft.ir.types import bool_, i64, u32, u64
 
 GFLOPS = 70.0  # assumed of one core, for the cost of a unit
 _PACKED_ROWS = 64  # rows of a copy per unit
+FEW_ROWS = 8  # rows up to which keys and values are read in place
 UNITS = 24  # units wanted, so that threads of unequal speed end together
 
 
@@ -212,6 +213,33 @@ class Attention(Writer):
 
             self.by_width(fn, key, tiles)
 
+    def inner_products(
+        self, fn: Code, rows: tuple[str, int], keys: tuple[str, int], depth: int, high: int, count: Ix,
+        out: tuple[str, int],
+    ) -> None:  # fmt: skip
+        """``high`` rows (address, elements between them) times ``count`` rows of keys where they lie
+        (address, bytes between them), into the buffer ``out`` of so many elements per row.
+        """
+        (base, row_ld), (at, step), (to, ld) = rows, keys, out
+        tall, broad = _inner_shape(self.target, high)
+
+        def tile(row: Ix, col: Ix, cols: int) -> None:
+            name = inner_kernel(fn, tall, cols, self.acc, self.lanes)
+            a = fn.at(base, fn.mul(row, row_ld * self.size))
+            t = fn.at(to, fn.mul(fn.add(fn.mul(row, ld), col), self.size))
+            fn.do(
+                f"call void @{name}(ptr {a}, i64 {row_ld * self.size}, ptr {fn.at(at, fn.mul(col, step))}, "
+                f"i64 {step}, i64 {depth}, ptr {t}, i64 {ld * self.size})"
+            )
+
+        whole = fn.mul(fn.div(count, broad), broad)
+        for row in range(0, high, tall):
+            start = min(row, high - tall)  # rows may be computed twice
+            with fn.range(0, whole, broad) as c:
+                tile(start, c.i, broad)
+            with fn.range(whole, count) as c:
+                tile(start, c.i, 1)
+
     def across(self, fn: Code, x: str, op: str) -> str:
         """The lanes of a vector combined by halves."""
         n, elem = self.lanes, reg_type(self.acc)
@@ -295,3 +323,10 @@ class Attention(Writer):
         """The number of a weight among all [B, H, L, S]."""
         row = fn.add(fn.mul(fn.add(fn.mul(batch, self.q_heads), head), self.length), i)
         return fn.add(fn.mul(row, self.keys), j)
+
+
+def _inner_shape(target: Target, rows: int) -> tuple[int, int]:
+    """Rows of q and of k whose inner products are computed at once: what the registers hold."""
+    if target.registers >= 32:
+        return (rows, 8) if rows <= 3 else (min(rows, 6), 4)
+    return (1, 8) if rows == 1 else (2, 4)
