@@ -15,7 +15,7 @@ def test_the_gradient_of_a_sum_is_not_written_out() -> None:
     out = gradient(weft.randn(64, 32, requires_grad=True), ct)
     assert out.stride() == (0, 1)
     np.testing.assert_array_equal(out.numpy(), np.broadcast_to(ct.numpy(), (64, 32)))
-    assert not gradient.kernels()
+    assert sum(k.bytes_moved for k in gradient.kernels()) <= 2 * 32 * 4  # a copy of the cotangent
 
 
 def test_such_a_result_can_be_written_to() -> None:
