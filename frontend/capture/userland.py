@@ -25,7 +25,7 @@ def own_folders() -> tuple[str, ...]:
 
 _kinds: dict[str, str] = {}
 _STDLIB = os.path.join(sysconfig.get_paths()["stdlib"], "")
-_SITE = tuple(os.path.join(sysconfig.get_paths()[k], "") for k in ("purelib", "platlib"))
+_SITE = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))  # of any environment
 _NUMPY = os.path.join(os.path.dirname(np.__file__), "")
 
 
@@ -35,10 +35,11 @@ def kind_of_file(name: str) -> str:
         return "weft"
     if name.startswith("<") and not name.startswith(("<stdin", "<doctest", "<ipython", "<string")):
         return "library"
-    if name.startswith(_SITE):
-        top = name[len(next(s for s in _SITE if name.startswith(s))) :].split(os.sep, 1)[0]
-        return "library" if top in _FOREIGN else "user"
-    if name.startswith((_STDLIB, _NUMPY)) and "site-packages" not in name[len(_STDLIB) :]:
+    for site in _SITE:
+        if site in name:
+            top = name.rpartition(site)[2].split(os.sep, 1)[0]
+            return "library" if top in _FOREIGN else "user"
+    if name.startswith((_STDLIB, _NUMPY)):
         return "library"
     return "user"
 
