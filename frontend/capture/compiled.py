@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from weft import runtime
 from weft.capture.backward import BackwardPlan
 from weft.capture.entry import Guards, Miss
 from weft.capture.errors import CaptureError
@@ -26,7 +27,7 @@ from weft.capture.segments import SEGMENTS
 from weft.capture.sources import Unfit
 from weft.capture.state import paused, recorder
 from weft.capture.trace import settle, trace
-from weft.runtime import compile as compile_module  # here, since every first call needs it
+from weft.runtime import compile as _loaded  # noqa: F401  (here, since every first call needs it)
 from weft.runtime.pause import collection_paused
 
 RECOMPILE_LIMIT = 8  # versions of one function; beyond, calls that fit none run in segments
@@ -37,7 +38,7 @@ log = logging.getLogger("weft.recompiles")
 
 
 def compile_graph(graph: Any, *, donate: Any = None, name: str | None = None) -> Any:
-    return compile_module.compile_graph(graph, donate=donate, target=None, name=name)
+    return runtime.compile_graph(graph, donate=donate, name=name)
 
 
 class Entry:
