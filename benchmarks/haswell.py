@@ -21,12 +21,13 @@ SIZES = (256, 512, 1024, 2048)
 def milliseconds(peer: str, threads: int, budget: float) -> dict[int, float]:
     """The median time of a product of two n by n matrices, by n, in this process."""
     out = {}
+    if peer == "weft":
+        import weft
+
+        weft.set_num_threads(threads)
     for n in SIZES:
         a, b = np.random.default_rng(0).standard_normal((2, n, n)).astype(np.float32)
         if peer == "weft":
-            import weft
-
-            weft.set_num_threads(threads)
             x, y = weft.tensor(a), weft.tensor(b)
             multiply = weft.compile(lambda x, y: x @ y)
             call = lambda f=multiply, x=x, y=y: f(x, y)  # noqa: E731

@@ -108,10 +108,10 @@ def named_target(name: str) -> Target:
     >>> named_target("haswell").vector_bits
     256
     """
-    architecture, *rest = _NAMED[name]
+    architecture, cpu, features, bits, registers, l1, l2 = _NAMED[name]
     own = _triple()
-    same = own.split("-")[0] == architecture
-    return Target(own if same else f"{architecture}-unknown-linux-gnu", *rest)
+    triple = own if own.split("-")[0] == architecture else f"{architecture}-unknown-linux-gnu"
+    return Target(triple, cpu, features, bits, registers, l1, l2)
 
 
 @cache
@@ -125,7 +125,8 @@ def host_target() -> Target:
 
     wanted = os.environ.get("WEFT_CPU")
     if wanted:
-        return replace(named_target(wanted), **_caches())
+        l1, l2, l3 = cache_sizes()
+        return replace(named_target(wanted), l1_bytes=l1, l2_bytes=l2, l3_bytes=l3)
 
     found = llvm.get_host_cpu_features()
     features = ",".join(("+" if on else "-") + name for name, on in sorted(found.items()))
@@ -144,11 +145,6 @@ def host_target() -> Target:
 def cache_sizes() -> tuple[int, int, int]:
     """Bytes of a core's first and second level data caches, and of the third that cores share."""
     return _cache_bytes(0, 32 << 10), _cache_bytes(2, 512 << 10), _cache_bytes(3, 8 << 20)
-
-
-def _caches() -> dict[str, int]:
-    """The sizes of this machine's caches."""
-    return {"l1_bytes": _cache_bytes(0, 32 << 10), "l2_bytes": _cache_bytes(2, 512 << 10)}
 
 
 @cache
