@@ -10,6 +10,7 @@ Source: Dao, "FlashAttention-2: Faster Attention with Better Parallelism and Wor
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -333,7 +334,7 @@ class Backward(Attention):
             self._store_row(fn, number, (batch, head, fn.add(first, r.i)), width, factor, load)
 
     def _store_row(self, fn: Code, number: int, where: tuple[Ix, Ix, Ix], width: int, factor: float,
-                   load) -> None:  # fmt: skip
+                   load: Callable[[VectorBuilder, Ix], Reg]) -> None:  # fmt: skip
         to = self.result(fn, number)
         if to is None:
             return

@@ -15,6 +15,7 @@ Source: Dao, "FlashAttention-2", 2023; the parts: "Flash-Decoding", 2023.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from weft.codegen.attention_tiles import LN2, LOG2E, exp2, load_vector
 from weft.codegen.attention_unit import FEW_ROWS, GFLOPS, UNITS, Attention
@@ -41,6 +42,10 @@ def emit(op: Op, target: Target, prefix: str) -> KernelCode:
 
         return emit_grad(op, target, prefix)
     return Forward(op, target, prefix).emit()
+
+
+def _log2(b: Any, x: Reg) -> Reg:
+    return b.log2(x)
 
 
 @dataclass(frozen=True)
@@ -372,7 +377,7 @@ class Forward(Attention):
         number = fn.add(fn.mul(fn.add(fn.mul(batch, self.q_heads), head), self.length), i)
         lse = self.result(fn, 1)
         if lse is not None:
-            value = one.binary("add", one.reg(top, acc), one.log2(whole))
+            value = one.binary("add", one.reg(top, acc), _log2(one, whole))
             value = one.binary("mul", value, one.const(LN2, acc))
             store_lanes(fn, value.text, fn.at(lse, fn.mul(number, self.size)), acc, 0)
         out = self.result(fn, 0)

@@ -60,6 +60,7 @@ class Attention(Writer):
         self.wide = widest(target)
         self.key_panels = self.panels(self.keys)
         self.heads = 1
+        self.tile = 1  # rows of a tile: each kernel chooses
         self.rows = self.length
 
     def rows_input(self, v: Value) -> int:
