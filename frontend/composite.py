@@ -123,6 +123,7 @@ class Plan:
         if self._backward is None:
             assert self.backward_graph is not None
             self._backward = kernels.executable_of(self.backward_graph).runner
+            assert self._backward is not None
         return self._backward
 
 
@@ -161,7 +162,7 @@ def _stand_in(value: Value, requires_grad: bool) -> Tensor:
 
 
 def _differentiate(
-    plan: Plan, sketch: Sketch, graph: Graph, outs: list[Tensor], stand_ins: list[Tensor], grads: list[bool]
+    plan: Plan, sketch: Sketch, graph: Graph, outs: Sequence[Tensor], stand_ins: list[Tensor], grads: list[bool]
 ) -> Graph:
     """Add the backward part to the plan; the forward graph with what it keeps as further results."""
     plan.differentiable = [o._rg for o in outs]
