@@ -162,7 +162,12 @@ def _stand_in(value: Value, requires_grad: bool) -> Tensor:
 
 
 def _differentiate(
-    plan: Plan, sketch: Sketch, graph: Graph, outs: Sequence[Tensor], stand_ins: list[Tensor], grads: list[bool]
+    plan: Plan,
+    sketch: Sketch,
+    graph: Graph,
+    outs: Sequence[Tensor],
+    stand_ins: list[Tensor],
+    grads: list[bool],
 ) -> Graph:
     """Add the backward part to the plan; the forward graph with what it keeps as further results."""
     plan.differentiable = [o._rg for o in outs]
