@@ -89,7 +89,7 @@ def fma_peak(threads: int = 1) -> float:
     times: list[list[tuple[float, float]]] = [[] for _ in outs]
 
     def work(out: np.ndarray, times: list[tuple[float, float]]) -> None:
-        for _ in range(5):
+        for _ in range(40):  # half a second: the kernel may start the threads on one core
             together.wait()
             start = time.perf_counter()
             run(out.ctypes.data, turns)  # gives up the interpreter lock
