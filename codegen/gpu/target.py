@@ -1,0 +1,87 @@
+"""Descriptions of the GPUs that code is generated for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+WARP = 32
+_KIB = 1 << 10
+
+
+@dataclass(frozen=True)
+class GpuTarget:
+    """A GPU architecture as LLVM and ``ptxas`` name it, and what the schedules need to know of it.
+
+    ``name`` is the architecture (``"sm_80"``), ``capability`` its compute capability, ``ptx`` the version of
+    the PTX language (``73`` for 7.3). ``shared_bytes`` is what one block may have at most,
+    ``sm_shared_bytes`` and ``sm_threads`` what a multiprocessor has, ``multiprocessors`` how many there
+    are, ``parameter_bytes`` the room for the parameters of one kernel.
+    """
+
+    name: str
+    capability: tuple[int, int]
+    ptx: int
+    shared_bytes: int
+    sm_shared_bytes: int
+    sm_threads: int
+    multiprocessors: int
+    parameter_bytes: int = 4096
+    sm_registers: int = 65536
+    block_threads: int = 1024
+
+    triple = "nvptx64-nvidia-cuda"
+    vector_bits = 128  # the widest access of one thread
+
+    @property
+    def cpu(self) -> str:
+        """The architecture as LLVM takes it."""
+        return self.name
+
+    @property
+    def features(self) -> str:
+        return f"+ptx{self.ptx}"
+
+    def lanes(self, bits: int) -> int:
+        """Elements of ``bits`` bits in one access of 16 bytes."""
+        return max(1, self.vector_bits // max(bits, 8))
+
+    @property
+    def attributes(self) -> str:
+        """The module line that defines ``#0``, the attributes of every function."""
+        machine = f'"target-cpu"="{self.name}" "target-features"="{self.features}"'
+        return f"attributes #0 = {{ nounwind {machine} }}"
+
+
+def _target(name: str, capability: tuple[int, int], ptx: int, block: int, sm: int, threads: int, sms: int,
+            parameters: int = 4096) -> GpuTarget:  # fmt: skip
+    return GpuTarget(name, capability, ptx, block * _KIB, sm * _KIB, threads, sms, parameters)
+
+
+# Shared memory, threads: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability". The
+# number of multiprocessors is that of a common product; where a device is at hand its own is taken.
+# Parameters of 32764 bytes need PTX 8.1.
+_TARGETS = {
+    t.name: t
+    for t in (
+        _target("sm_75", (7, 5), 63, 64, 64, 1024, 40),
+        _target("sm_80", (8, 0), 81, 163, 164, 2048, 108, 32764),
+        _target("sm_86", (8, 6), 81, 99, 100, 1536, 84, 32764),
+        _target("sm_89", (8, 9), 81, 99, 100, 1536, 128, 32764),
+        _target("sm_90", (9, 0), 81, 227, 228, 2048, 132, 32764),
+        _target("sm_90a", (9, 0), 81, 227, 228, 2048, 132, 32764),
+        _target("sm_100", (10, 0), 86, 227, 228, 2048, 148, 32764),
+        _target("sm_120", (12, 0), 87, 99, 100, 1536, 170, 32764),
+    )
+}
+
+
+def gpu_target(name: str) -> GpuTarget:
+    """A target by the name of its architecture. ValueError for one that weft does not know.
+
+    >>> gpu_target("sm_80").capability
+    (8, 0)
+    """
+    found = _TARGETS.get(name)
+    if found is None:
+        raise ValueError(f"unknown GPU architecture {name!r}; known: {', '.join(_TARGETS)}")
+    return found
