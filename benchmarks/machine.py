@@ -6,11 +6,14 @@ import os
 import platform
 import threading
 import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 _PEAK_IR = """
 define void @fma_peak(ptr %out, i64 %n) #0 {{
@@ -80,16 +83,18 @@ def _peak_loop() -> tuple[Any, float]:
     return run, 2.0 * w * len(chains)
 
 
-def fma_peak(threads: int = 1) -> float:
-    """Flop/s of some threads that all compute at once: less than so many times one where they share power."""
+def fma_peak(threads: int = 1, turns: int = 4_000_000, rounds: int = 40) -> float:
+    """Flop/s of some threads that all compute at once: less than so many times one where they share power.
+
+    The best of some rounds, half a second of them: the kernel may start the threads on one core.
+    """
     run, flops = _peak_loop()
-    turns = 4_000_000
     outs = [np.zeros(16 * 64, np.float32) for _ in range(threads)]
     together = threading.Barrier(threads)
     times: list[list[tuple[float, float]]] = [[] for _ in outs]
 
     def work(out: np.ndarray, times: list[tuple[float, float]]) -> None:
-        for _ in range(40):  # half a second: the kernel may start the threads on one core
+        for _ in range(rounds):
             together.wait()
             start = time.perf_counter()
             run(out.ctypes.data, turns)  # gives up the interpreter lock
@@ -102,6 +107,30 @@ def fma_peak(threads: int = 1) -> float:
         worker.join()
     best = min(max(e for _, e in turn) - min(s for s, _ in turn) for turn in zip(*times, strict=True))
     return threads * flops * turns / best
+
+
+def cores_apart() -> bool:
+    """Whether this process's CPUs compute at once as fast as alone.
+
+    A host may run two CPUs of a virtual machine on the two hyperthreads of one core for seconds at a time:
+    each then computes at half its speed, and nothing inside the machine can see or change that but by timing.
+    """
+    threads = len(os.sched_getaffinity(0))
+    for pause in (0.0, 0.1):  # another library's threads may spin for a while after their last work
+        time.sleep(pause)
+        if threads == 1 or fma_peak(threads, 400_000, 12) > 0.75 * threads * fma_peak(1, 400_000, 12):
+            return True
+    return False
+
+
+def undisturbed(run: Callable[[], T], tries: int = 5) -> T:
+    """The result of ``run``, again where the CPUs were not apart before or after it (the last, if never)."""
+    for _ in range(tries - 1):
+        before = cores_apart()
+        result = run()
+        if before and cores_apart():
+            return result
+    return run()
 
 
 def copy_bandwidth() -> float:

@@ -16,11 +16,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.machine import undisturbed
 from benchmarks.shape_cases import CASES, FAMILIES, Arg, Case
 from benchmarks.worker import measure
 
@@ -123,7 +125,7 @@ def work(peer: str, family: str, text: str) -> None:
             continue
         try:
             for direction, call in calls(peer, case):
-                seconds = measure(call, BUDGET_S)
+                seconds = undisturbed(partial(measure, call, BUDGET_S))
                 print(
                     json.dumps({"peer": peer, "case": case.name, "direction": direction, **seconds}),
                     flush=True,

@@ -6,14 +6,17 @@ closes the job when none is left and waits for those inside, so a worker that is
 it. A worker spins for about a millisecond after its last job and then sleeps on the futex ``@seq``. Waking
 it costs the caller tens of microseconds, a spinning one joins for less than one: a caller adds up the
 nanoseconds (``%ns``, an estimate of its whole work on one thread) for which it found workers asleep, and
-wakes them when the sum is worth it; until then it works with those that are awake. A caller that finds the
-pool busy runs its work itself. Which thread gets which chunk varies; what a chunk
-computes does not. """
+wakes them when the sum is worth it; until then it works with those that are awake. Whoever spins, waiting for
+work or for its end, yields now and then: beside other processes, or where the scheduler keeps two threads on
+one core, the thread that is waited for may need that very core. A caller that finds the pool busy runs its
+work itself. Which thread gets which chunk varies; what a chunk computes does not.
+"""
 
 from __future__ import annotations
 
 MAX_WORKERS = 255
 SPINS = 20_000
+TURN = 256  # pauses, about ten microseconds, after which a thread that spins offers its core to others
 WAKE_NS = 50_000  # work, of one call or added up over several, for which sleeping workers are woken
 EXPORTS = ("weft_parallel_for", "weft_pool_stop", "weft_pool_resize", "weft_pool_reset")
 LIBC = frozenset({"memset", "pthread_create", "pthread_join", "pthread_sigmask", "sched_yield", "syscall"})
@@ -21,7 +24,8 @@ LIBC = frozenset({"memset", "pthread_create", "pthread_join", "pthread_sigmask",
 _FUTEX = {"x86_64": 202, "aarch64": 98}
 _PAUSE = {
     "x86_64": ("declare void @llvm.x86.sse2.pause()", "call void @llvm.x86.sse2.pause()"),
-    "aarch64": ("declare void @llvm.aarch64.hint(i32)", "call void @llvm.aarch64.hint(i32 1)"),
+    # there the hint "yield" costs nothing and so waits for nothing; a barrier takes about as long as a pause
+    "aarch64": ("declare void @llvm.aarch64.isb(i32)", "call void @llvm.aarch64.isb(i32 15)"),
 }
 
 
@@ -37,7 +41,7 @@ def module(triple: str) -> str:
     arch = triple.split("-")[0]
     declare, pause = _PAUSE[arch]
     text = _POOL.replace("PAUSE", pause).replace("FUTEX", str(_FUTEX[arch])).replace("SPINS", str(SPINS))
-    text = text.replace("WAKE_NS", str(WAKE_NS))
+    text = text.replace("TURN", str(TURN)).replace("WAKE_NS", str(WAKE_NS))
     return f'target triple = "{triple}"\n{declare}\n{text}'
 
 
@@ -121,8 +125,8 @@ start:
   %me = ptrtoint ptr %arg to i64
   br label %look
 look:
-  %last = phi i64 [ 0, %start ], [ %last, %spin ], [ %last, %awake ], [ %gen, %work ], [ %last, %join ]
-  %spins = phi i64 [ 0, %start ], [ %more, %spin ], [ 0, %awake ], [ 0, %work ], [ %spins, %join ]
+  %last = phi i64 [ 0, %start ], [ %last, %again ], [ %last, %awake ], [ %gen, %work ], [ %last, %join ]
+  %spins = phi i64 [ 0, %start ], [ %more, %again ], [ 0, %awake ], [ 0, %work ], [ %spins, %join ]
   %stop = load atomic i32, ptr @stop acquire, align 4
   %stopped = icmp ne i32 %stop, 0
   br i1 %stopped, label %leave, label %check
@@ -149,6 +153,13 @@ idle:
 spin:
   PAUSE
   %more = add i64 %spins, 1
+  %turns = urem i64 %more, TURN
+  %offer = icmp eq i64 %turns, 0
+  br i1 %offer, label %give, label %again
+give:
+  %y = call i32 @sched_yield()
+  br label %again
+again:
   br label %look
 sleep:
   %seen = load atomic i32, ptr @seq seq_cst, align 4
@@ -266,18 +277,17 @@ mine:
   %closed = atomicrmw and ptr @state, i64 -65537 acq_rel
   br label %wait
 wait:
-  %spins = phi i64 [ 0, %mine ], [ %spins1, %pause ], [ 0, %yield ]
+  %spins = phi i64 [ 0, %mine ], [ %spins1, %busy ], [ %spins1, %yield ]
   %now = load atomic i64, ptr @state acquire, align 8
   %inside = and i64 %now, 65535
   %empty = icmp eq i64 %inside, 0
   br i1 %empty, label %done, label %busy
 busy:
-  %long = icmp uge i64 %spins, SPINS
-  br i1 %long, label %yield, label %pause
-pause:
   PAUSE
   %spins1 = add i64 %spins, 1
-  br label %wait
+  %turns = urem i64 %spins1, TURN
+  %offer = icmp eq i64 %turns, 0
+  br i1 %offer, label %yield, label %wait
 yield:
   %y = call i32 @sched_yield()
   br label %wait

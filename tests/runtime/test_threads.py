@@ -11,7 +11,7 @@ import threading
 
 import numpy as np
 import pytest
-from weft.codegen.target import host_target
+from weft.codegen.target import host_target, named_target
 from weft.ir import prims as P
 from weft.ir.prims.base import trace
 from weft.ir.types import TensorType, f32
@@ -141,6 +141,29 @@ def test_set_num_threads_wants_a_positive_number(bad):
 def test_other_systems_run_serially(many):
     assert "pthread_create" not in pool_ir.module("x86_64-pc-windows-msvc")
     assert pool_ir.supported("aarch64-unknown-linux-gnu") and not pool_ir.supported("arm64-apple-darwin")
+
+
+@pytest.mark.parametrize("name", ["haswell", "neoverse-n1"])
+def test_the_pool_is_built_for_other_processors(name):
+    target = named_target(name)
+    image = jit.compile_object(pool_ir.module(target.triple), target, 0)
+    assert jit.undefined_symbols(image) <= pool_ir.LIBC | {"_GLOBAL_OFFSET_TABLE_"}
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs an affinity mask")
+def test_threads_that_share_one_core(many):
+    """Who waits there holds the core that the others need."""
+    allowed, before = os.sched_getaffinity(0), get_num_threads()
+    try:
+        set_num_threads(1)  # the next workers are started with the mask of one core
+        os.sched_setaffinity(0, {min(allowed)})
+        set_num_threads(3)
+        counts, _ = many(1000, 1, 300)
+        assert (counts == 300).all()
+    finally:
+        os.sched_setaffinity(0, allowed)
+        set_num_threads(1)
+        set_num_threads(before)
 
 
 PROGRAM = """
