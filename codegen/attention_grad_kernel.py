@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 from weft.codegen.attention_tiles import LN2, LOG2E, exp2, pack_rows
 from weft.codegen.attention_unit import FEW_ROWS, GFLOPS, Attention
@@ -25,6 +24,7 @@ from weft.codegen.microkernel import rows_for
 from weft.codegen.phases import aligned
 from weft.codegen.target import Target
 from weft.ir.graph import Op
+from weft.ir.record import record
 
 _UNITS = 16  # units wanted; more cost an array of dq each
 _PARTS = 8  # parts of the keys, at most
@@ -38,7 +38,7 @@ def emit(op: Op, target: Target, prefix: str) -> KernelCode:
     return Backward(op, target, prefix).emit()
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Buffers:
     """The addresses of a unit's buffers: rows of q and ct, weights and their cotangents, dk and dv, and per
     row the logarithm of its sum and its delta."""
@@ -53,7 +53,7 @@ class Buffers:
     delta: str
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Place:
     """A block of scores: batch, key head, query head, first key, keys, first row, rows."""
 

@@ -14,7 +14,6 @@ Source: Dao, "FlashAttention-2", 2023; the parts: "Flash-Decoding", 2023.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from weft.codegen.attention_tiles import LN2, LOG2E, exp2, load_vector
@@ -27,6 +26,7 @@ from weft.codegen.llvm import mem_type, reg_type
 from weft.codegen.microkernel import rows_for
 from weft.codegen.target import Target
 from weft.ir.graph import Op
+from weft.ir.record import record
 from weft.ir.types import bool_
 
 _GROUPED = 48  # rows of a key head up to which its query heads share a unit
@@ -48,7 +48,7 @@ def _log2(b: Any, x: Reg) -> Reg:
     return b.log2(x)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Buffers:
     """The addresses of a unit's buffers: rows of q, scores, sums; per row maximum, total and rescaling."""
 
@@ -61,7 +61,7 @@ class Buffers:
     alpha: str
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Place:
     """A unit: batch, key head, first query head, first row, and how many rows."""
 

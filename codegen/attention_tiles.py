@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from weft.codegen.blocks import Code, Ix
 from weft.codegen.emit import Reg, VectorBuilder
@@ -16,6 +15,7 @@ from weft.codegen.places import Coord, Region
 from weft.ir import math_exponential
 from weft.ir.access import access_of
 from weft.ir.graph import Graph, Op, Value
+from weft.ir.record import record
 from weft.ir.scalarexpr import Num
 from weft.ir.types import DType
 
@@ -24,7 +24,7 @@ LN2 = 0.6931471805599453
 _OWN_POINTERS = 8  # rows up to which each row of A has an address register
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Lies:
     """A value [batch, heads, rows, columns] in the memory of parameter number ``param``, in elements."""
 
@@ -155,7 +155,7 @@ def _keep_peak(k: Code, vectors: list[str], at: str, tile: Tile) -> None:
     store_lanes(k, top.text, at, tile.dtype, tile.lanes)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Panels:
     """Columns 0 .. n in panels of up to ``wide`` vectors; the last may be narrower, and partly padding."""
 

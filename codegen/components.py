@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from weft.ir.graph import Op, Value
 from weft.ir.nest import NestPlan, Refused, analyse
 from weft.ir.prims.base import Kind
+from weft.ir.record import record
 
 SHARED = 1024  # elements of an operand for which two nests are worth merging
 
 
-@dataclass(slots=True)
+@record(slots=True)
 class Group:
     """A connected part of the kernel: its plan and the results it must store."""
 

@@ -8,11 +8,11 @@ best.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from math import gcd
 
 from weft.codegen.microkernel import rows_for, widest
 from weft.codegen.target import Target
+from weft.ir.record import record
 
 _LINE = 64  # bytes of a cache line
 _PAGE = 4096  # bytes after which addresses fall into the same set of the first-level cache
@@ -34,7 +34,7 @@ _FEW_UNITS = 12
 _STREAM_ROWS = 48  # rows up to which the stream kernel is considered
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Side:
     """How an operand, as a matrix of rows by k, lies in memory.
 
@@ -52,7 +52,7 @@ class Side:
     cuttable: bool = True
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Problem:
     """``batch`` products of [m, k] by [k, n], of elements of ``size`` bytes in vectors of ``lanes``."""
 
@@ -66,7 +66,7 @@ class Problem:
     b: Side
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Plan:
     """``kind`` is "outer" (broadcasts of A times rows of B), "inner" (both along k) or "stream" (few rows).
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -11,12 +10,13 @@ from weft.codegen.contract_plan import stream_turns
 from weft.codegen.epilogue import emit_partial_store, kernel_pointers
 from weft.codegen.microkernel import Tile, inner_kernel, outer_kernel, stream_kernel
 from weft.codegen.phases import aligned
+from weft.ir.record import record
 
 if TYPE_CHECKING:
     from weft.codegen.contract_kernel import Contract
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Grid:
     """Tiles that cover some columns of the result. Panels are one tile wide; the last tile of a panel
     overlaps.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from weft.codegen.blocks import Code, Ix
 from weft.codegen.operands import Matrix
@@ -11,10 +10,11 @@ from weft.codegen.packing import Packer, Packing, element_of
 from weft.codegen.phases import Writer
 from weft.codegen.places import Coord, Region
 from weft.ir.graph import Value
+from weft.ir.record import record
 from weft.ir.types import DType
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Channels:
     """``count`` channels from ``first`` on, written ``apart`` elements for each position."""
 

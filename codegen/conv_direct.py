@@ -14,7 +14,6 @@ and results go out channels-last, or are transposed tile by tile.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
 from math import prod
 
 from weft.codegen.blocks import Code, Ix
@@ -42,6 +41,7 @@ from weft.ir.contraction import (
     turn_of,
 )
 from weft.ir.graph import Op
+from weft.ir.record import record, replace
 
 Ints = tuple[int, ...]
 _GFLOPS = 70.0
@@ -52,7 +52,7 @@ _UNIT_BYTES = 24 << 10  # of sums, of one unit
 _PIXELS = 256  # copied by one unit
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class PixelClass:
     """Output positions that meet the same taps: a line for each dimension."""
 
@@ -80,7 +80,7 @@ class PixelClass:
         return all(line.gap == 1 for line in self.lines)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Blocking:
     """``tile``; the blocks of channels (of all groups) and tiles of a unit; taps and channels at a time."""
 

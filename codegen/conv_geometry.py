@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from weft.ir.graph import Op
+from weft.ir.record import record
 
 Ints = tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Geometry:
     """A convolution in three spatial dimensions (leading ones added).
 
@@ -53,7 +52,7 @@ def geometry(conv: Op) -> Geometry:
                     tuple(lo for lo, _ in padding), gap, step)  # fmt: skip
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Line:
     """One dimension of a class of output positions that meet the same taps of the kernel.
 

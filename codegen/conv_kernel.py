@@ -8,7 +8,6 @@ beforehand where the convolution asks for that), and multiplies them by every ti
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from math import prod
 
 from weft.codegen.blocks import Code, Ix
@@ -31,6 +30,7 @@ from weft.codegen.uniforms import Uniforms
 from weft.ir.access import row_major
 from weft.ir.contraction import by_taps
 from weft.ir.graph import Op
+from weft.ir.record import record, replace
 from weft.ir.types import f32
 
 Ints = tuple[int, ...]
@@ -52,7 +52,7 @@ def emit(op: Op, target: Target, prefix: str) -> KernelCode:
     return Conv(op, target, prefix).emit()
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Source:
     """Where patches are read: element strides of sample, channel and the three dimensions, and if one may
     read on.

@@ -10,7 +10,6 @@ times the output channels, and are woven together afterwards (the sub-pixel conv
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,7 @@ from weft.codegen.lanes import gather_lanes, load_lanes, store_lanes, tail_mask
 from weft.codegen.llvm import reg_type
 from weft.codegen.microkernel import accumulator, widened
 from weft.codegen.places import Coord, Place, Region, constant
+from weft.ir.record import record, replace
 from weft.ir.types import bool_, f32
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Ints = tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Phases:
     """``taps[phase, place]`` is the flat kernel position that a phase multiplies at a place of its window, or
     -1.

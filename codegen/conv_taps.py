@@ -13,7 +13,6 @@ if need be. Long sums are cut into parts, which are added in a fixed order.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 
 from weft.codegen.blocks import Code, Ix
@@ -32,6 +31,7 @@ from weft.codegen.target import Target
 from weft.codegen.uniforms import Uniforms
 from weft.ir.contraction import turn_of
 from weft.ir.graph import Op
+from weft.ir.record import record
 
 Ints = tuple[int, ...]
 _GFLOPS = 70.0
@@ -43,7 +43,7 @@ _PARTS = 16
 _BLOCK_ROWS = 64  # rows of sums that are turned at a time
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Walk:
     """One dimension: output ``p`` at tap ``t`` meets element ``base + p * move + t * step`` of A, padding
     included; ``size`` elements with ``lo`` of padding before the ``count`` that are there from ``skip`` on.

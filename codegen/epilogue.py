@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import prod
 
 from weft.codegen.blocks import Code, Ix
@@ -15,13 +14,14 @@ from weft.codegen.places import Coord, Place, Region
 from weft.codegen.uniforms import Uniforms
 from weft.ir.graph import Graph, Op, Value
 from weft.ir.prims.base import Kind
+from weft.ir.record import record
 from weft.ir.types import DType
 
 Ints = tuple[int, ...]
 EPILOGUE = "ptr %bufs, ptr %tile, i64 %stride, i64 %batch, i64 %row, i64 %rows, i64 %col, i64 %cols"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Output:
     """The result's dimensions: batch, rows, columns, in memory order.
 

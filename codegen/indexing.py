@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from math import prod
 
 from weft.codegen.blocks import Code, Ix
@@ -12,6 +11,7 @@ from weft.codegen.kernel import Unsupported
 from weft.codegen.llvm import mem_type
 from weft.ir.access import merge, row_major
 from weft.ir.graph import Graph, Op, Value
+from weft.ir.record import record
 from weft.ir.types import TensorType
 
 Ints = tuple[int, ...]
@@ -43,7 +43,7 @@ def operand_pointers(fn: Code, kernel: Op) -> list[str]:
     return [at[v] for v in graph.ops[0].operands]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Addressing:
     """Items (index rows) and the element of ``x`` each points at; a block of x's other dims goes with each
     item.

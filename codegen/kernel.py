@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from importlib import import_module
 
 from weft.codegen.target import Target, emitting_for
 from weft.ir.graph import Op
+from weft.ir.record import field, record
 
 
 class Unsupported(Exception):
     """No code can be made for this operation; the reason is the message. The runtime then evaluates it."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Phase:
     """One parallel region of a kernel: ``symbol(bufs, begin, end, thread)`` over work units 0..units.
 
@@ -27,7 +27,7 @@ class Phase:
     parallel: bool = True
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class KernelCode:
     """The code of one kernel.
 

@@ -3,7 +3,6 @@ vectors."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 from weft.codegen.emit import Reg, VectorBuilder, memory_form
@@ -12,13 +11,14 @@ from weft.codegen.llvm import Function, reg_type
 from weft.codegen.target import Target
 from weft.ir import types as T
 from weft.ir.loops import Buffer, Index, Load, Store
+from weft.ir.record import field, record
 from weft.ir.types import DType
 
 PREFETCHED = 1 << 20  # bytes of an operand from which what is read next is fetched ahead
 Regs = list[Reg]  # one for a uniform value, else one per instance
 
 
-@dataclass(slots=True)
+@record(slots=True)
 class Frame:
     """The vectorised axis: variable, lanes (0: one element at a time), start and mask of each instance."""
 

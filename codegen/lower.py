@@ -9,7 +9,6 @@ shared without a further pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -18,6 +17,7 @@ from weft.ir import types as T
 from weft.ir.graph import Op, Value
 from weft.ir.loops import FOLD_OF, Affine, Compute, Fold, Index, Load, Loop, Number, Tile
 from weft.ir.prims.base import Kind
+from weft.ir.record import field, record
 from weft.ir.types import DType
 
 ZERO = Index.of(0)
@@ -28,7 +28,7 @@ RULES: dict[str, Callable[..., str]] = {}
 :mod:`weft.codegen.lower_moves`."""
 
 
-@dataclass(slots=True)
+@record(slots=True)
 class Scope:
     """An open loop body: its statements and what is known in it."""
 
@@ -36,7 +36,7 @@ class Scope:
     memo: dict[Any, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class KeptRow:
     """Where a value of the row is kept: an array, its strides (0 along the rows), and the row's own index."""
 

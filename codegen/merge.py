@@ -8,9 +8,9 @@ out.
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 
 from weft.codegen.kernel import KernelCode
+from weft.ir.record import replace
 
 _FUNCTION = re.compile(r"^define [^@\n]*@([\w.]+)\(.*?^\}\n", re.MULTILINE | re.DOTALL)
 _SYMBOL = re.compile(r"@[\w.]+")

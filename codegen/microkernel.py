@@ -9,12 +9,11 @@ Register blocking after Goto and van de Geijn, "Anatomy of High-Performance Matr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from weft.codegen.blocks import Code, Ix
 from weft.codegen.lanes import load_lanes, tail_mask
 from weft.codegen.llvm import mem_type, reg_type
 from weft.codegen.target import Target
+from weft.ir.record import record
 from weft.ir.types import DType, bool_, f32, f64, i32, i64
 
 _STREAM_ROWS = 4  # rows that the stream kernel adds to at once
@@ -44,7 +43,7 @@ def widest(target: Target) -> int:
     return 4 if target.registers >= 32 else 2
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Tile:
     """A tile of ``rows`` by ``vectors`` vectors of ``lanes`` lanes of the accumulator ``dtype``."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import prod
 
 from weft.codegen.blocks import Code, Ix
@@ -12,10 +11,11 @@ from weft.codegen.microkernel import accumulator
 from weft.codegen.places import Coord, Place, Region
 from weft.ir.access import Access, Ints, access_of, merge
 from weft.ir.graph import Graph, Value
+from weft.ir.record import record
 from weft.ir.types import DType
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Matrix:
     """A contraction's operand as a batch of matrices: rows (free dimensions) by k (contracted ones).
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from weft.codegen.blocks import Code, Ix
 from weft.codegen.lanes import load_lanes, store_lanes, tail_mask
@@ -12,10 +11,11 @@ from weft.codegen.microkernel import accumulator, widened
 from weft.codegen.operands import Matrix
 from weft.codegen.places import Coord, Region
 from weft.ir.graph import Value
+from weft.ir.record import record
 from weft.ir.types import DType, f32
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Packing:
     """A copy of ``rows`` by ``cols`` elements into ``dst[row * ld + col]`` of the accumulator dtype.
 
@@ -51,7 +51,7 @@ def element_of(
     return widened(fn, region.wide(got), m.dtype, region.lanes)
 
 
-@dataclass
+@record
 class Packer:
     """Writes a packing at ``dst``. ``region(mask)`` gives an evaluator of the elements.
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from weft.codegen.blocks import Code, Ix
 from weft.codegen.kernel import KernelCode, Phase
 from weft.codegen.lanes import load_lanes, store_lanes, tail_mask
 from weft.codegen.llvm import reg_type
 from weft.codegen.target import Target
 from weft.ir.graph import Op
+from weft.ir.record import record
 from weft.ir.types import DType
 
 UNIT = "ptr %bufs, i64 %u"  # parameters of a function that runs one unit of work
@@ -81,7 +80,7 @@ def dispatch(fn: Code, parts: list[tuple[str, int]]) -> None:
             base += n
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Partial:
     """Partial sums in the scratch memory: ``count`` arrays of ``nbytes`` from byte ``at``."""
 

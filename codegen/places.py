@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -23,12 +22,13 @@ from weft.codegen.llvm import mem_type, reg_type
 from weft.codegen.outline import apply_rule
 from weft.ir.graph import Graph, Op, Value
 from weft.ir.prims.base import Kind
+from weft.ir.record import record
 from weft.ir.types import DType, bool_, i64, u64
 
 _LARGEST_CONSTANT = 1 << 20  # bytes of an array constant that go into the module
 
 
-@dataclass(frozen=True, eq=False)
+@record(frozen=True, eq=False)
 class Coord:
     """An index per lane: ``base + lane * step``, or a vector of i64 where that is no affine map of the lane.
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from weft.codegen.kernel import Phase
+from weft.ir.record import field, record
 
 
 class Loc(NamedTuple):
@@ -15,7 +15,7 @@ class Loc(NamedTuple):
     index: int
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Launch:
     """Run the phases of one kernel."""
 
@@ -26,7 +26,7 @@ class Launch:
     kernel: int = 0  # its number, under which a profile counts its time
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Host:
     """Run operation ``index`` of the context in Python."""
 
@@ -35,7 +35,7 @@ class Host:
     results: tuple[Loc, ...]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Move:
     """Copy ``nbytes`` bytes."""
 
@@ -44,7 +44,7 @@ class Move:
     nbytes: int
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Branch:
     """Call one of two entries by a bool."""
 
@@ -55,7 +55,7 @@ class Branch:
     arena: Loc
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class While:
     """Call ``body`` on the carried buffers until ``condition`` writes false to ``flag``. The carry alternates
     between the results and the ``spare`` buffers."""
@@ -70,7 +70,7 @@ class While:
     arena: Loc
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Scan:
     """Call ``body`` once for each of ``length`` slices along the leading axis, on the ``consts``, the
     carries and the slices; carries come first in operands and results. ``sizes`` are the bytes of the
@@ -92,7 +92,7 @@ class Scan:
 Step = Launch | Host | Move | Branch | While | Scan
 
 
-@dataclass
+@record
 class Program:
     """What one entry runs."""
 

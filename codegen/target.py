@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
 from functools import cache
+
+from weft.ir.record import record, replace
 
 # What cores do, measured on Zen 4 at 3.6 GHz and rounded down; other cores of the last ten years lie within
 # a factor of two. Mixed arithmetic takes two cycles for three operations of 512 bits, half that for narrower.
@@ -21,7 +22,7 @@ INLINE_NS = 3_000.0  # shorter work stays on the calling thread
 CHUNK_NS = 1_000.0  # least work in one chunk of a parallel region
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Target:
     """A CPU as LLVM names it, and what the schedules need to know of it.
 

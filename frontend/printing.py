@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from weft.dtypes import default_complex, get_default_dtype
 from weft.ir import types as T
+from weft.ir.record import record
 from weft.tensor import Tensor
 
 
-@dataclass
+@record
 class _Options:
     precision: int = 4
     threshold: float = 1000

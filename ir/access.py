@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 
 from weft.ir.graph import Op, Value
 from weft.ir.prims.base import Kind
+from weft.ir.record import record, replace
 
 Ints = tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Access:
     """Element number ``offset + sum(coordinate * stride)`` of the kernel parameter ``param``.
 

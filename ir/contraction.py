@@ -13,12 +13,12 @@ group.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from math import prod
 
 from weft.ir.access import Access, access_of
 from weft.ir.graph import Graph, Op
 from weft.ir.prims.base import Kind
+from weft.ir.record import replace
 from weft.ir.types import TensorType
 
 FORMS = {"dot_general": "contract", "conv": "conv"}

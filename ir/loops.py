@@ -11,9 +11,9 @@ The text form is in :mod:`weft.ir.loops_text`, the numpy interpreter in :mod:`we
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
+from weft.ir.record import field, record
 from weft.ir.types import DType
 
 
@@ -86,7 +86,7 @@ class Index:
     __repr__ = __str__
 
 
-@dataclass(slots=True)
+@record(slots=True)
 class Buffer:
     """Flat memory of the kernel. ``role``: in, out, or scratch (shared by phases and threads)."""
 
@@ -96,7 +96,7 @@ class Buffer:
     role: str
 
 
-@dataclass(slots=True)
+@record(slots=True)
 class Number:
     """``name = constant``."""
 
@@ -105,7 +105,7 @@ class Number:
     value: Any
 
 
-@dataclass(slots=True)
+@record(slots=True)
 class Affine:
     """``name = index`` as an i64."""
 
@@ -113,7 +113,7 @@ class Affine:
     index: Index
 
 
-@dataclass(slots=True)
+@record(slots=True)
 class Load:
     """``name = buffer[index]``, zero where ``mask`` does not hold (the memory is not touched there)."""
 
@@ -123,7 +123,7 @@ class Load:
     mask: str | None = None
 
 
-@dataclass(slots=True)
+@record(slots=True)
 class Compute:
     """``name = primitive(args)``: a MAP primitive on elements, or ``random_bits(seed, offset, index)``."""
 
@@ -134,7 +134,7 @@ class Compute:
     dtype: DType
 
 
-@dataclass(slots=True)
+@record(slots=True)
 class Check:
     """``name = source`` clamped to 0..size-1; an index out of range sets the status of the kernel."""
 
@@ -144,7 +144,7 @@ class Check:
     mask: str | None = None
 
 
-@dataclass(slots=True)
+@record(slots=True)
 class Store:
     """``buffer[index] = source`` (nowhere else does the kernel write that element)."""
 
@@ -154,7 +154,7 @@ class Store:
     mask: str | None = None
 
 
-@dataclass(slots=True)
+@record(slots=True)
 class Accumulate:
     """``buffer[index] = op(buffer[index], source)`` where ``buffer`` holds partial results of one unit."""
 
@@ -164,7 +164,7 @@ class Accumulate:
     source: str
 
 
-@dataclass(slots=True)
+@record(slots=True)
 class Tile:
     """A row-local array, alive for one iteration of the enclosing nest."""
 
@@ -173,7 +173,7 @@ class Tile:
     size: int
 
 
-@dataclass(slots=True)
+@record(slots=True)
 class Fold:
     """``name`` = the fold of ``source`` over a loop. ``op``: sum prod max min any all argmax argmin.
 
@@ -187,7 +187,7 @@ class Fold:
     index: str | None = None
 
 
-@dataclass(slots=True)
+@record(slots=True)
 class Loop:
     """A loop (or loops, outermost first) inside a nest.
 
@@ -202,7 +202,7 @@ class Loop:
     limit: tuple[Index, int] | None = None
 
 
-@dataclass(slots=True)
+@record(slots=True)
 class Partial:
     """Partial results: ``size`` elements of ``buffer`` per unit, started at the identity of op."""
 
@@ -212,7 +212,7 @@ class Partial:
     dtype: DType
 
 
-@dataclass(slots=True)
+@record(slots=True)
 class Nest:
     """A parallel loop nest over ``axes`` (outermost first).
 
@@ -243,7 +243,7 @@ class Nest:
         return self.points // last * -(-last // self.chunk)
 
 
-@dataclass(slots=True)
+@record(slots=True)
 class Kernel:
     """Buffers and phases of nests. Phases run one after the other; the nests of a phase in any order."""
 

@@ -10,11 +10,11 @@ results are combined in a second phase.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from math import prod
 
 from weft.ir.graph import Op, Value
 from weft.ir.prims.base import Kind
+from weft.ir.record import field, record
 
 Classes = tuple[int, ...]
 SMALL = 16  # reductions over at most this many elements that nothing else walks are done in place
@@ -30,7 +30,7 @@ class Refused(Exception):
     """The group cannot be one nest; the message says why."""
 
 
-@dataclass(slots=True)
+@record(slots=True)
 class NestPlan:
     """``kind``: rows (vectors inside a row) or lanes (vectors across rows, along the last class of ``p``).
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
+from weft.ir.record import record
 
 
 class DType:
@@ -105,7 +105,7 @@ def dtype_of_numpy(dtype: Any) -> DType:
     return found
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Device:
     """A place where tensors live: ``cpu``, ``cuda:N`` or ``null`` (compiles, runs nothing)."""
 
@@ -123,7 +123,7 @@ class Device:
 CPU = Device("cpu")
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Dim:
     """A symbolic dimension: a name, known only at run time."""
 
@@ -136,7 +136,7 @@ class Dim:
 Shape = tuple[Any, ...]  # of int | Dim
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class TensorType:
     """Shape, dtype and device of a value. Dimensions are ints or symbolic :class:`Dim`."""
 

@@ -8,7 +8,6 @@ current.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from weft.ir.graph import Graph, GraphBuilder, Op, Value
@@ -20,13 +19,14 @@ from weft.ir.prims.base import (
     current_interpreter,
     interpreting,
 )
+from weft.ir.record import record
 from weft.passes.dce import dce
 from weft.passes.partition import partition
 
 Key = Hashable
 
 
-@dataclass(slots=True)
+@record(slots=True)
 class OpRecord:
     """One operation that ran: what the reverse walk needs to know of it.
 
@@ -76,11 +76,11 @@ def backprop(
             found[key] = ct
         return ct
 
-    for record in reversed(records):
-        cts = [take(k) for k in record.result_keys]
-        if all(ct is None for ct in cts) or not any(k in live for k in record.operand_keys):
+    for done in reversed(records):
+        cts = [take(k) for k in done.result_keys]
+        if all(ct is None for ct in cts) or not any(k in live for k in done.operand_keys):
             continue
-        for key, ct in zip(record.operand_keys, _vjp(record, cts), strict=True):
+        for key, ct in zip(done.operand_keys, _vjp(done, cts), strict=True):
             if ct is not None and key is not None and key in live:
                 old = pending.get(key)
                 pending[key] = ct if old is None else PRIMITIVES["add"].bind(old, ct)
@@ -92,9 +92,9 @@ def backprop(
 def _live_keys(records: Sequence[OpRecord], needed: Collection[Key]) -> set[Key]:
     """The needed keys and every key that is computed from one of them by a differentiable operation."""
     live = set(needed)
-    for record in records:
-        if not record.prim.nondifferentiable and any(k in live for k in record.operand_keys if k is not None):
-            live.update(k for k in record.result_keys if k is not None)
+    for done in records:
+        if not done.prim.nondifferentiable and any(k in live for k in done.operand_keys if k is not None):
+            live.update(k for k in done.result_keys if k is not None)
     return live
 
 
@@ -170,7 +170,7 @@ def gradient_graph(graph: Graph, wrt: Sequence[int], outputs: Sequence[int]) -> 
     return dce(Graph(joint.params, joint.ops, joint.results[len(graph.results) :], f"{graph.name}_grad"))
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ForwardBackward:
     """A graph split for differentiation outside of it.
 

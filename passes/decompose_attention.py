@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 
 from weft.ir.graph import Op, Value
+from weft.ir.record import record, replace
 from weft.ir.types import FLOATS
 from weft.passes.rewriting import Rewriter, Rewritten, Rules
 
@@ -53,7 +53,7 @@ def gradient_heads_where_read(r: Rewriter, op: Op) -> Rewritten:
 # -- recognition -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _Scores:
     """softmax's argument: a product, times ``scale``, and what masks it (``hides``: True hides)."""
 

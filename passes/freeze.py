@@ -8,18 +8,18 @@ second. The weights of convolutions are put in the order in which kernels read t
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 
 from weft.ir.contraction import block_of_weights, by_kernel_rows, by_pixels, depthwise
 from weft.ir.graph import Graph, GraphBuilder, Op, Value
 from weft.ir.prims import broadcast_p, permute_p, reshape_p
 from weft.ir.prims.base import Kind
+from weft.ir.record import record
 from weft.passes.dce import dce
 
 _PURE = frozenset({Kind.MAP, Kind.REDUCE, Kind.MOVE, Kind.CONTRACT, Kind.GATHER, Kind.SOURCE})
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Split:
     """``prologue`` takes the params ``frozen`` (by number); ``main`` those in ``kept``, then its results."""
 

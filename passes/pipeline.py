@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from weft.ir.graph import Graph
+from weft.ir.record import record
 from weft.passes.canonicalise import canonicalise
 from weft.passes.cse import cse
 from weft.passes.dce import dce
@@ -38,7 +38,7 @@ PASSES: list[tuple[str, Pass]] = [
 ]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Lowered:
     """A graph on its way to code: the graph after each stage by name, the last one, and what was not fused.
 

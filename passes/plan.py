@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from weft.ir.graph import Graph, Op, Value
 from weft.ir.prims.base import Kind
+from weft.ir.record import field, record
 
 ALIGN = 64
 
@@ -40,7 +40,7 @@ class Copy(NamedTuple):
     nbytes: int
 
 
-@dataclass
+@record
 class Plan:
     """The plan of one graph. ``scratch`` gives the arena offset of an operation's scratch memory by its
     index; ``copies`` run in order at the end; ``donated`` maps a result to the parameter it is written

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from weft.codegen.entry import emit_entry, module_text, profile_globals
@@ -26,6 +25,7 @@ from weft.codegen.target import Target
 from weft.ir.errors import CompilerError
 from weft.ir.graph import Graph, Op, Value
 from weft.ir.prims.base import Kind
+from weft.ir.record import field, record
 from weft.passes.plan import Place, Plan, is_constant, is_free_view, plan_memory
 from weft.runtime import shared
 from weft.runtime.fingerprint import op_fingerprint
@@ -33,7 +33,7 @@ from weft.runtime.hostcall import HostOp
 from weft.runtime.jit import ENTRY
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class KernelInfo:
     """One kernel as reports show it: the fused graph, the loops, bytes moved and operations per call."""
 
@@ -52,7 +52,7 @@ class KernelInfo:
         return str(self.region)
 
 
-@dataclass
+@record
 class Built:
     """Everything that compiling a graph made, before machine code."""
 
@@ -91,13 +91,13 @@ def build(graph: Graph, target: Target, donate: Mapping[int, int], profile: bool
     )  # fmt: skip
 
 
-@dataclass
+@record
 class _Region:
     symbol: str
     arena_bytes: int
 
 
-@dataclass
+@record
 class _Control:
     """The nested entries of a control operation and where, in its scratch memory, their buffers stand."""
 

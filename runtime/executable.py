@@ -6,7 +6,6 @@ import ctypes
 import io
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from weft.codegen.target import Target
 from weft.ir.graph import Graph
+from weft.ir.record import record
 from weft.ir.types import TensorType
 from weft.runtime import buffers, callpath, hostcall, jit, shared, stats, threads
 from weft.runtime.jit import ENTRY
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 RELEASE_GIL_NS = 30_000.0  # shorter calls keep the interpreter lock: giving it up costs more
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@record(frozen=True, eq=False)
 class Artifact:
     """The part of a compiled graph that is kept on disk: enough to run it without any pass."""
 

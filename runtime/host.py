@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import ast
 from functools import cache
 
 from weft.codegen import target
 from weft.codegen.target import Target
+from weft.ir.record import fields
 from weft.runtime.cache import disk_cache, key_of
 
 _VOLATILE = frozenset({
@@ -42,16 +43,12 @@ def _description() -> str:
 
 
 def _to_text(t: Target) -> bytes:
-    return "\n".join(str(getattr(t, f.name)) for f in fields(t)).encode()
+    return repr(tuple(getattr(t, name) for name in fields(t))).encode()
 
 
 def _from_text(data: bytes) -> Target | None:
     """The target of ``_to_text``; None for anything else."""
-    parts, expected = data.decode(errors="replace").split("\n"), fields(Target)
-    if len(parts) != len(expected):
-        return None
     try:
-        values = [int(p) if f.type == "int" else p for p, f in zip(parts, expected, strict=True)]
-    except ValueError:
+        return Target(*ast.literal_eval(data.decode()))
+    except (ValueError, TypeError, SyntaxError):
         return None
-    return Target(*values)  # type: ignore[arg-type]

@@ -5,20 +5,20 @@ from __future__ import annotations
 import ctypes
 import itertools
 import threading
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
 from weft.ir.graph import Graph, Op
 from weft.ir.prims.base import Kind, NumpyInterpreter, Primitive, interpreting
+from weft.ir.record import record
 from weft.ir.types import TensorType
 from weft.runtime import stats
 
 FAILED = -1  # the status that means: a Python exception is waiting
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@record(frozen=True, eq=False)
 class HostOp:
     """What is needed to run one operation again and again; picklable."""
 

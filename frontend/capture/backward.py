@@ -8,7 +8,6 @@ a gradient (``create_graph``) runs the function again, eagerly, on the inputs it
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,12 +20,13 @@ from weft.capture.state import paused, recorder
 from weft.dispatch import wrap, wrap_value
 from weft.ir.graph import Graph, Value
 from weft.ir.prims.base import current_interpreter, interpreting
+from weft.ir.record import record
 from weft.ir.types import TensorType
 from weft.passes.autodiff import backprop, partition
 from weft.tensor import Tensor
 
 
-@dataclasses.dataclass
+@record
 class Joint:
     """The split graph. ``saved`` are the forward values that the backward graph takes, before the cotangents;
     ``used[i]`` is the position among the differentiated inputs of the ``i``-th gradient it returns.
@@ -104,7 +104,7 @@ def _walk_back(walk: Walk, nodes: Sequence[Node], roots: Sequence[Any], wanted: 
         return backprop(records, cotangents, wanted | watched, on_cotangent)
 
 
-@dataclasses.dataclass
+@record
 class Rerun:
     """What is needed to run the function again: itself, its arguments, and how its inputs stood."""
 

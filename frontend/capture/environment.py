@@ -10,7 +10,6 @@ random generators) make the environment *opaque*, with the reason.
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import functools
 import re
@@ -24,6 +23,7 @@ import numpy as np
 from weft.capture.state import TracedScalar
 from weft.capture.userland import kind_of, kind_of_file
 from weft.ir.graph import Graph, Value
+from weft.ir.record import record
 from weft.ir.types import Device, DType, TensorType
 
 MISSING: Any = type("Missing", (), {"__repr__": lambda self: "nothing"})()
@@ -81,7 +81,7 @@ _PROBES = frozenset(
 EPOCH, CALL, TRACE = "epoch", "call", "trace"
 
 
-@dataclasses.dataclass(slots=True, eq=False)
+@record(slots=True, eq=False)
 class Place:
     """One thing that was read: ``holder[key]`` of a dictionary, the content of a cell, or a whole container.
 

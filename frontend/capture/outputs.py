@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import types
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from weft.autograd.tape import edge_of
+from weft.capture.signature import is_data
 from weft.capture.sources import SourceFinder, Unfit
 from weft.capture.state import TracedScalar
 from weft.dispatch import payload
@@ -46,7 +46,7 @@ class OutputWriter(SourceFinder):
             return self.code.const(o, "o") if o is not None else "None"
         if any(x is o for x in (*self.sig.keep, *self.env.keep)):
             return self.code.const(o, "o")
-        if dataclasses.is_dataclass(o) and hasattr(o, "__dict__"):
+        if is_data(o) and hasattr(o, "__dict__"):
             return self._dataclass_out(o)
         raise Unfit(f"it returns an object of type {kind.__name__}")
 
@@ -149,7 +149,7 @@ def tensor_paths(o: Any, path: tuple[Any, ...] = ()) -> list[tuple[tuple[Any, ..
         pairs = [((*path, ("item", k)), v) for k, v in o.items()]
     elif isinstance(o, (list, tuple)):
         pairs = [((*path, ("item", i)), v) for i, v in enumerate(o)]
-    elif dataclasses.is_dataclass(o) and not isinstance(o, type):
+    elif is_data(o):
         pairs = [((*path, ("attr", k)), v) for k, v in vars(o).items()]
     else:
         return []

@@ -3,7 +3,6 @@ it."""
 
 from __future__ import annotations
 
-import dataclasses
 import types
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,10 +18,11 @@ from weft.capture.sources import Source, Unfit, spell
 from weft.ir import prims as P
 from weft.ir.graph import Graph, Value
 from weft.ir.prims.base import interpreting
+from weft.ir.record import record
 from weft.tensor import Tensor
 
 
-@dataclasses.dataclass
+@record
 class Plan:
     """The finished product: graph, donated buffers, source text of the call function and its constants."""
 

@@ -12,7 +12,6 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from weft.capture.userland import quote, user_loc
 from weft.ir import prims as P
 from weft.ir.graph import Graph, GraphBuilder, Value
 from weft.ir.prims.base import Interpreter, Primitive
+from weft.ir.record import field, record
 from weft.ir.types import CPU, TensorType, f64, i64
 from weft.passes.autodiff import backprop
 from weft.tensor import Tensor
@@ -32,7 +32,7 @@ from weft.views import OVERLAP
 Run = Callable[[Graph, list[Any]], Sequence[np.ndarray]]
 
 
-@dataclass(slots=True)
+@record(slots=True)
 class Before:
     """The autograd state of a concrete tensor, and of the bases it is a view of, when the capture first met
     it."""
@@ -107,7 +107,7 @@ def _views(t: Tensor) -> Iterator[tuple[Any, int, int, Any, bool]]:
         view = base._view
 
 
-@dataclass(slots=True)
+@record(slots=True)
 class Segment:
     """Operations that wait to be run. ``sources[i]`` says where param ``i`` comes from: a Tensor, an ndarray
     or a TracedScalar. ``current`` maps the id of a concrete tensor to its present value.

@@ -8,7 +8,6 @@ that later calls must give again.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +15,8 @@ from typing import Any
 import numpy as np
 from weft.capture.environment import same
 from weft.capture.state import TracedScalar
+from weft.ir.record import record
+from weft.ir.types import Device
 from weft.tensor import Tensor
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
@@ -62,7 +63,7 @@ class Code:
         return len(self.reasons) - 1
 
 
-@dataclasses.dataclass
+@record
 class Given:
     """An explicit tensor: the object, its variable in the generated code, and its array's variable."""
 
@@ -137,7 +138,7 @@ class Signature:
             self._sequence(x, access, label)
         elif kind is dict:
             self._dict(x, access, label)
-        elif dataclasses.is_dataclass(x) and not isinstance(x, type):
+        elif is_data(x):
             self._dataclass(x, access, label)
         else:
             self._constant(x, access, label)
@@ -216,7 +217,9 @@ class Signature:
         )
         self.containers[id(x)] = var
         self.objects.append((type(x), label))
-        for f in dataclasses.fields(x):
+        from dataclasses import fields
+
+        for f in fields(x):
             self._any(getattr(x, f.name), f"{var}.{f.name}", f"{label}.{f.name}")
 
     def _constant(self, x: Any, access: str, label: str) -> None:
@@ -229,7 +232,7 @@ class Signature:
                 same_ = self.code.const(same, "same")
                 self.code.fail_if(f"{access} is not {c}[0] and not {same_}({access}, {c}[0])", shown)
             return
-        if isinstance(x, (np.generic, np.dtype, slice, range)):
+        if isinstance(x, (np.generic, np.dtype, slice, range, Device)):
             same_ = self.code.const(same, "same")
             self.code.fail_if(f"not {same_}({access}, {self.code.const(x)})", f"{label} changed")
             return
@@ -248,6 +251,11 @@ class Signature:
             f"{label} is another object of type {type(x).__name__}",
         )
         self.objects.append((x, label))
+
+
+def is_data(x: Any) -> bool:
+    """Whether ``x`` is an instance of a dataclass; asked so that a start does without the module."""
+    return hasattr(type(x), "__dataclass_fields__")
 
 
 def look(access: str, args: Any, kwargs: Any) -> str:

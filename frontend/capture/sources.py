@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ from weft.capture.recorder import Segment
 from weft.capture.signature import Given
 from weft.capture.trace import Trace, environment
 from weft.ir.graph import Value
+from weft.ir.record import record
 from weft.random import default_generator
 from weft.tensor import Tensor
 
@@ -20,7 +20,7 @@ class Unfit(Exception):
     """The trace cannot become an entry; the message says why."""
 
 
-@dataclasses.dataclass
+@record
 class Source:
     """An input tensor of the graph in the generated code: the variables of the tensor and of its array."""
 

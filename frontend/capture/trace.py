@@ -3,7 +3,6 @@ function."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -13,11 +12,12 @@ from weft.autograd.tape import edge_of, sequence_mark
 from weft.capture.environment import MISSING, Environment, Place, same
 from weft.capture.errors import CaptureError
 from weft.capture.recorder import WATCH_GRADS, Recorder, Run
-from weft.capture.signature import Code, Signature
+from weft.capture.signature import Code, Signature, is_data
 from weft.capture.state import TracedScalar
 from weft.capture.userland import quote
 from weft.capture.watch import Watch
 from weft.ir.prims.base import interpreting
+from weft.ir.record import record
 from weft.tensor import Tensor
 
 
@@ -25,7 +25,7 @@ def is_tensor(x: Any) -> bool:
     return isinstance(x, Tensor)
 
 
-@dataclasses.dataclass
+@record
 class Trace:
     """What one run recorded. ``problem`` says why one graph cannot stand for the function (None: it can)."""
 
@@ -55,7 +55,7 @@ def _argument_places(signature: Signature) -> list[Place]:
             out.append(Place("dict", obj, None, list(obj.items()), "an argument"))
         elif isinstance(obj, list):
             out.append(Place("list", obj, None, list(obj), "an argument"))
-        elif dataclasses.is_dataclass(obj) and not isinstance(obj, type) and hasattr(obj, "__dict__"):
+        elif is_data(obj) and hasattr(obj, "__dict__"):
             out.append(Place("dict", obj.__dict__, None, list(obj.__dict__.items()), "an argument"))
     return out
 

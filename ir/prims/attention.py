@@ -18,7 +18,6 @@ softmax: Milakov and Gimelshein, 2018.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from weft.ir.prims import attention_numpy
 from weft.ir.prims.base import Kind, Primitive, full_like, type_of
 from weft.ir.prims.base import scale as scaled
 from weft.ir.prims.rules import apply, as_dtype, check_dtype, check_rank, check_same_dtype, zeros
+from weft.ir.record import record
 from weft.ir.types import FLOATS, DType, TensorType, bf16, bool_, f16, f32, i64, u32
 
 __all__ = ["attention_grad_p", "attention_p"]
@@ -190,7 +190,7 @@ attention_grad_p = Primitive(
 # in other primitives ----------------------------------------------------------------
 
 
-@dataclass
+@record
 class _Heads:
     """The sizes; heads as [B, K, G]: batch, key heads, queries per key head."""
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from weft.ir.prims.base import Kind, Primitive
+from weft.ir.record import record
 from weft.ir.types import DTYPES, TensorType
 
 __all__ = ["HOST_FUNCTIONS", "HostFunction", "host_call_p", "register_host"]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class HostFunction:
     """A function that ``host_call`` can name: its rules are those of a primitive (see :class:`Primitive`)."""
 
