@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 
+from weft.codegen.libllvm import library
 from weft.ir.record import record, replace
 
 # What cores do, measured on Zen 4 at 3.6 GHz and rounded down; other cores of the last ten years lie within
@@ -110,7 +111,7 @@ def named_target(name: str) -> Target:
     256
     """
     architecture, cpu, features, bits, registers, l1, l2 = _NAMED[name]
-    own = _triple()
+    own, _, _ = library().host()
     triple = own if own.split("-")[0] == architecture else f"{architecture}-unknown-linux-gnu"
     return Target(triple, cpu, features, bits, registers, l1, l2)
 
@@ -122,37 +123,21 @@ def host_target() -> Target:
     The environment variable ``WEFT_CPU`` names another to build for (see :func:`named_target`), which this
     one must be able to run.
     """
-    import llvmlite.binding as llvm
-
     wanted = os.environ.get("WEFT_CPU")
     if wanted:
         l1, l2, l3 = cache_sizes()
         return replace(named_target(wanted), l1_bytes=l1, l2_bytes=l2, l3_bytes=l3)
 
-    found = llvm.get_host_cpu_features()
+    triple, cpu, found = library().host()
     features = ",".join(("+" if on else "-") + name for name, on in sorted(found.items()))
     wide = all(found.get(f) for f in ("avx512f", "avx512bw", "avx512dq", "avx512vl"))
     bits = 512 if wide else 256 if found.get("avx2") else 128
-    return Target(
-        _triple(),
-        llvm.get_host_cpu_name(),
-        features,
-        bits,
-        32 if wide else 16,
-        *cache_sizes(),
-    )
+    return Target(triple, cpu, features, bits, 32 if wide else 16, *cache_sizes())
 
 
 def cache_sizes() -> tuple[int, int, int]:
     """Bytes of a core's first and second level data caches, and of the third that cores share."""
     return _cache_bytes(0, 32 << 10), _cache_bytes(2, 512 << 10), _cache_bytes(3, 8 << 20)
-
-
-@cache
-def _triple() -> str:
-    import llvmlite.binding as llvm
-
-    return llvm.get_process_triple()
 
 
 def _cache_bytes(index: int, otherwise: int) -> int:

@@ -1,4 +1,4 @@
-"""From LLVM IR text to callable machine code: parse, verify, compile to an object, link the object.
+"""From LLVM IR text to callable machine code: verify and compile to an object, link the object.
 
 Compiling and linking are apart, so that an object can come from the disk cache. Nothing here can abort the
 process: text is parsed and verified first, and an object that asks for a symbol we do not provide is
@@ -10,13 +10,12 @@ from __future__ import annotations
 import ctypes
 import itertools
 import os
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
-from weft.codegen.target import Target
+from weft.codegen.libllvm import library
 from weft.ir.errors import CompilerError
 from weft.runtime import loader, stats
 
@@ -35,6 +34,17 @@ _serial = itertools.count()
 _kept: list[Any] = []
 
 
+class AnyTarget(Protocol):
+    """What LLVM wants to know of a machine."""
+
+    @property
+    def triple(self) -> str: ...
+    @property
+    def cpu(self) -> str: ...
+    @property
+    def features(self) -> str: ...
+
+
 def _renew_lock() -> None:
     """In the child of a fork: the thread that may have held the lock is gone."""
     global _lock
@@ -44,67 +54,44 @@ def _renew_lock() -> None:
 os.register_at_fork(after_in_child=_renew_lock)
 
 
-@cache
-def _llvm() -> Any:
-    import llvmlite.binding as llvm
-
-    if "numba" not in sys.modules:  # the option holds for the whole process
-        llvm.set_option("", "--disable-lsr")  # a quarter of compile time; our loops gain nothing by it
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    return llvm
+# Target machines that nobody uses now: one is used by one thread at a time.
+_idle: dict[tuple[AnyTarget, int], list[Any]] = {}
 
 
-@cache
-def _all_targets() -> None:
-    _llvm().initialize_all_targets()
-    _llvm().initialize_all_asmprinters()
-
-
-@cache
-def machine(target: Target, level: int = 1) -> Any:
-    """The target machine of a target. Code generation level 1 is as fast as 3; 0 is useless."""
-    llvm = _llvm()
+def _emit(text: str, target: AnyTarget, level: int, assembly: bool) -> bytes:
+    """CompilerError with the offending text where LLVM refuses it."""
+    llvm, idle = library(), _idle.setdefault((target, level), [])
     try:
-        found = llvm.Target.from_triple(target.triple)
-    except RuntimeError:
-        _all_targets()
-        found = llvm.Target.from_triple(target.triple)
-    return found.create_target_machine(
-        cpu=target.cpu, features=target.features, opt=level, reloc="pic", codemodel="small"
-    )
-
-
-def parse(text: str) -> Any:
-    """A verified module; CompilerError with the offending text where LLVM refuses it."""
-    llvm = _llvm()
+        machine = idle.pop()
+    except IndexError:
+        machine = llvm.machine(target.triple, target.cpu, target.features, level)
     try:
-        module = llvm.parse_assembly(text)
-        module.verify()
+        return llvm.emit(machine, text, assembly)
     except RuntimeError as e:
         raise CompilerError(f"LLVM refused the generated code: {e}", text) from None
-    return module
+    finally:
+        idle.append(machine)
 
 
-def compile_object(text: str, target: Target, level: int = 1) -> bytes:
-    """The object code of a module. Level 0 takes a quarter of the time: for code that runs once a call."""
+def compile_object(text: str, target: AnyTarget, level: int = 1) -> bytes:
+    """The object code of a module, which is verified first. Code generation level 1 is as fast as 3, 0 takes
+    a quarter of the time: for code that runs once a call. Threads may compile side by side."""
     stats.count("objects_compiled")
-    with _lock:
-        return machine(target, level).emit_object(parse(text))
+    return _emit(text, target, level, False)
 
 
-def assembly(text: str, target: Target) -> str:
+def assembly(text: str, target: AnyTarget) -> str:
     """The assembly listing of a module."""
-    with _lock:
-        return machine(target).emit_assembly(parse(text))
+    return _emit(text, target, 1, True).decode()
 
 
 @cache
 def _lljit() -> Any:
+    import llvmlite.binding as llvm
     from weft.codegen.target import host_target
 
-    llvm = _llvm()
     target = host_target()
+    library()
     own = llvm.Target.from_triple(target.triple).create_target_machine(
         cpu=target.cpu, features=target.features, opt=1, reloc="pic", codemodel="small"
     )
@@ -144,7 +131,8 @@ def link(
 
 
 def _link_with_llvm(image: bytes, symbols: tuple[str, ...], imports: Mapping[str, int]) -> dict[str, int]:
-    llvm = _llvm()
+    import llvmlite.binding as llvm
+
     with _lock:
         builder = llvm.JITLibraryBuilder().add_object_img(image).add_current_process()
         for name, address in imports.items():

@@ -1,6 +1,6 @@
 """Loads object code without LLVM: what a warm start needs of a linker, for x86-64 ELF objects.
 
-``llvmlite`` takes 25 ms to import, which is most of a start from a full cache. Sections are copied into one
+LLVM takes 9 ms to load, which is more than all of a first call from a full cache. Sections are copied into one
 private mapping, first what is executed or only read, then what is written; relocations are applied with
 numpy; calls that do not reach go through stubs. The mapping is never writable and executable at once, and is
 never freed. Whatever is not known here (another machine, another kind of relocation) is left to LLVM's

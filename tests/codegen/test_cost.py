@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from weft.codegen.loop_traffic import nest_cost
 from weft.codegen.schedule import schedule
 from weft.codegen.target import host_target, named_target
 from weft.ir import prims as P
 from weft.ir.prims.base import trace
+from weft.ir.record import replace
 from weft.ir.scalarcost import cost_by_name
 from weft.ir.types import DType, TensorType, f32, f64
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from weft.codegen.kernel import emit_kernel
@@ -11,6 +9,7 @@ from weft.codegen.llvm import module_text
 from weft.codegen.standalone import compile_function, kernel_op
 from weft.codegen.target import Target, host_target, named_target
 from weft.ir.prims.base import PRIMITIVES, trace
+from weft.ir.record import replace
 from weft.ir.scalarnumpy import NumpyBuilder
 from weft.ir.types import TensorType, f32
 from weft.runtime import jit
@@ -46,7 +45,7 @@ def test_every_way_to_look_up_gives_the_bits_of_numpy(name: str) -> None:
 def assembly(name: str, target: Target) -> str:
     op = kernel_op(trace(PRIMITIVES[name].bind, TensorType((64,), f32)), "loop")
     code = emit_kernel(op, target, "k0")
-    return jit.machine(target).emit_assembly(jit.parse(module_text(target, [code.llvm], code.declares)))
+    return jit.assembly(module_text(target, [code.llvm], code.declares), target)
 
 
 def test_lookups_are_permutations_in_registers() -> None:
