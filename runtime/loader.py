@@ -1,7 +1,7 @@
 """Loads object code without LLVM: what a warm start needs of a linker, for x86-64 ELF objects.
 
-LLVM takes 9 ms to load, which is more than all of a first call from a full cache. Sections are copied into one
-private mapping, first what is executed or only read, then what is written; relocations are applied with
+LLVM takes 9 ms to load, which is more than all of a first call from a full cache. Sections are copied into
+one private mapping, first what is executed or only read, then what is written; relocations are applied with
 numpy; calls that do not reach go through stubs. The mapping is never writable and executable at once, and is
 never freed. Whatever is not known here (another machine, another kind of relocation) is left to LLVM's
 linker: :func:`load` then gives None. Reference: System V ABI, AMD64 supplement, section 4.4 (relocations).
