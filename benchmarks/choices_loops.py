@@ -23,6 +23,7 @@ from weft.codegen import entry, loop_loops, schedule
 from weft.ir import prims as P
 from weft.ir.graph import Graph
 from weft.ir.prims.base import trace, type_of
+from weft.ir.record import replace
 from weft.runtime import Executable, compile_graph
 
 Alternative = Callable[[], AbstractContextManager[Any]]
@@ -89,7 +90,7 @@ def _threads() -> AbstractContextManager[Any]:
 
 
 def _unit(n: int) -> Alternative:
-    return lambda: setting(schedule, LANES_CHUNK=n)
+    return lambda: setting(schedule, CPU=replace(schedule.CPU, lanes_chunk=n))
 
 
 def _unroll(n: int) -> Alternative:

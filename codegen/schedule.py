@@ -10,6 +10,7 @@ from weft.codegen import lower_moves as _rules  # noqa: F401  (fills the rules o
 from weft.codegen.components import Group, connected, merge_alike
 from weft.codegen.lower import ZERO, IndexTuple, KeptRow, Lowering, Scope, fold_dtype, linear
 from weft.codegen.reshape_nest import block_transposed, coalesce, jam_rows, split_last
+from weft.codegen.shape import CPU, Shape
 from weft.codegen.tiling import choose_tiles
 from weft.ir.graph import Graph, Op, Value
 from weft.ir.loops import (
@@ -26,19 +27,14 @@ from weft.ir.loops import (
 )
 from weft.ir.nest import Refused, analyse, one_by_one, reduced_axes
 
-LANES_CHUNK = 4096  # elements of the last axis in one unit of a lanes nest
 COLUMNS_CHUNK = 64  # least columns in one unit where each lane walks down a column
-PARTIAL_UNITS = 64  # most units of a nest that leaves partial results,
-PARTIAL_ROWS = 1 << 11  # but so many that each adds up no more points than this,
-PARTIAL_ROOM = 1 << 18  # while their partial results have no more elements than this
-UNIT_ELEMENTS = 1 << 14  # least elements in one such unit
 
 
 class Scheduler:
     """Builds the :class:`Kernel` of a region."""
 
-    def __init__(self, region: Graph, name: str) -> None:
-        self.region, self.name = region, name
+    def __init__(self, region: Graph, name: str, shape: Shape | None = None) -> None:
+        self.region, self.name, self.shape = region, name, shape or CPU
         self.producers = region.producers()
         self.buffers = [Buffer(f"x{i}", p.type.dtype, p.type.size, "in") for i, p in enumerate(region.params)]
         self.named: dict[Value, str] = {p: f"x{i}" for i, p in enumerate(region.params)}
@@ -132,15 +128,16 @@ class _NestBuilder:
         scope = self.low.open(nest.axes)
         self._partials(nest)
         sinks = self._sinks()
-        choose_tiles(self.low, plan, sinks, self)
+        choose_tiles(self.low, plan, sinks, self, self.s.shape)
         for key in sorted(sinks, key=lambda k: (k[0], len(k[1]))):
             self._pass(key, sinks[key], scope)
         nest.body = scope.body
         coalesce(nest, self.low)
         if plan.flat:
             split_last(nest, self.low)
-        block_transposed(nest, self.low)
-        jam_rows(nest, self.low)
+        if self.s.shape.blocked:
+            block_transposed(nest, self.low)
+            jam_rows(nest, self.low)
         self._chunk(nest)
         return nest
 
@@ -151,15 +148,17 @@ class _NestBuilder:
         self._combine(nest)
 
     def _chunk(self, nest: Nest) -> None:
+        shape = self.s.shape
         if nest.kind == "lanes":
             down = max((prod(e for _, e in s.axes) for s in nest.body if _walks(s)), default=1)
-            most = max(COLUMNS_CHUNK, UNIT_ELEMENTS // down // 64 * 64) if down > 1 else LANES_CHUNK
-            nest.chunk = min(most, LANES_CHUNK, -(-nest.axes[-1][1] // 64) * 64)
+            long = shape.lanes_chunk
+            most = max(COLUMNS_CHUNK, shape.unit_elements // down // 64 * 64) if down > 1 else long
+            nest.chunk = min(most, long, -(-nest.axes[-1][1] // 64) * 64)
         elif nest.partials:
             within = max((_iterations(s) for s in nest.body if isinstance(s, Loop)), default=1)
-            room = PARTIAL_ROOM // max(p.size for p in nest.partials)
-            units = max(PARTIAL_UNITS, min(-(-nest.points // PARTIAL_ROWS), room))
-            nest.chunk = max(-(-nest.points // units), UNIT_ELEMENTS // within, 1)
+            room = shape.partial_room // max(p.size for p in nest.partials)
+            units = max(shape.partial_units, min(-(-nest.points // shape.partial_rows), room))
+            nest.chunk = max(-(-nest.points // units), shape.unit_elements // within, 1)
 
     # -- what the nest must do, by pass
 
@@ -342,6 +341,6 @@ def _combiner(
     return read
 
 
-def schedule(region: Graph, name: str) -> Kernel:
+def schedule(region: Graph, name: str, shape: Shape | None = None) -> Kernel:
     """The kernel IR of a fused graph of form ``loop``. Raises Unsupported."""
-    return Scheduler(region, name).build()
+    return Scheduler(region, name, shape).build()

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from weft.codegen.lower import KeptRow, Lowering
+from weft.codegen.shape import Shape
 from weft.ir.graph import Op, Value
 from weft.ir.nest import NestPlan
 from weft.ir.prims.base import Kind
 from weft.ir.scalarcost import cost_of
 
-TILE_BYTES = 256 << 10
-COLUMN_BYTES = 16 << 10  # the same for each of the columns that vectors walk side by side
 WORTH = 8.0  # cost (in simple vector operations per element) above which a value is kept
 FAR = 64  # rows from which a strip of columns is not sure to stay in the first cache where it lies
 
@@ -19,19 +18,22 @@ Pass = tuple[int, tuple[int, ...]]
 Sinks = dict[Pass, list[Any]]
 
 
-def choose_tiles(low: Lowering, plan: NestPlan, sinks: Sinks, nest: Any) -> None:
+def choose_tiles(low: Lowering, plan: NestPlan, sinks: Sinks, nest: Any, shape: Shape) -> None:
     """Set ``nest.tiles``: value -> (where it is kept, the pass that fills it)."""
     passes = [k for k in sorted(sinks, key=lambda k: (k[0], len(k[1]))) if k[1]]
     nest.tiles = {}
     if len(passes) >= 2 and not plan.flat:
-        tiling = _Tiling(low, plan, sinks, passes, nest)
+        tiling = _Tiling(low, plan, sinks, passes, nest, shape)
         tiling.keep_dear()
-        if plan.kind == "lanes" and plan.size(plan.q) > FAR:
+        if shape.keep_read and plan.kind == "lanes" and plan.size(plan.q) > FAR:
             tiling.keep_read()
 
 
 class _Tiling:
-    def __init__(self, low: Lowering, plan: NestPlan, sinks: Sinks, passes: list[Pass], nest: Any) -> None:
+    def __init__(
+        self, low: Lowering, plan: NestPlan, sinks: Sinks, passes: list[Pass], nest: Any, shape: Shape
+    ) -> None:
+        self.shape = shape
         self.low, self.plan, self.sinks, self.passes, self.nest = low, plan, sinks, passes, nest
         self.producers = {r: op for op in plan.ops for r in op.results}
         self.tiles: dict[Value, tuple[KeptRow, Pass]] = nest.tiles
@@ -78,7 +80,7 @@ class _Tiling:
         return [c for c in self.plan.q if c in self._of(v)]
 
     def _fits(self, v: Value, first: Pass) -> bool:
-        most = TILE_BYTES if self.plan.kind == "rows" else COLUMN_BYTES
+        most = self.shape.tile_bytes if self.plan.kind == "rows" else self.shape.column_bytes
         walked = self._walked(v)
         return tuple(walked) == first[1] and self.plan.size(walked) * v.type.dtype.itemsize <= most
 

@@ -16,8 +16,9 @@ class DeviceLaunch:
     """One launch of a kernel function: ``symbol<<<grid, block, shared_bytes>>>(buffers)``.
 
     The function is ``ptx_kernel void @symbol(ptr, ptr, ...)``, a generic pointer to global memory for each
-    of ``buffers``: numbers into operands, results, scratch, status, in this order. ``shared_bytes`` is
-    dynamic shared memory, on top of what the function declares.
+    of ``buffers``: numbers into operands, results, scratch, status, in this order. Every pointer is aligned
+    to 16 bytes: who launches copies what is not. ``shared_bytes`` is dynamic shared memory, on top of what
+    the function declares.
     """
 
     symbol: str
@@ -51,7 +52,8 @@ class DeviceCode:
 DeviceEmitter = Callable[[Op, GpuTarget, str], DeviceCode]
 
 # form -> "module:function", imported at first use
-FORMS: dict[str, str] = {}
+FORMS: dict[str, str] = {
+}
 
 
 def emit_device_kernel(op: Op, target: GpuTarget, symbol_prefix: str) -> DeviceCode:

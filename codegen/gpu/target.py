@@ -30,12 +30,19 @@ class GpuTarget:
     block_threads: int = 1024
 
     triple = "nvptx64-nvidia-cuda"
+    architecture = "nvptx64"
     vector_bits = 128  # the widest access of one thread
+    masked = False  # builders ask: there are no instructions under a mask of lanes
 
     @property
     def cpu(self) -> str:
         """The architecture as LLVM takes it."""
         return self.name
+
+    @property
+    def nan_extrema(self) -> bool:
+        """True where ``max`` and ``min`` of f32 that pass NaN on are one instruction."""
+        return self.capability >= (8, 0)
 
     @property
     def features(self) -> str:

@@ -1,0 +1,31 @@
+"""What the schedules of loop kernels take from the kind of machine, in one place."""
+
+from __future__ import annotations
+
+from weft.ir.record import record
+
+
+@record(frozen=True)
+class Shape:
+    """How nests are cut and what is kept between passes over a row.
+
+    ``lanes_chunk``: elements of the last axis in one unit of a lanes nest. ``partial_units``: most units of a
+    nest that leaves partial results, but so many that each adds up no more than ``partial_rows`` points,
+    while their partial results have no more elements than ``partial_room``; ``unit_elements``: least elements
+    of such a unit. ``tile_bytes``, ``column_bytes``: largest values of a row that are kept, in rows and in
+    columns side by side. ``keep_read``: columns that are read again are copied. ``blocked``: transposed
+    operands are walked in blocks, rows added to column sums several at once.
+    """
+
+    lanes_chunk: int = 4096
+    partial_units: int = 64
+    partial_rows: int = 1 << 11
+    partial_room: int = 1 << 18
+    unit_elements: int = 1 << 14
+    tile_bytes: int = 256 << 10
+    column_bytes: int = 16 << 10
+    keep_read: bool = True
+    blocked: bool = True
+
+
+CPU = Shape()
