@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from weft.autograd import engine
 from weft.autograd.engine import Spoiled, Walk
-from weft.autograd.grad_mode import enable_grad, mode
+from weft.autograd.grad_mode import enable_grad, inference, mode
 from weft.autograd.tape import AccumulateGrad, Node, Saved, edge_of, reachable, version_error
 from weft.dispatch import wrap
 from weft.eager import LEAST_BYTES, kernels, switch
@@ -240,46 +240,45 @@ _reads_no_input: set[Any] = set()
 def _composite(fn: Any) -> Any:
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if _current.get() is _NUMPY and switch.on:
-            out = _run(fn, args, kwargs)
-            if out is not None:
-                return out
-        return fn(*args, **kwargs)
+        if _current.get() is not _NUMPY or not switch.on:
+            return fn(*args, **kwargs)
+        tensors: list[Tensor] = []
+        key: list[Any] = [fn, mode.grad]
+        for x in (*args, *kwargs.values()) if kwargs else args:
+            if isinstance(x, Tensor):
+                d = x._data
+                if type(d) is not _ndarray:
+                    return fn(*args, **kwargs)
+                if x._view is not None:
+                    x._view.refresh_edge(x)
+                key += d.shape, d.strides, d.dtype.num, x._rg
+                tensors.append(x)
+            elif type(x) is float:
+                key += float, x, math.copysign(1.0, x)
+            else:
+                key += type(x), x
+        if kwargs:
+            key.append(tuple(kwargs))
+        try:
+            plan = _plans[tuple(key)]
+        except KeyError:
+            plan = _meet(fn, args, kwargs, tuple(key), tensors)
+        except TypeError:  # an argument that is not hashable
+            plan = None
+        if plan is None or (inference.used and any(t._inference for t in tensors)):
+            return fn(*args, **kwargs)
+        return _call(plan, tensors)
 
     return call
 
 
-def _run(fn: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """The results, or None: run the function itself."""
-    tensors: list[Tensor] = []
-    key: list[Any] = [fn, mode.grad]
-    largest = 0
-    for x in (*args, *kwargs.items()) if kwargs else args:
-        if type(x) is tuple and kwargs and len(x) == 2 and isinstance(x[1], Tensor):
-            key.append(x[0])
-            x = x[1]
-        if isinstance(x, Tensor):
-            d = x._data
-            if type(d) is not _ndarray or d.dtype.kind == "c" or x._inference:
-                return None
-            if x._view is not None:
-                x._view.refresh_edge(x)
-            key.append((d.shape, d.strides, d.dtype.num, x._rg))
-            largest = max(largest, d.nbytes)
-            tensors.append(x)
-        else:
-            key.append((type(x), x, math.copysign(1.0, x)) if type(x) is float else (type(x), x))
-    try:
-        plan = _plans[tuple(key)]
-    except KeyError:
-        plan = _meet(fn, args, kwargs, tuple(key), largest)
-    except TypeError:  # an argument that is not hashable
-        return None
-    return None if plan is None else _call(plan, tensors)
-
-
-def _meet(fn: Any, args: Sequence[Any], kwargs: dict[str, Any], key: Any, largest: int) -> Plan | None:
+def _meet(
+    fn: Any, args: Sequence[Any], kwargs: dict[str, Any], key: Any, tensors: Sequence[Tensor]
+) -> Plan | None:
     """The plan of a new combination, if it is worth one by now."""
+    largest = max([t._data.nbytes for t in tensors], default=0)
+    if any(t._data.dtype.kind == "c" or t._inference for t in tensors):
+        return None
     if largest < LEAST_BYTES:
         n = _calls[key] = _calls.get(key, 0) + 1
         if n < PATIENCE:
@@ -295,13 +294,15 @@ def _meet(fn: Any, args: Sequence[Any], kwargs: dict[str, Any], key: Any, larges
 
 def _call(plan: Plan, tensors: Sequence[Tensor]) -> Any:
     out = plan.forward(*[t._data for t in tensors])
-    n = plan.n_results
-    results = [wrap(a) for a in out[:n]]
     if plan.backward_graph is not None:
+        n = plan.n_results
+        results = [wrap(a) for a in out[:n]]
         _record(plan, tensors, results, out[n:])
-    elif mode.inference:
-        for r in results:
-            r._inference = True
+    else:
+        results = [wrap(a) for a in out]
+        if inference.used and mode.inference:
+            for r in results:
+                r._inference = True
     return results[0] if plan.single else tuple(results)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from weft import indexing
 from weft.autograd import hooks
 from weft.autograd.engine import backward as _backward
+from weft.ir import prims as P
 from weft.ops import activation as A
 from weft.ops import convert as C
 from weft.ops import extra as E
@@ -20,6 +21,7 @@ from weft.ops import shape as S
 from weft.ops import sort as O
 from weft.ops import statistics as Q
 from weft.ops.keywords import keywords
+from weft.quick import binary_function
 from weft.random import IN_PLACE
 from weft.tensor import Tensor
 
@@ -111,15 +113,6 @@ def _operator(fn: Callable[..., Any]) -> Callable[..., Any]:
     return method
 
 
-def _equality(fn: Callable[..., Any]) -> Callable[..., Any]:
-    def method(self: Tensor, other: Any) -> Any:
-        if isinstance(other, Tensor) or I.is_number(other):
-            return fn(self, other)
-        return NotImplemented
-
-    return method
-
-
 OPERATORS: dict[str, Callable[..., Any]] = {
     "add": M.add,
     "sub": M.sub,
@@ -137,13 +130,21 @@ OPERATORS: dict[str, Callable[..., Any]] = {
 COMPARISONS = {"eq": M.eq, "ne": M.ne, "lt": M.lt, "le": M.le, "gt": M.gt, "ge": M.ge}
 
 
+# the primitives of operators that are one primitive on floats
+PRIMITIVES = {"add": P.add_p, "sub": P.sub_p, "mul": P.mul_p, "truediv": P.div_p}
+
+
 def _attach_operators() -> None:
     for name, fn in OPERATORS.items():
-        setattr(Tensor, f"__{name}__", _operator(fn))
-        setattr(Tensor, f"__r{name}__", _operator(_swapped(fn)))
+        straight, reflected = _operator(fn), _operator(_swapped(fn))
+        if name in PRIMITIVES:
+            straight = binary_function(PRIMITIVES[name], straight)
+            reflected = binary_function(PRIMITIVES[name], reflected, swapped=True)
+        setattr(Tensor, f"__{name}__", straight)
+        setattr(Tensor, f"__r{name}__", reflected)
         setattr(Tensor, f"__i{name}__", _operator(I.inplace(fn)))
     for name, fn in COMPARISONS.items():
-        setattr(Tensor, f"__{name}__", _equality(fn))
+        setattr(Tensor, f"__{name}__", binary_function(P.PRIMITIVES[name], _operator(fn)))
     # defining __eq__ would take the hash away
     Tensor.__matmul__ = _operator(L.matmul)  # type: ignore[method-assign]
     more = {

@@ -17,6 +17,16 @@ class _Mode(threading.local):
 mode = _Mode()
 
 
+class _Inference:
+    """Whether any thread was ever in inference mode: what asks for the mode of its thread often, asks here
+    first."""
+
+    used = False
+
+
+inference = _Inference()
+
+
 def is_grad_enabled() -> bool:
     """Whether operations on tensors that require grad are recorded in this thread."""
     return mode.grad
@@ -113,6 +123,7 @@ class inference_mode(_GradContext):
         self.value = mode
 
     def _set(self) -> None:
+        inference.used = inference.used or self.value
         mode.inference = self.value
         mode.grad = mode.grad and not self.value
 

@@ -68,13 +68,11 @@ class Module:
         )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        compiled = self.__dict__.get("_compiled_call")
-        return self._call(*args, **kwargs) if compiled is None else compiled(*args, **kwargs)
-
-    def _call(self, *args: Any, **kwargs: Any) -> Any:
         d = self.__dict__
+        if "_compiled_call" in d:
+            return d["_compiled_call"](*args, **kwargs)
         try:
-            plain = not (
+            hooked = (
                 d["_forward_hooks"]
                 or d["_forward_pre_hooks"]
                 or d["_backward_hooks"]
@@ -84,7 +82,11 @@ class Module:
             raise AttributeError(
                 f"{type(self).__name__}.__init__() did not call super().__init__()"
             ) from None
-        return self.forward(*args, **kwargs) if plain else run_with_hooks(self, args, kwargs)
+        return run_with_hooks(self, args, kwargs) if hooked else self.forward(*args, **kwargs)
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
+        """What :meth:`compile` compiles: a call, uncompiled."""
+        return run_with_hooks(self, args, kwargs)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile calls of this module from now on; the arguments are those of ``weft.compile``."""

@@ -95,7 +95,11 @@ def _write_out(name: str, out: Tensor, result: Tensor) -> Tensor:
     return copy_(out, result)
 
 
-def _with_out(fn: Callable[..., Any]) -> Callable[..., Any]:
+def _with_out(fn: Any) -> Callable[..., Any]:
+    """``fn`` with the keyword ``out``; the short way of small operands stays in front."""
+    if hasattr(fn, "shorten"):
+        return fn.shorten(_with_out(fn.__wrapped__))
+
     @functools.wraps(fn)
     def wrapped(*args: Any, out: Any = None, **kwargs: Any) -> Any:
         result = fn(*args, **kwargs)

@@ -18,6 +18,7 @@ from weft.ir.graph import Value
 from weft.ir.prims.base import _NUMPY, Primitive, _current
 from weft.ir.types import DType
 from weft.promotion import promote, scalar_category, scalar_dtype
+from weft.quick import number
 from weft.tensor import Tensor
 from weft.views import own
 
@@ -213,28 +214,14 @@ def _with_number(prim: Primitive, a: Any, b: Any, to_float: bool) -> Tensor | No
     if kind not in kinds or (to_float and kind != "f"):
         return None
     if mode.grad and (x._rg or x._view is not None) and x.requires_grad:
-        number = np.ndarray(d.shape, d.dtype, _number(value, d.dtype), 0, (0,) * d.ndim)  # strides of zero
+        operand = np.ndarray(d.shape, d.dtype, number(value, d.dtype), 0, (0,) * d.ndim)  # strides of zero
     elif kind == "f":
-        number = _number(value, d.dtype)
+        operand = number(value, d.dtype)
     else:
         return None  # integers may overflow
-    n = wrap(number)
+    n = wrap(operand)
     return apply(prim, n, x) if swapped else apply(prim, x, n)
 
-
-_numbers: dict[tuple[float, int], np.ndarray] = {}
-
-
-def _number(value: float, dtype: Any) -> np.ndarray:
-    """A number as a 0-d array that nobody writes to."""
-    key = value, dtype.num
-    found = _numbers.get(key)
-    if found is not None and value:  # 0.0 and -0.0 are one key
-        return found
-    if len(_numbers) > 4096:
-        _numbers.clear()
-    found = _numbers[key] = np.array(value, dtype)
-    return found
 
 
 def unary(prim: Primitive, x: Tensor, *, to_float: bool = False) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 from weft.composite import composite_of_results
@@ -28,6 +29,7 @@ from weft.ops.common import (
     unary,
 )
 from weft.promotion import CATEGORY, promote, scalar_category
+from weft.quick import binary_function, unary_function
 from weft.tensor import Tensor
 
 
@@ -37,7 +39,7 @@ def _float_unary(prim: Primitive, name: str, doc: str) -> Any:
 
     fn.__name__ = fn.__qualname__ = name
     fn.__doc__ = doc + " Elementwise; integers are computed in the default float dtype."
-    return fn
+    return unary_function(prim, fn)
 
 
 _FLOAT_UNARY = {
@@ -95,6 +97,7 @@ def polygamma(n: int, input: Tensor) -> Tensor:
     return digamma(input) if n == 0 else apply(P.polygamma_p, convert(input, to_inexact(input.dtype)), n=n)
 
 
+@partial(unary_function, P.neg_p)
 def neg(input: Tensor) -> Tensor:
     """-x. RuntimeError for bool tensors."""
     if input.dtype is T.bool_:
@@ -116,6 +119,7 @@ def _not_for_bool(input: Any, name: str) -> None:
         raise NotImplementedError(f""""{name}" not implemented for 'Bool'""")
 
 
+@partial(unary_function, P.abs_p)
 def abs(input: Tensor) -> Tensor:
     """Absolute value; real for complex tensors."""
     _not_for_bool(input, "abs_cpu")
@@ -135,18 +139,21 @@ def sgn(input: Tensor) -> Tensor:
     return where(a == 0, 0.0, input / a)
 
 
+@partial(unary_function, P.floor_p)
 def floor(input: Tensor) -> Tensor:
     """The largest integer not above x."""
     _not_for_bool(input, "floor_vml_cpu")
     return unary(P.floor_p, input)
 
 
+@partial(unary_function, P.ceil_p)
 def ceil(input: Tensor) -> Tensor:
     """The smallest integer not below x."""
     _not_for_bool(input, "ceil_vml_cpu")
     return unary(P.ceil_p, input)
 
 
+@partial(unary_function, P.trunc_p)
 def trunc(input: Tensor) -> Tensor:
     """x without its fraction."""
     _not_for_bool(input, "trunc_vml_cpu")
@@ -215,8 +222,16 @@ def relu(input: Tensor) -> Tensor:
     if input.dtype is T.bool_:
         raise RuntimeError("Boolean inputs not supported for relu")
     if interpreter_is_symbolic() or (input._rg and input.dtype.is_inexact):
-        return where(input <= 0, 0, input)
-    return elementwise(P.maximum_p, input, 0)
+        return _rectified(input)
+    return maximum(input, 0)
+
+
+relu = unary_function(P.maximum_p, relu, 0)
+
+
+@composite_of_results
+def _rectified(x: Tensor) -> Tensor:
+    return where(x <= 0, 0, x)
 
 
 def interpreter_is_symbolic() -> bool:
@@ -287,6 +302,7 @@ def rsub(input: Any, other: Any, *, alpha: Any = 1) -> Tensor:
     return sub(other, input, alpha=alpha)
 
 
+@partial(binary_function, P.mul_p)
 def mul(input: Any, other: Any) -> Tensor:
     """input * other."""
     return binary(P.mul_p, input, other)
@@ -394,6 +410,7 @@ def float_power(input: Any, exponent: Any) -> Tensor:
     return pow(as_tensor(input, d), as_tensor(exponent, d))
 
 
+@partial(binary_function, P.atan2_p)
 def atan2(input: Any, other: Any) -> Tensor:
     """The angle of the point (other, input)."""
     return binary(P.atan2_p, input, other, to_float=True)
@@ -402,11 +419,13 @@ def atan2(input: Any, other: Any) -> Tensor:
 arctan2 = atan2
 
 
+@partial(binary_function, P.maximum_p)
 def maximum(input: Tensor, other: Tensor) -> Tensor:
     """The larger of the two; NaN wins."""
     return binary(P.maximum_p, input, other)
 
 
+@partial(binary_function, P.minimum_p)
 def minimum(input: Tensor, other: Tensor) -> Tensor:
     """The smaller of the two; NaN wins."""
     return binary(P.minimum_p, input, other)
@@ -501,7 +520,7 @@ def _comparison(prim: Primitive, name: str, symbol: str) -> Any:
 
     fn.__name__ = fn.__qualname__ = name
     fn.__doc__ = f"input {symbol} other, as a bool tensor."
-    return fn
+    return binary_function(prim, fn)
 
 
 eq, ne = _comparison(P.eq_p, "eq", "=="), _comparison(P.ne_p, "ne", "!=")

@@ -24,7 +24,7 @@ def maybe_inplace(fn: Any, input: Tensor, inplace: bool, *args: Any) -> Tensor:
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """max(x, 0)."""
-    return maybe_inplace(M.relu, input, inplace)
+    return maybe_inplace(M.relu, input, True) if inplace else M.relu(input)
 
 
 def relu_(input: Tensor) -> Tensor:

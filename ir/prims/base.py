@@ -84,7 +84,7 @@ class Primitive:
         self.dtypes = tuple(dtypes)
         self.real_only = bool(dtypes) and not any(d.is_complex for d in dtypes)
         self.tags = tags
-        self.ufunc: Callable[..., Any] | None = tags.get("ufunc")  # ``eval`` but for half precision
+        self.ufunc: Callable[..., Any] | None = tags.get("ufunc")  # ``eval`` on float32 and float64
         PRIMITIVES[name] = self
 
     def __repr__(self) -> str:

@@ -47,7 +47,14 @@ def _abs_eval(x: np.ndarray) -> np.ndarray:
 
 
 abs_p = elementwise(
-    "abs", domain=NUMERIC, infer=_abs_infer, eval=_abs_eval, scalar=_abs_scalar, vjp=_abs_vjp, needs="0o"
+    "abs",
+    domain=NUMERIC,
+    infer=_abs_infer,
+    eval=_abs_eval,
+    scalar=_abs_scalar,
+    vjp=_abs_vjp,
+    needs="0o",
+    ufunc=np.absolute,
 )
 
 
@@ -71,14 +78,14 @@ def _zero_vjp(ct: Any, out: Any, x: Any) -> tuple[Any]:
 sign_p = elementwise("sign", domain=REALS, eval=_sign_eval, scalar=_sign_scalar, vjp=_zero_vjp)
 
 
-def _rounding(name: str, fn: Callable[..., Any]) -> Primitive:
+def _rounding(name: str, fn: np.ufunc) -> Primitive:
     def scalar(b: Any, x: Any) -> Any:
         return b.unary(name, x) if b.dtype(x).is_floating_point else x
 
     def evaluate(x: np.ndarray) -> np.ndarray:
         return fn(x) if x.dtype.kind == "f" else x
 
-    return elementwise(name, domain=REALS, eval=evaluate, scalar=scalar, vjp=_zero_vjp)
+    return elementwise(name, domain=REALS, eval=evaluate, scalar=scalar, vjp=_zero_vjp, ufunc=fn)
 
 
 floor_p = _rounding("floor", np.floor)
@@ -139,7 +146,15 @@ def _div_vjp(ct: Any, out: Any, x: Any, y: Any) -> tuple[Any, Any]:
     return dx, -(dx * conj(div_p.bind(x, y)))
 
 
-div_p = elementwise("div", domain=NUMERIC, eval=_div_eval, scalar=_div_scalar, vjp=_div_vjp, needs="01")
+div_p = elementwise(
+    "div",
+    domain=NUMERIC,
+    eval=_div_eval,
+    scalar=_div_scalar,
+    vjp=_div_vjp,
+    needs="01",
+    ufunc=np.divide,
+)
 
 
 def _rem_eval(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -157,6 +172,7 @@ rem_p = elementwise(
     "rem",
     domain=REALS,
     eval=_rem_eval,
+    ufunc=np.fmod,
     scalar=_rem_scalar,
     vjp=lambda ct, out, x, y: (ct, -(ct * trunc_p.bind(div_p.bind(x, y)))),
     needs="01",

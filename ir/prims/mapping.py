@@ -79,11 +79,13 @@ def elementwise(
     vjp: Callable[..., Any] | None = None,
     needs: str = "",
     infer: Callable[..., TensorType] | None = None,
+    ufunc: np.ufunc | None = None,
     **tags: Any,
 ) -> Primitive:
     """Define a MAP primitive whose operands (and, without ``infer``, whose result) have one type.
 
-    Without ``vjp`` it is nondifferentiable.
+    Without ``vjp`` it is nondifferentiable. ``ufunc``: what ``eval`` is on float32 and float64, where it does
+    more on others.
     """
 
     arity = scalar.__code__.co_argcount - 1  # type: ignore[attr-defined]
@@ -104,7 +106,7 @@ def elementwise(
         nondifferentiable=vjp is None,
         dtypes=domain,
         arity=arity,
-        ufunc=eval if isinstance(eval, np.ufunc) else None,
+        ufunc=eval if isinstance(eval, np.ufunc) else ufunc,
         **tags,
     )
 

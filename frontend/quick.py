@@ -1,0 +1,153 @@
+"""The short way of eager operations on few elements, whose cost is that of getting to numpy and back.
+
+One Python call leads from the method to the ufunc: operands whose payloads are numpy arrays of one float
+dtype, the eager interpreter, and nobody who could want a gradient. Whatever else there is (other dtypes,
+capture, the tape, devices, errors in torch's words) takes the general way, which gives the same result.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any
+
+import numpy as np
+from weft.autograd.grad_mode import inference
+from weft.ir.prims.base import _NUMPY, Primitive, _current
+from weft.tensor import Tensor
+
+# Elements of both operands together. However they broadcast, the result has at most the product
+# of the halves, 65536 elements, for which numpy is as good as a kernel.
+FEW = 512
+NUMBERS = 4096  # kept as arrays
+
+_new = object.__new__
+_ndarray = np.ndarray
+_asarray = np.asarray
+_current_interpreter = _current.get
+_F32, _F64 = np.dtype(np.float32), np.dtype(np.float64)
+
+# ``quietly(ufunc, *arrays)`` with floating point errors off: to enter a context in which they are costs a
+# tenth of setting and resetting them. RuntimeError where another thread is in it at this moment.
+_context = Context()
+_context.run(np.seterr, all="ignore")
+quietly = _context.run
+
+_numbers: dict[
+    tuple[type, int], dict[Any, np.ndarray]
+] = {}  # by the type of the number and that of the array
+
+
+def _table(kind: type, dtype: Any) -> dict[Any, np.ndarray]:
+    return _numbers.setdefault((kind, dtype.num), {})
+
+
+def number(value: float, dtype: Any) -> np.ndarray:
+    """A plain Python number as a 0-d array of ``dtype`` that nobody writes to."""
+    table = _table(type(value), dtype)
+    found = table.get(value)
+    if found is None:
+        found = np.array(value, dtype)
+        if value or type(value) is int:  # 0.0 and -0.0 would be one key
+            if len(table) >= NUMBERS:
+                table.clear()
+            table[value] = found
+    return found
+
+
+_f32_of_float, _f32_of_int = _table(float, _F32), _table(int, _F32)
+
+
+def _marked(fn: Any, general: Callable[..., Any], shorten: Callable[..., Any]) -> Callable[..., Any]:
+    """``fn`` under the name of ``general``; ``shorten`` puts the short way before another general way."""
+    fn = functools.wraps(general)(fn)
+    fn.shorten = shorten
+    return fn
+
+
+def binary_function(
+    prim: Primitive, general: Callable[..., Any], swapped: bool = False
+) -> Callable[..., Any]:
+    """``general``, a function of a tensor and another operand, with the short way before it. ``swapped``: a
+    reflected operator, whose other operand comes first."""
+    ufunc = prim.ufunc
+    if ufunc is None:
+        return general
+
+    def method(input: Any, other: Any, *, out: Any = None) -> Any:
+        if out is not None:
+            return general(input, other, out=out)
+        if not isinstance(input, Tensor):
+            return general(input, other)
+        x = input._data
+        if type(x) is not _ndarray or input._rg or input._view is not None or inference.used:
+            return general(input, other)
+        d = x.dtype
+        if (d is not _F32 and d is not _F64) or _current_interpreter() is not _NUMPY:
+            return general(input, other)
+        if isinstance(other, Tensor):
+            y = other._data
+            if type(y) is not _ndarray or y.dtype is not d or other._rg or other._view is not None:
+                return general(input, other)
+            if x.size + y.size > FEW:
+                return general(input, other)
+        elif x.size > FEW:
+            return general(input, other)
+        elif type(other) is float:
+            y = _f32_of_float.get(other) if d is _F32 else None
+            if y is None:
+                y = number(other, d)
+        elif type(other) is int:
+            y = _f32_of_int.get(other) if d is _F32 else None
+            if y is None:
+                y = number(other, d)
+        else:
+            return general(input, other)
+        try:
+            data = quietly(ufunc, y, x) if swapped else quietly(ufunc, x, y)
+        except (RuntimeError, ValueError):
+            return general(input, other)
+        t = _new(Tensor)
+        t._data = data if type(data) is _ndarray else _asarray(data)
+        t._vc = [0]
+        t._view = None
+        t._rg = False
+        return t
+
+    return _marked(method, general, functools.partial(binary_function, prim, swapped=swapped))
+
+
+def unary_function(prim: Primitive, general: Callable[..., Any], *numbers: float) -> Callable[..., Any]:
+    """``general``, a function of one tensor, with the short way before it: ``prim`` of it and ``numbers``."""
+    ufunc = prim.ufunc
+    if ufunc is None:
+        return general
+    singles, doubles = ([number(n, d) for n in numbers] for d in (_F32, _F64))
+
+    def fn(input: Any, *, out: Any = None) -> Any:
+        if out is not None:
+            return general(input, out=out)
+        if not isinstance(input, Tensor) or input._rg or input._view is not None or inference.used:
+            return general(input)
+        x = input._data
+        if type(x) is not _ndarray or x.size > FEW:
+            return general(input)
+        d = x.dtype
+        if (d is not _F32 and d is not _F64) or _current_interpreter() is not _NUMPY:
+            return general(input)
+        try:
+            if not numbers:
+                data = quietly(ufunc, x)
+            else:
+                data = quietly(ufunc, x, *(singles if d is _F32 else doubles))
+        except RuntimeError:
+            return general(input)
+        t = _new(Tensor)
+        t._data = data if type(data) is _ndarray else _asarray(data)
+        t._vc = [0]
+        t._view = None
+        t._rg = False
+        return t
+
+    return _marked(fn, general, lambda again: unary_function(prim, again, *numbers))
