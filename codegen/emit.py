@@ -206,6 +206,9 @@ class VectorBuilder(ScalarMath):
         d = x.dtype
         if d is T.bool_:
             return self.simple("and" if op.endswith("min") else "or", d, x, y)
+        if d is T.f32 and op[0] != "f" and self.target is not None and self.target.nan_extrema:
+            name = "llvm.maximum" if op == "max" else "llvm.minimum"
+            return self.intrinsic(name, d, [x, y], x.lanes or y.lanes)
         picked = self.select(self.compare("lt" if op.endswith("min") else "gt", x, y), x, y)
         if op[0] == "f" or not d.is_floating_point:
             return picked

@@ -56,12 +56,21 @@ class Phi:
 class LoopScope:
     """An open loop: its induction variable and carried values (``carry`` before, ``update`` in the body)."""
 
-    def __init__(self, fn: Function, var: str) -> None:
-        self.fn, self.var = fn, var
+    def __init__(self, fn: Function, var: str, entry: str, head: list[Any]) -> None:
+        self.fn, self.var, self._entry, self._head = fn, var, entry, head
         self.phis: list[Phi] = []
+        self.carried: list[tuple[str, str]] = []
         self.next: dict[str, str] = {}
-        self.inits: list[str] = []
         self.results: list[str] = []
+
+    def carry(self, type: str, init: str) -> Phi:
+        """Another carried value, whose initial value is known before the loop."""
+        p = Phi(self.fn.name("p"), type)
+        p.add(init, self._entry)
+        self._head.append(p)
+        self.phis.append(p)
+        self.carried.append((type, init))
+        return p
 
     def update(self, phi: str, value: str) -> None:
         """Give a carried value its value for the next iteration."""
@@ -169,8 +178,8 @@ class Function:
         ``runs`` promises at least one iteration. After the block ``scope.results`` names the last carried
         values.
         """
-        carried = carried or []
         pre: list[Any] = []
+        phis: list[Any] = []
         self._current.append(pre)
         head, done = self.new_label("loop"), self.new_label("done")
         if runs:
@@ -185,11 +194,10 @@ class Function:
         self.label(head)
         iv = self.phi("i64")
         iv.add(start, entry)
-        scope = LoopScope(self, iv.name)
-        for t, init in carried:
-            p = self.phi(t)
-            p.add(init, entry)
-            scope.phis.append(p)
+        self._current.append(phis)
+        scope = LoopScope(self, iv.name, entry, phis)
+        for t, init in carried or ():
+            scope.carry(t, init)
         yield scope
         after = self.op(f"add nuw nsw i64 {iv.name}, {step}")
         again = self.op(f"icmp slt i64 {after}, {stop}")
@@ -201,7 +209,7 @@ class Function:
         self._pre.pop()
         self.memos.pop()
         self.label(done)
-        for p, (t, init) in zip(scope.phis, carried, strict=True):
+        for p, (t, init) in zip(scope.phis, scope.carried, strict=True):
             if runs:
                 scope.results.append(scope.next.get(p.name, p.name))
                 continue

@@ -21,7 +21,7 @@ class BodyEmitter(MemoryEmitter):
 
     def run(self, body: list[Any]) -> None:
         for s in body:
-            EMIT[type(s)](self, s)
+            getattr(self, EMIT[type(s)])(s)
 
     def number(self, s: Number) -> None:
         self.env[s.name] = [self.b.const(s.value, s.dtype)]
@@ -168,8 +168,7 @@ def mark(s: Any, out: set[str]) -> None:
         out.add(s.name)
 
 
-EMIT: dict[type, Any] = {
-    Number: BodyEmitter.number, Affine: BodyEmitter.affine, Load: BodyEmitter.load, Compute:
-    BodyEmitter.compute, Check: BodyEmitter.check, Store: BodyEmitter.store, Accumulate:
-    BodyEmitter.accumulate, Tile: BodyEmitter.tile, Loop: BodyEmitter.loop,
+EMIT: dict[type, str] = {
+    Number: "number", Affine: "affine", Load: "load", Compute: "compute", Check: "check", Store: "store",
+    Accumulate: "accumulate", Tile: "tile", Loop: "loop",
 }  # fmt: skip

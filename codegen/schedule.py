@@ -157,7 +157,8 @@ class _NestBuilder:
         elif nest.partials:
             within = max((_iterations(s) for s in nest.body if isinstance(s, Loop)), default=1)
             room = shape.partial_room // max(p.size for p in nest.partials)
-            units = max(shape.partial_units, min(-(-nest.points // shape.partial_rows), room))
+            most = min(room, max(1, shape.abreast // within))
+            units = max(shape.partial_units, min(-(-nest.points // shape.partial_rows), most))
             nest.chunk = max(-(-nest.points // units), shape.unit_elements // within, 1)
 
     # -- what the nest must do, by pass

@@ -41,6 +41,8 @@ class Target:
     l2_bytes: int = 512 << 10
     l3_bytes: int = 8 << 20
 
+    nan_extrema = False  # no instruction for a maximum that passes NaN on
+
     @property
     def architecture(self) -> str:
         return self.triple.split("-")[0]

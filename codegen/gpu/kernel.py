@@ -53,6 +53,7 @@ DeviceEmitter = Callable[[Op, GpuTarget, str], DeviceCode]
 
 # form -> "module:function", imported at first use
 FORMS: dict[str, str] = {
+    "loop": "weft.codegen.gpu.loop_kernel:emit",
 }
 
 
