@@ -9,7 +9,7 @@ from weft.codegen.emit import Reg, memory_form, memory_literal
 from weft.codegen.kernel import KernelCode, Phase
 from weft.codegen.llvm import Function, mem_type
 from weft.codegen.loop_body import BodyEmitter
-from weft.codegen.loop_loops import lanes_range
+from weft.codegen.loop_loops import fits_groups, lanes_range
 from weft.codegen.loop_traffic import (
     further_on,
     inplace_pairs,
@@ -255,7 +255,7 @@ def _lanes(e: BodyEmitter, nest: Nest) -> None:
     (var, extent), outer = nest.axes[-1], nest.axes[:-1]
     pieces = -(-extent // nest.chunk)
     exact = nest.chunk % (4 * e.lanes) == 0
-    if not outer:
+    if not outer and not (pieces == 1 and fits_groups(e, nest.body, var, extent)):
         start = fn.op(f"mul nuw nsw i64 %begin, {nest.chunk}")
         end = _least(fn, fn.op(f"mul nuw nsw i64 %end, {nest.chunk}"), extent)
         lanes_range(e, nest.body, var, extent, start, end, exact)

@@ -234,5 +234,11 @@ def lanes_range(
         v.between(begin, end, [])
 
 
+def fits_groups(e: BodyEmitter, body: list[Any], var: str, extent: int) -> bool:
+    """Whether the whole axis is no more code than a part of it known at run time: groups, and a vector."""
+    v = _VectorLoop(e, Loop([(var, extent)], "vector", body))
+    return extent % (v.unroll * v.w) <= (v.w if e.target.masked else 0)
+
+
 def has_partials(body: list[Any]) -> bool:
     return any(isinstance(s, Accumulate) for s in statements(body))

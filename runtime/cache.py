@@ -203,12 +203,19 @@ def _warn(message: str) -> None:
 
 def object_for(text: str, target: Target, level: int = 1) -> bytes:
     """The object code of a module of our own, from the cache where it is there."""
-    store = disk_cache()
-    key = key_of("module", str(level), repr(target), text)
-    found = store.load(key) if store else None
-    if found is not None:
-        return found
-    image = jit.compile_object(text, target, level)
-    if store:
-        store.store(key, image)
+    image = stored_object(text, target, level)
+    if image is None:
+        image, store = jit.compile_object(text, target, level), disk_cache()
+        if store:
+            store.store(_object_key(text, target, level), image)
     return image
+
+
+def stored_object(text: str, target: Target, level: int = 1) -> bytes | None:
+    """The same where the cache has it, else None."""
+    store = disk_cache()
+    return store.load(_object_key(text, target, level)) if store else None
+
+
+def _object_key(text: str, target: Target, level: int) -> str:
+    return key_of("module", str(level), repr(target), text)

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 from weft.ir.types import TensorType, bool_, f64, i64
-from weft.runtime import buffers, call_ir, hostcall, jit, stats
+from weft.runtime import buffers, call_ir, host, hostcall, jit, stats, workers
 from weft.runtime import cache as disk
-from weft.runtime.host import host_target
 
 _CONTIGUOUS, _ALIGNED, _WRITEABLE = 0x1, 0x100, 0x400
+_LEVEL = 0  # of code generation; level 1 would gain 40 ns a call and take 13 ms longer
 _PYARRAY_EMPTY = 184  # index in numpy's C API table
 _METH_FASTCALL = 0x80
 _SLOTS = 16  # arenas that calls in flight may hold
@@ -48,14 +48,32 @@ def supported() -> bool:
 
 
 @cache
-def symbols() -> dict[str, int] | None:
-    """The addresses of the native functions that Python calls; None where they cannot be used."""
+def begin() -> workers.Task[bytes] | None:
+    """Begin to compile the native functions that Python calls, in another thread: every first call waits for
+    them at its end, and has other things to do until then. None where they cannot be used."""
     if not supported():
         return None
-    target = host_target()
-    # level 1 would gain 40 ns a call and take 13 ms longer
-    image = disk.object_for(call_ir.module(target.triple), target, level=0)
-    return jit.link(image, call_ir.EXPORTS, {}, call_ir.PYTHON)
+    target = host.remembered()
+    stored = disk.stored_object(call_ir.module(target.triple), target, _LEVEL) if target else None
+    return workers.begin(_compiled) if stored is None else workers.finished(stored)
+
+
+def _compiled() -> bytes:
+    target = host.host_target()
+    return disk.object_for(call_ir.module(target.triple), target, _LEVEL)
+
+
+@cache
+def symbols() -> dict[str, int] | None:
+    """The addresses of these functions; None where they cannot be used."""
+    task = begin()
+    return None if task is None else jit.link(task.result(), call_ir.EXPORTS, {}, call_ir.PYTHON)
+
+
+def ready() -> bool:
+    """Whether :func:`symbols` would not wait."""
+    task = begin()
+    return task is None or task.done
 
 
 @cache

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from weft.codegen.target import Target
 from weft.ir.errors import CompilerError
 from weft.ir.graph import Graph
-from weft.runtime import jit, stats
+from weft.runtime import callpath, jit, stats
 from weft.runtime.cache import DiskCache, disk_cache, key_of
 from weft.runtime.dump import dump, wanted
 from weft.runtime.executable import Artifact, Executable
@@ -37,6 +37,8 @@ def compile_graph(
     graph: Graph, *, donate: Mapping[int, int] | None, target: Target | None, name: str | None
 ) -> Executable:
     """See :func:`weft.runtime.compile_graph`."""
+    if not callpath.ready():  # another thread loads LLVM; what is surely needed, too, until it is there:
+        import weft.runtime.build  # noqa: F401
     donate = dict(donate or {})
     key = fingerprint(graph) + repr(sorted(donate.items())) + repr(target)
     with _lock:

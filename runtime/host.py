@@ -18,15 +18,25 @@ _VOLATILE = frozenset({
 @cache
 def host_target() -> Target:
     """As :func:`weft.codegen.target.host_target`."""
-    described, store = _description(), disk_cache()
-    if not described or store is None:
-        return target.host_target()
-    key = key_of("host", described)
-    found = _from_text(store.load(key) or b"")
+    found = remembered()
     if found is None:
         found = target.host_target()
-        store.store(key, _to_text(found))
+        store, key = disk_cache(), _key()
+        if store is not None and key:
+            store.store(key, _to_text(found))
     return found
+
+
+def remembered() -> Target | None:
+    """The target of :func:`host_target` where it can be told without LLVM."""
+    store, key = disk_cache(), _key()
+    return _from_text(store.load(key) or b"") if store is not None and key else None
+
+
+@cache
+def _key() -> str:
+    described = _description()
+    return key_of("host", described) if described else ""
 
 
 def _description() -> str:

@@ -9,7 +9,7 @@ from functools import cache
 from types import CodeType
 from typing import Any
 
-from weft.runtime import watch_ir
+from weft.runtime import callpath, watch_ir
 
 _MOST = watch_ir.SLOTS // 2  # code objects in the table: a fuller one is slow to search
 _known: list[Any] = []  # what the table refers to, kept alive
@@ -18,8 +18,6 @@ _known: list[Any] = []  # what the table refers to, kept alive
 @cache
 def _native() -> tuple[int, Any] | None:
     """(address of the profile function, its data); None where there is none."""
-    from weft.runtime import callpath
-
     found = callpath.symbols()
     if found is None:
         return None
@@ -30,10 +28,16 @@ def _native() -> tuple[int, Any] | None:
     return found["weft_watch"], data
 
 
+def ready() -> bool:
+    """Whether the native function is there; until it is compiled, :func:`start` does without."""
+    return callpath.ready()
+
+
 def start(callback: Callable[..., Any]) -> None:
     """Call ``callback(frame, event, arg)`` at each "call" and "c_call" in this thread, but for those of code
-    that :func:`pass_over` named; ``sys.setprofile`` ends it. It may be told of other events, too."""
-    native = _native()
+    that :func:`pass_over` named; ``sys.setprofile`` ends it. It may be told of other events, too. It may call
+    this again, when :func:`ready` has become true."""
+    native = _native() if ready() else None
     if native is None:
         sys.setprofile(callback)
         return
@@ -45,7 +49,7 @@ def start(callback: Callable[..., Any]) -> None:
 
 def pass_over(code: CodeType) -> None:
     """Tell nobody of calls of ``code`` and of the C functions that it calls, from now on."""
-    native = _native()
+    native = _native() if ready() else None
     if native is None or len(_known) > _MOST:
         return
     data, slot = native[1], watch_ir.slot_of(id(code))

@@ -136,13 +136,16 @@ class Watch:
         self.impure: tuple[str, str] | None = None
         self.executed: set[int] = set()
         self._foreseen = foreseen
+        self._fast = True  # whether the hook is native
+        self._hook = self._event
 
     @contextmanager
     def on(self) -> Iterator[Watch]:
         """Watch the block (of this thread)."""
         before = sys.getprofile()
         state = random.getstate()
-        watching.start(self._event)
+        self._fast = watching.ready()
+        watching.start(self._hook)
         try:
             yield self
         finally:
@@ -155,6 +158,9 @@ class Watch:
         kind = kind_of(code)
         if kind == "weft":
             watching.pass_over(code)
+            if not self._fast and watching.ready():
+                self._fast = True
+                watching.start(self._hook)
         elif event == "c_call":
             if self.impure is None:
                 self._c_call(frame, arg)
