@@ -1,0 +1,197 @@
+"""Races: accesses of the same bytes by two threads, one of them a write, that nothing orders.
+
+For each word the last writer and the readers since are kept, as a token: the thread and how many barriers
+its block and its warp had passed. Two accesses of threads of a block are ordered by a barrier of the block
+between them, of threads of a warp also by a barrier of the warp. Accesses of different blocks are ordered
+where the first's block made them visible by a fence, and the second's has executed an atomic operation since
+the launch began; a coarse rule, which knows the usual protocols and finds what has none.
+
+    token: thread (30 bits) | others read: warps, lanes (2 bits) | block barriers (16) | warp barriers (16)
+
+Accesses narrower than a word are kept by the byte, in planes made when the first comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Array = Any
+_U = np.uint64
+THREAD = 34
+WARP = THREAD + 5
+_WARPS = _U(1 << 33)
+_LANES = _U(1 << 32)
+_FLAGS = _WARPS | _LANES
+_BLOCK_EPOCH = _U(0xFFFF0000)
+_WARP_EPOCH = _U(0xFFFF)
+MAX_THREADS = 1 << 30
+
+
+class Order:
+    """What orders accesses of different blocks of a launch, and which tokens belong to it."""
+
+    def __init__(self, first_thread: int, block_threads: int, blocks: int) -> None:
+        self.first = first_thread
+        self.base = _U(first_thread << THREAD)
+        self.block_threads = block_threads
+        # by block: barriers passed at the last fence, plus one; whether an atomic was executed
+        self.released = np.zeros(blocks, np.int64)
+        self.acquired = np.zeros(blocks, np.bool_)
+
+    def block_of(self, token: Array) -> Array:
+        thread = (token >> _U(THREAD)).astype(np.int64) - self.first
+        return thread // self.block_threads
+
+
+class _Plane:
+    def __init__(self, units: int) -> None:
+        self.writes = np.zeros(units, _U)
+        self.reads = np.zeros(units, _U)
+
+
+class RaceShadow:
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.words = _Plane(size // 4)
+        self._bytes: _Plane | None = None
+
+    @property
+    def bytes(self) -> _Plane:
+        if self._bytes is None:
+            self._bytes = _Plane(self.size)
+        return self._bytes
+
+    def clear(self) -> None:
+        self.words = _Plane(self.size // 4)
+        self._bytes = None
+
+    def read(self, flat: Array, width: int, token: Array, order: Order) -> Array | None:
+        """Record reads; where they race with a write: bits by access, None for nowhere."""
+        if width >= 4:
+            found = _read(self.words, flat >> 2, width // 4, token, order)
+            if self._bytes is not None:
+                found = _either(found, _check(self._bytes.writes, flat, width, token, order))
+            return found
+        found = _read(self.bytes, flat, width, token, order)
+        return _either(found, _check(self.words.writes, flat >> 2, 1, token, order))
+
+    def write(
+        self, flat: Array, width: int, token: Array, order: Order, changed: Callable[[], Array]
+    ) -> Array | None:
+        """Record writes; where they race: bits by access. ``changed`` says which change what is there.
+
+        Call before the data are written. Writing what is there already is no race.
+        """
+        if width >= 4:
+            found = _write(self.words, flat >> 2, width // 4, token, order)
+            if self._bytes is not None:
+                found = _either(found, _check_both(self._bytes, flat, width, token, order))
+        else:
+            found = _write(self.bytes, flat, width, token, order)
+            found = _either(found, _check_both(self.words, flat >> 2, 1, token, order))
+        if found is None:
+            return None
+        found = found & changed()
+        return found if found.any() else None
+
+
+def _either(a: Array | None, b: Array | None) -> Array | None:
+    if a is None or b is None:
+        return b if a is None else a
+    return a | b
+
+
+def _units(at: Array, count: int, token: Array) -> tuple[Array, Array]:
+    """The units of each access, and the tokens to go with them."""
+    if count == 1:
+        return at, token
+    return at[:, None] + np.arange(count), token[:, None]
+
+
+def _per_access(conflict: Array | None) -> Array | None:
+    if conflict is None or not conflict.any():
+        return None
+    return conflict.any(axis=1) if conflict.ndim > 1 else conflict
+
+
+def _check(records: Array, at: Array, count: int, token: Array, order: Order) -> Array | None:
+    units, token = _units(at, count, token)
+    return _per_access(_conflict(records[units], token, order))
+
+
+def _check_both(plane: _Plane, at: Array, count: int, token: Array, order: Order) -> Array | None:
+    found = [_check(records, at, count, token, order) for records in (plane.writes, plane.reads)]
+    return _either(*found)
+
+
+def _read(plane: _Plane, at: Array, count: int, token: Array, order: Order) -> Array | None:
+    units, token = _units(at, count, token)
+    conflict = _per_access(_conflict(plane.writes[units], token, order))
+    old = plane.reads[units]
+    new = _joined(old, token, order)
+    plane.reads[units] = new
+    back = plane.reads[units]
+    lost = (back ^ new) >> _U(THREAD)
+    if lost.any():
+        _add_readers(plane, units, lost, back, new)
+    return conflict
+
+
+def _add_readers(plane: _Plane, units: Array, lost: Array, back: Array, new: Array) -> None:
+    """Several threads of one instruction read the same unit: the last is recorded, the others as flags."""
+    for flag, which in ((_LANES, (lost != 0) & (lost >> _U(5) == 0)), (_WARPS, lost >> _U(5) != 0)):
+        if which.any():
+            where = units[which]
+            plane.reads[where] = plane.reads[where] | flag
+    earlier = new & _FLAGS
+    if ((earlier & ~back) != 0).any():
+        plane.reads[units] |= earlier
+
+
+def _joined(old: Array, token: Array, order: Order) -> Array:
+    """The token of a reader, with flags for those that read before it and still matter."""
+    live = old >= order.base
+    if not live.any():
+        return np.broadcast_to(token, old.shape)
+    x = old ^ token
+    same_warp, same_thread = (x >> _U(WARP)) == 0, (x >> _U(THREAD)) == 0
+    block_now, warp_now = (x & _BLOCK_EPOCH) == 0, (x & _WARP_EPOCH) == 0
+    warps = live & block_now & (~same_warp | ((old & _WARPS) != 0))
+    lanes = live & same_warp & warp_now & (~same_thread | ((old & _LANES) != 0))
+    return token | np.where(warps, _WARPS, _U(0)) | np.where(lanes, _LANES, _U(0))
+
+
+def _write(plane: _Plane, at: Array, count: int, token: Array, order: Order) -> Array | None:
+    units, token = _units(at, count, token)
+    conflict = _conflict(plane.writes[units], token, order)
+    readers = _conflict(plane.reads[units], token, order)
+    conflict = _either(conflict, readers)
+    plane.writes[units] = token
+    lost = plane.writes[units] != token
+    if lost.any():
+        conflict = _either(conflict, lost)
+    return _per_access(conflict)
+
+
+def _conflict(record: Array, token: Array, order: Order) -> Array | None:
+    """Where an access with ``token`` is not ordered after the recorded one."""
+    live = record >= order.base
+    if not live.any():
+        return None
+    x = record ^ token
+    other = (x >> _U(THREAD)) != 0
+    if not (live & (other | ((record & _FLAGS) != 0))).any():
+        return None
+    same_warp = (x >> _U(WARP)) == 0
+    block_now, warp_now = (x & _BLOCK_EPOCH) == 0, (x & _WARP_EPOCH) == 0
+    lanes, warps = (record & _LANES) != 0, (record & _WARPS) != 0
+    theirs = np.where(live, order.block_of(record), 0)
+    mine = order.block_of(token)
+    same_block = theirs == mine
+    inside = (same_warp & warp_now & (other | lanes)) | (block_now & (~same_warp | warps))
+    epoch = ((record & _BLOCK_EPOCH) >> _U(16)).astype(np.int64)
+    ordered = (order.released[theirs] > epoch) & order.acquired[mine]
+    return live & np.where(same_block, inside, ~ordered)
