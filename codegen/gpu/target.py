@@ -92,3 +92,20 @@ def gpu_target(name: str) -> GpuTarget:
     if found is None:
         raise ValueError(f"unknown GPU architecture {name!r}; known: {', '.join(_TARGETS)}")
     return found
+
+
+def target_of(capability: tuple[int, int]) -> GpuTarget:
+    """The architecture to generate code for on a device of this compute capability: its own where weft knows
+    it, else the newest older one, whose PTX it runs. ValueError for devices older than all known ones.
+
+    >>> target_of((8, 7)).name, target_of((9, 0)).name
+    ('sm_86', 'sm_90a')
+    """
+    exact = [t for t in _TARGETS.values() if t.capability == capability]
+    if exact:
+        return exact[-1]
+    older = [t for t in _TARGETS.values() if t.capability < capability and t.name[-1] != "a"]
+    if not older:
+        raise ValueError("weft needs a GPU of compute capability 7.5 or later, this one has "
+                         + ".".join(map(str, capability)))
+    return max(older, key=lambda t: t.capability)
