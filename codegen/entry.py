@@ -64,7 +64,7 @@ define internal i64 @weft_clock() noinline {
 
 def emit_entry(program: Program) -> str:
     """The LLVM functions and constants of one program."""
-    return _Emitter(program).run()
+    return EntryEmitter(program).run()
 
 
 def module_text(target: Target, parts: Sequence[str], declares: Iterable[str]) -> str:
@@ -74,8 +74,14 @@ def module_text(target: Target, parts: Sequence[str], declares: Iterable[str]) -
     return "\n".join([head, "", *parts, "", *lines, ""])
 
 
-class _Emitter:
-    """Writes one function; ``line`` appends an instruction, ``name`` makes a fresh register."""
+class EntryEmitter:
+    """Writes one function; ``line`` appends an instruction, ``name`` makes a fresh register.
+
+    ``tail`` names what stands in the block behind inputs and outputs; nested entries get the same. Emitters
+    for other devices say how to launch, copy, read a flag and address a constant.
+    """
+
+    tail: tuple[str, ...] = ("arena", "status", "context")
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -87,15 +93,15 @@ class _Emitter:
         self.table: list[Loc] = []
         self.globals: list[str] = []
         self.steps: dict[type, Callable[..., None]] = {
-            Launch: self._launch, Host: self._host, Move: self._move,
+            Launch: self._launch, Host: self.host, Move: self._move,
             Branch: self._branch, While: self._while, Scan: self._scan,
         }  # fmt: skip
 
     def run(self) -> str:
         p = self.program
-        arena, status, context = (self._slot(p.n_in + p.n_out + k) for k in range(3))
-        self.arena, self.status, self.context = arena, status, context
-        head = self.lines
+        self.held = {name: self._slot(p.n_in + p.n_out + k) for k, name in enumerate(self.tail)}
+        self.arena, self.status, self.context = (self.held[n] for n in ("arena", "status", "context"))
+        head = self.prologue()
         self.lines = []
         for step in p.steps:
             self.cached = {k: v for k, v in self.cached.items() if k.kind in ("in", "out")}
@@ -105,7 +111,15 @@ class _Emitter:
         body = "\n".join([*lines, "  br label %exit", "exit:", "  ret void"])
         # optnone: the time of the entry is that of what it calls, so it may as well compile fast
         text = f"define void @{p.symbol}(ptr %block) noinline optnone #0 {{\nstart:\n{body}\n}}\n"
-        return "\n".join([*(self._constant(k, c) for k, c in enumerate(p.constants)), *self.globals, text])
+        return "\n".join([*self.constants(), *self.globals, text])
+
+    def prologue(self) -> list[str]:
+        """What comes before all steps."""
+        return self.lines
+
+    def constants(self) -> list[str]:
+        """The module lines with the literal data of the program."""
+        return [self._constant(k, c) for k, c in enumerate(self.program.constants)]
 
     def top(self, head: list[str]) -> list[str]:
         """The pointers of inputs and outputs, loaded once."""
@@ -146,13 +160,17 @@ class _Emitter:
     def pointer(self, loc: Loc) -> str:
         """A register (or symbol) with the address of a buffer."""
         if loc.kind == "const":
-            return f"@{self.program.symbol}.c{loc.index}"
+            return self.constant(loc.index)
         found = self.cached.get(loc)
         if found is None:
             found = self.cached[loc] = self.name()
             if loc.kind == "arena":
                 self.line(f"{found} = getelementptr i8, ptr {self.arena}, i64 {loc.index}")
         return found
+
+    def constant(self, index: int) -> str:
+        """The address of a constant."""
+        return f"@{self.program.symbol}.c{index}"
 
     def array(self, n: int) -> str:
         """Room on the stack for ``n`` pointers."""
@@ -172,19 +190,24 @@ class _Emitter:
         n = len(self.table)
         if not n:
             return []
-        slots, offsets = zip(*map(self._slot_of, self.table), strict=True)
+        slots, offsets = zip(*map(self.slot_of, self.table), strict=True)
         symbol = f"@{self.program.symbol}.t"
         for k, values in enumerate((slots, offsets)):
             data = ", ".join(f"i64 {v}" for v in values)
             self.globals.append(f"{symbol}{k} = internal constant [{n} x i64] [{data}]")
         out = _FILL.replace("TABLE", symbol).replace("COUNT", str(n)).splitlines()
+        return out + self.constant_entries()
+
+    def constant_entries(self) -> list[str]:
+        """Put the addresses of constants, which have no base in the block, into the table."""
+        out = []
         for k, loc in enumerate(self.table):
             if loc.kind == "const":
                 out.append(f"  %const{k} = getelementptr ptr, ptr %bufs, i64 {k}")
-                out.append(f"  store ptr {self.pointer(loc)}, ptr %const{k}")
+                out.append(f"  store ptr {self.constant(loc.index)}, ptr %const{k}")
         return out
 
-    def _slot_of(self, loc: Loc) -> tuple[int, int]:
+    def slot_of(self, loc: Loc) -> tuple[int, int]:
         """Where the block holds the base of a buffer, and the offset from it."""
         p = self.program
         if loc.kind == "in":
@@ -232,19 +255,19 @@ class _Emitter:
             work = f"ptr @{phase.symbol}, ptr {bufs}, i64 {phase.units}, i64 {grain}, i64 {int(total)}"
             self.line(f"call void @weft_parallel_for({work})")
 
-    def _host(self, step: Host) -> None:
+    def host(self, step: Host) -> None:
         bufs = self.reserve([*step.operands, *step.results])
         where = f"ptr {self.context}, i64 {step.index}, ptr {bufs}, ptr {self.status}"
         self.line(f"call void @weft_host({where})")
-        self._stop_if(self._failed())
+        self.stop_if(self.failed())
 
-    def _failed(self) -> str:
+    def failed(self) -> str:
         status, bad = self.name(), self.name()
         self.line(f"{status} = load i64, ptr {self.status}")
         self.line(f"{bad} = icmp ne i64 {status}, 0")
         return bad
 
-    def _stop_if(self, condition: str, target: str = "exit") -> None:
+    def stop_if(self, condition: str, target: str = "exit") -> None:
         go_on = self.label("on")
         self.line(f"br i1 {condition}, label %{target}, label %{go_on}")
         self.start(go_on)
@@ -258,14 +281,20 @@ class _Emitter:
 
     def call(self, symbol: str, ins: Sequence[str], outs: Sequence[str], arena: str) -> None:
         """Call a nested entry with a block of its own."""
-        block = self.array(len(ins) + len(outs) + 3)
-        self.fill(block, [*ins, *outs, arena, self.status, self.context])
+        tail = [arena, *(reg for name, reg in self.held.items() if name != "arena")]
+        block = self.array(len(ins) + len(outs) + len(tail))
+        self.fill(block, [*ins, *outs, *tail])
         self.line(f"call void @{symbol}(ptr {block})")
+
+    def read_flag(self, pointer: str) -> str:
+        """A register with the byte of a bool."""
+        raw = self.name()
+        self.line(f"{raw} = load i8, ptr {pointer}")
+        return raw
 
     def _branch(self, step: Branch) -> None:
         ins, outs, arena = self.pointers(step.operands), self.pointers(step.results), self.pointer(step.arena)
-        raw, flag = self.name(), self.name()
-        self.line(f"{raw} = load i8, ptr {self.pointer(step.predicate)}")
+        raw, flag = self.read_flag(self.pointer(step.predicate)), self.name()
         self.line(f"{flag} = icmp ne i8 {raw}, 0")
         yes, no, join = self.label("yes"), self.label("no"), self.label("join")
         self.line(f"br i1 {flag}, label %{yes}, label %{no}")
@@ -274,7 +303,7 @@ class _Emitter:
             self.call(symbol, ins, outs, arena)
             self.line(f"br label %{join}")
         self.start(join)
-        self._stop_if(self._failed())
+        self.stop_if(self.failed())
 
     def _alternate(self, swap: str, a: Sequence[str], b: Sequence[str]) -> list[str]:
         """``b`` where the flag holds, else ``a``."""
@@ -296,7 +325,7 @@ class _Emitter:
             self.copy(r, s, n)
         self.line(f"br label %{join}")
         self.start(join)
-        self._stop_if(self._failed())
+        self.stop_if(self.failed())
 
     def _while(self, step: While) -> None:
         results, spare = self.pointers(step.results), self.pointers(step.spare)
@@ -311,8 +340,7 @@ class _Emitter:
         self.line(f"{swap} = phi i1 [ false, %{before} ], [ {swapped}, %{body} ]")
         now = self._alternate(swap, results, spare)
         self.call(step.condition, now, [flag_at], arena)
-        raw, ended, bad, stop = self.name(), self.name(), self._failed(), self.name()
-        self.line(f"{raw} = load i8, ptr {flag_at}")
+        raw, ended, bad, stop = self.read_flag(flag_at), self.name(), self.failed(), self.name()
         self.line(f"{ended} = icmp eq i8 {raw}, 0")
         self.line(f"{stop} = or i1 {ended}, {bad}")
         self.line(f"br i1 {stop}, label %{done}, label %{body}")
@@ -336,7 +364,7 @@ class _Emitter:
         self.start(head)
         self.line(f"{i} = phi i64 [ 0, %{before} ], [ {after}, %{body} ]")
         self.line(f"{swap} = phi i1 [ false, %{before} ], [ {swapped}, %{body} ]")
-        bad, ended = self._failed(), self.name()
+        bad, ended = self.failed(), self.name()
         self.line(f"{ended} = icmp sge i64 {i}, {step.length}")
         self.line(f"{stop} = or i1 {ended}, {bad}")
         self.line(f"br i1 {stop}, label %{done}, label %{body}")
@@ -346,14 +374,20 @@ class _Emitter:
             at = self.name()
             self.line(f"{at} = sub i64 {step.length - 1}, {i}")
         carried = self._alternate(swap, results[:n], spare)
-        ins = consts + carried + self._slices(operands[n:], step.in_strides, at)
-        outs = self._alternate(swap, spare, results[:n]) + self._slices(results[n:], step.out_strides, at)
-        self.call(step.body, ins, outs, arena)
+        inputs = self._slices(operands[n:], step.in_strides, at)
+        outputs = self._slices(results[n:], step.out_strides, at)
+        self.scan_body(step, consts + carried, inputs, self._alternate(swap, spare, results[:n]), outputs, arena)
         self.line(f"{after} = add i64 {i}, 1")
         self.line(f"{swapped} = xor i1 {swap}, true")
         self.line(f"br label %{head}")
         self.start(done)
         self._bring_home(swap, results[:n], spare, step.sizes)
+
+    def scan_body(
+        self, step: Scan, ins: list[str], inputs: list[str], outs: list[str], outputs: list[str], arena: str
+    ) -> None:
+        """One call of the body of a scan; ``inputs`` and ``outputs`` are the slices."""
+        self.call(step.body, [*ins, *inputs], [*outs, *outputs], arena)
 
     def _slices(self, bases: Sequence[str], strides: Sequence[int], at: str) -> list[str]:
         out = []

@@ -2,9 +2,10 @@
 
 Expects a lowered graph (kernels, host and control operations, free views). Leaves the graph as it is and
 says, for each value, a :class:`Place`: a parameter's buffer, a result's buffer, a constant, or an offset in
-one arena that serves all temporaries of a call. Offsets are multiples of 64 and reused best-fit as values
-die; an elementwise kernel may write over an operand that dies with it; a donated result is written straight
-into the parameter's buffer where nothing reads the old value later, and through a temporary otherwise.
+one arena that serves all temporaries of a call. Offsets are multiples of 64 (of what the device wants, on a
+GPU) and reused best-fit as values die; an elementwise kernel may write over an operand that dies with it; a
+donated result is written straight into the parameter's buffer where nothing reads the old value later, and
+through a temporary otherwise.
 Results that are parameters, constants or one another are copied at the end, so that results never share
 memory.
 """
@@ -76,12 +77,14 @@ def plan_memory(
     donate: Mapping[int, int] | None = None,
     scratch: Mapping[int, int] | None = None,
     inplace: Mapping[int, Collection[tuple[int, int]]] | None = None,
+    align: int = ALIGN,
 ) -> Plan:
     """Place every value. ``donate`` maps results to parameters whose buffers they take; by operation index,
     ``scratch`` gives bytes of scratch memory and ``inplace`` the pairs (operand, result) that may share
-    memory. ValueError for a donation whose types differ or that is made twice.
+    memory. Offsets in the arena are multiples of ``align``. ValueError for a donation whose types differ or
+    that is made twice.
     """
-    return _Planner(graph, dict(donate or {}), scratch or {}, inplace or {}).run()
+    return _Planner(graph, dict(donate or {}), scratch or {}, inplace or {}, align).run()
 
 
 class _Planner:
@@ -93,10 +96,11 @@ class _Planner:
         donate: dict[int, int],
         scratch: Mapping[int, int],
         inplace: Mapping[int, Collection[tuple[int, int]]],
+        align: int,
     ) -> None:
         self.graph, self.donate, self.scratch, self.inplace = graph, donate, scratch, inplace
         self.plan = Plan(graph, donated=donate)
-        self.arena = _Arena()
+        self.arena = _Arena(align)
         self.root: dict[Value, Value] = {p: p for p in graph.params}
         self.born: dict[Value, int] = dict.fromkeys(graph.params, -1)
         self.last: dict[Value, int] = {}
@@ -240,12 +244,13 @@ def _check_donation(graph: Graph, donate: Mapping[int, int]) -> None:
 class _Arena:
     """Offsets with best-fit reuse: sorted free ranges, neighbours merged."""
 
-    def __init__(self) -> None:
+    def __init__(self, align: int) -> None:
+        self.align = align
         self.size = 0
         self.free: list[tuple[int, int]] = []  # (offset, bytes)
 
     def take(self, nbytes: int) -> int:
-        nbytes = _round(nbytes)
+        nbytes = self._round(nbytes)
         fits = [f for f in self.free if f[1] >= nbytes]
         if fits:
             offset, room = min(fits, key=lambda f: f[1])
@@ -261,7 +266,7 @@ class _Arena:
         return offset
 
     def release(self, offset: int, nbytes: int) -> None:
-        insort(self.free, (offset, _round(nbytes)))
+        insort(self.free, (offset, self._round(nbytes)))
         merged: list[tuple[int, int]] = []
         for start, room in self.free:
             if merged and sum(merged[-1]) == start:
@@ -270,9 +275,8 @@ class _Arena:
                 merged.append((start, room))
         self.free = merged
 
-
-def _round(nbytes: int) -> int:
-    return max(ALIGN, -(-nbytes // ALIGN) * ALIGN)
+    def _round(self, nbytes: int) -> int:
+        return max(self.align, -(-nbytes // self.align) * self.align)
 
 
 def _names(graph: Graph) -> dict[Value, str]:

@@ -7,10 +7,13 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
+from typing import Any
 
+from weft.codegen.gpu.target import GpuTarget
 from weft.codegen.target import Target
 from weft.ir.errors import CompilerError
 from weft.ir.graph import Graph
+from weft.ir.types import Device
 from weft.runtime import callpath, jit, stats
 from weft.runtime.cache import DiskCache, disk_cache, key_of
 from weft.runtime.dump import dump, wanted
@@ -58,6 +61,9 @@ def compile_graph(
 
 
 def _compile(graph: Graph, key: str, donate: dict[int, int], target: Target | None, name: str) -> Executable:
+    devices = {v.type.device for v in (*graph.params, *graph.results) if v.type.device.type == "cuda"}
+    if devices or isinstance(target, GpuTarget):
+        return _compile_for_gpu(graph, key, donate, target, devices, name)
     machine = target or host_target()
     store = disk_cache()
     entry = key_of("graph", repr(machine), key)
@@ -86,11 +92,23 @@ def _compile(graph: Graph, key: str, donate: dict[int, int], target: Target | No
     return Executable(graph, donate, machine, name, artifact, built, compile_only=foreign)
 
 
+def _compile_for_gpu(
+    graph: Graph, key: str, donate: dict[int, int], target: Any, devices: set[Device], name: str
+) -> Any:
+    """A graph of one GPU; RuntimeError where there are several."""
+    if len(devices) > 1:
+        names = " and ".join(sorted(map(str, devices)))
+        raise RuntimeError(f"expected all tensors of {name} to be on one device, found {names}")
+    from weft.runtime.cuda.compile import compile_for_device
+
+    return compile_for_device(graph, key, donate, next(iter(devices), None), target, name)
+
+
 def _on_null_device(graph: Graph) -> bool:
     """Whether the graph is for ``null``, the device that runs nothing. RuntimeError for one not there."""
     kinds = {v.type.device.type for v in (*graph.params, *graph.results)}
     for kind in kinds - {"cpu", "null"}:
-        raise RuntimeError(f"weft cannot compile for device type {kind!r} here; cpu and null are available")
+        raise RuntimeError(f"weft cannot compile for device type {kind!r} ; it knows cpu, cuda and null")
     return "null" in kinds
 
 

@@ -44,9 +44,7 @@ class Artifact:
                         built.shared)
 
     def to_bytes(self) -> bytes:
-        out = io.BytesIO()
-        _Pickler(out, 5).dump(self)
-        return out.getvalue()
+        return pickled(self)
 
     @staticmethod
     def from_bytes(data: bytes) -> Artifact:
@@ -55,6 +53,13 @@ class Artifact:
         if not isinstance(found, Artifact):
             raise TypeError("not an artifact")
         return found
+
+
+def pickled(artifact: Any) -> bytes:
+    """An artifact as bytes."""
+    out = io.BytesIO()
+    _Pickler(out, 5).dump(artifact)
+    return out.getvalue()
 
 
 class _Pickler(pickle.Pickler):

@@ -27,6 +27,11 @@ NAMES = (
     "kernels_launched",
     "bytes_allocated",  # fresh memory taken from the system by the caching allocator
     "blocks_allocated",
+    "device_launches",  # kernels launched on GPUs
+    "device_allocations",  # segments taken from the driver by the caching allocator
+    "device_bytes_allocated",
+    "device_synchronisations",  # times that the host waited for a stream
+    "cubins_assembled",  # modules that went through ptxas
 )
 
 

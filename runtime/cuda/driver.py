@@ -88,6 +88,10 @@ class Driver:
         """What a failed call says."""
         return f"{name} failed: {api.ERRORS.get(code, f'CUresult {code}')}"
 
+    def runs_cubins_of(self, ptxas: str | None) -> bool:
+        """Whether machine code of this ``ptxas`` can be loaded."""
+        return self.takes_cubin and ptxas is not None
+
     # -- calls ------------------------------------------------------------------------------------------
     def call(self, name: str, *args: Any) -> None:
         code = self.functions[name](*args)
