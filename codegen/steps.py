@@ -74,7 +74,8 @@ class While:
 class Scan:
     """Call ``body`` once for each of ``length`` slices along the leading axis, on the ``consts``, the
     carries and the slices; carries come first in operands and results. ``sizes`` are the bytes of the
-    carries, ``in_strides`` and ``out_strides`` those of one slice."""
+    carries, ``in_strides`` and ``out_strides`` those of one slice. ``staging`` has a place for each slice,
+    inputs first, that is to be copied before the body reads it or after it wrote it; None for the others."""
 
     body: str
     length: int
@@ -87,6 +88,7 @@ class Scan:
     in_strides: tuple[int, ...]
     out_strides: tuple[int, ...]
     arena: Loc
+    staging: tuple[Loc | None, ...] = ()
 
 
 Step = Launch | Host | Move | Branch | While | Scan

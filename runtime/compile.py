@@ -9,7 +9,6 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
-from weft.codegen.gpu.target import GpuTarget
 from weft.codegen.target import Target
 from weft.ir.errors import CompilerError
 from weft.ir.graph import Graph
@@ -62,7 +61,7 @@ def compile_graph(
 
 def _compile(graph: Graph, key: str, donate: dict[int, int], target: Target | None, name: str) -> Executable:
     devices = {v.type.device for v in (*graph.params, *graph.results) if v.type.device.type == "cuda"}
-    if devices or isinstance(target, GpuTarget):
+    if devices or not (target is None or isinstance(target, Target)):
         return _compile_for_gpu(graph, key, donate, target, devices, name)
     machine = target or host_target()
     store = disk_cache()

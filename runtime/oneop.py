@@ -18,7 +18,7 @@ from weft.ir.errors import CompilerError
 from weft.ir.graph import Graph, GraphBuilder, Value
 from weft.ir.prims.base import PRIMITIVES, GraphInterpreter, Kind, Primitive, interpreting
 from weft.ir.prims.rules import inverse_permutation
-from weft.ir.types import CPU, TensorType, dtype_of_numpy
+from weft.ir.types import CPU, Device, TensorType, dtype_of_numpy
 from weft.passes.dce import dce
 from weft.runtime import blocks, buffers, compile_graph, stats
 
@@ -94,24 +94,24 @@ class Layout:
     """How an operand goes into a graph: ``prepare`` makes the dense array (None: as it is), and the moves
     that lead from it to the operand."""
 
-    __slots__ = ("axes", "dense", "dtype", "perm", "prepare", "shape")
+    __slots__ = ("axes", "dense", "device", "dtype", "perm", "prepare", "shape")
 
-    def __init__(self, a: np.ndarray) -> None:
-        self.shape, self.dtype = a.shape, dtype_of_numpy(a.dtype)
+    def __init__(self, a: Any, device: Device = CPU, pack: Callable[[Any], Any] | None = None) -> None:
+        self.shape, self.dtype, self.device = a.shape, dtype_of_numpy(a.dtype), device
         self.axes: tuple[int, ...] | None = None
         self.perm: tuple[int, ...] | None = None
         self.dense: tuple[int, ...] = a.shape
-        self.prepare: Callable[[np.ndarray], np.ndarray] | None = None
+        self.prepare: Callable[[Any], Any] | None = None
         if not a.flags.c_contiguous:
-            self._strided(a)
+            self._strided(a, pack or packed)
 
-    def _strided(self, a: np.ndarray) -> None:
+    def _strided(self, a: Any, pack: Callable[[Any], Any]) -> None:
         kept = [i for i, (n, s) in enumerate(zip(a.shape, a.strides, strict=True)) if n > 1 and s != 0]
         order = sorted(kept, key=lambda i: -a.strides[i])
         expected = a.itemsize
         for i in reversed(order):
             if a.strides[i] != expected:
-                self.prepare = packed
+                self.prepare = pack
                 return
             expected *= a.shape[i]
         index = tuple(slice(None) if i in kept else 0 for i in range(a.ndim))
@@ -126,7 +126,7 @@ class Layout:
 
     @property
     def type(self) -> TensorType:
-        return TensorType(self.dense, self.dtype, CPU)
+        return TensorType(self.dense, self.dtype, self.device)
 
     def value(self, dense: Value) -> Any:
         """The operand from the dense value."""
@@ -230,7 +230,7 @@ def _meet(prim: Primitive, arrays: Sequence[Any], attrs: Mapping[str, Any], key:
 def _any_size(prim: Primitive, arrays: Sequence[Any], attrs: Mapping[str, Any]) -> Any:
     """A kernel for operands of any size."""
     layouts = [Layout(_block(a)) for a in arrays]
-    return _block_runner(layouts, lambda *xs: prim.bind(*_broadcast(prim, xs), **attrs), prim.name)
+    return _block_runner(layouts, lambda *xs: prim.bind(*broadcast_operands(prim, xs), **attrs), prim.name)
 
 
 def _block(a: np.ndarray) -> np.ndarray:
@@ -260,7 +260,7 @@ def _compile(prim: Primitive, arrays: Sequence[Any], attrs: Mapping[str, Any], k
 
 def _compile_now(prim: Primitive, arrays: Sequence[Any], attrs: Mapping[str, Any], key: Any) -> Any:
     layouts = [Layout(a) for a in arrays]
-    runner = compiled(layouts, lambda *xs: prim.bind(*_broadcast(prim, xs), **attrs), prim.name)
+    runner = compiled(layouts, lambda *xs: prim.bind(*broadcast_operands(prim, xs), **attrs), prim.name)
     KERNELS.made[key] = made = None if runner is None else prepared(runner, layouts)
     return made
 
@@ -300,7 +300,7 @@ def executable_of(graph: Graph, donate: Mapping[int, int] | None = None) -> Any:
     return compile_graph(graph, donate=donate, name=f"eager_{graph.name}")
 
 
-def _broadcast(prim: Primitive, xs: Sequence[Value]) -> Sequence[Value]:
+def broadcast_operands(prim: Primitive, xs: Sequence[Value]) -> Sequence[Value]:
     """Operands of a map with the shape of the result: eager ones come as numpy would broadcast them."""
     if prim.kind is not Kind.MAP or len({x.type.shape for x in xs}) == 1:
         return xs

@@ -36,14 +36,6 @@ class Run:
     scratch: Loc | None = None
 
 
-@record(frozen=True)
-class StagedScan(Scan):
-    """A scan whose slices may lie where kernels cannot read them with wide accesses: those have a place in
-    ``staging`` (None for the others), first of the inputs, then of the outputs."""
-
-    staging: tuple[Loc | None, ...] = ()
-
-
 def emit_device_entry(program: Program, offsets: list[int], first: bool) -> str:
     """The LLVM functions of one program. Its constants stand at ``offsets`` of the constants' memory; the
     ``first`` program of a module is the one that Python enters."""
@@ -65,7 +57,6 @@ class DeviceEntryEmitter(EntryEmitter):
         super().__init__(program)
         self.offsets, self.first, self.records = offsets, first, 0
         self.steps[Run] = self._run
-        self.steps[StagedScan] = self._scan
 
     def prologue(self) -> list[str]:
         if self.first:
@@ -93,7 +84,8 @@ class DeviceEntryEmitter(EntryEmitter):
         slots = [*step.operands, *step.results, step.scratch or STATUS, STATUS]
         for number, launch in step.launches:
             bufs = self.reserve([slots[i] for i in launch.buffers])
-            self.line(f"call void @weft_launch(ptr {self.context}, ptr {self._record(number, launch)}, ptr {bufs})")
+            record = self._record(number, launch)
+            self.line(f"call void @weft_launch(ptr {self.context}, ptr {record}, ptr {bufs})")
 
     def _record(self, number: int, launch: DeviceLaunch) -> str:
         """A constant with what is static about a launch."""
@@ -128,10 +120,10 @@ class DeviceEntryEmitter(EntryEmitter):
     def scan_body(
         self, step: Scan, ins: list[str], inputs: list[str], outs: list[str], outputs: list[str], arena: str
     ) -> None:
-        staging = step.staging if isinstance(step, StagedScan) else (None,) * (len(inputs) + len(outputs))
+        """Slices that do not lie as kernels want them go through memory that does."""
         n, sizes = len(inputs), (*step.in_strides, *step.out_strides)
         places = [s if loc is None else self.pointer(loc)
-                  for s, loc in zip((*inputs, *outputs), staging, strict=True)]  # fmt: skip
+                  for s, loc in zip((*inputs, *outputs), step.staging, strict=True)]  # fmt: skip
         for k in range(n):
             self.copy(places[k], inputs[k], sizes[k])
         self.call(step.body, [*ins, *places[:n]], [*outs, *places[n:]], arena)

@@ -1,1 +1,8 @@
-"""CUDA devices: memory, streams, and executables whose kernels are PTX."""
+"""Running on NVIDIA GPUs: driver, memory, streams, arrays and executables. Nothing here loads with ``weft``.
+
+- ``driver``: the driver API through pycuda, or over emulated machines (``WEFT_CUDA=emulate``).
+- ``device``, ``memory``, ``stream``: the state of each device, the caching allocator, streams and events.
+- ``array``, ``strided``, ``dlpack``: arrays on a device, their views and copies, exchange with other libraries.
+- ``build``, ``compile``, ``executable``, ``hostcall``: a graph whose values live on a GPU, from passes to calls.
+- ``eager``: single operations.
+"""

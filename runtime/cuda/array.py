@@ -129,12 +129,11 @@ class DeviceArray:
             strides[axis] = self.strides[i] if self.shape[i] == shape[axis] else 0
         return self.as_strided(shape, tuple(strides))
 
-    def slice(self, start: Ints, limit: Ints, stride: Ints) -> DeviceArray:
-        """Every ``stride[i]``-th index of axis ``i`` from ``start[i]`` to before ``limit[i]``."""
-        lengths = zip(start, limit, stride, strict=True)
-        shape = tuple(max(0, -(-(hi - lo) // step)) for lo, hi, step in lengths)
-        offset = sum(s * lo for s, lo in zip(self.strides, start, strict=True))
-        strides = tuple(s * step for s, step in zip(self.strides, stride, strict=True))
+    def slice(self, start: Ints, stop: Ints, step: Ints) -> DeviceArray:
+        """Every ``step[i]``-th index of axis ``i`` from ``start[i]`` to before ``stop[i]``."""
+        shape = tuple(max(0, -(-(b - a) // k)) for a, b, k in zip(start, stop, step, strict=True))
+        offset = sum(s * a for s, a in zip(self.strides, start, strict=True))
+        strides = tuple(s * k for s, k in zip(self.strides, step, strict=True))
         return self.as_strided(shape, strides, offset if math.prod(shape) else 0)
 
     def diagonal(self, offset: int, axis1: int, axis2: int) -> DeviceArray:
@@ -158,7 +157,9 @@ class DeviceArray:
         """The same elements in another shape, as a view where that is possible."""
         shape = tuple(shape) if isinstance(shape, Sequence) else (shape,)
         found = self.reshape_view(shape)
-        return self.copy().as_strided(shape, contiguous_strides(shape, self.itemsize)) if found is None else found
+        if found is None:
+            found = self.copy().as_strided(shape, contiguous_strides(shape, self.itemsize))
+        return found
 
     def __getitem__(self, key: Any) -> DeviceArray:
         """Basic indexing as in numpy: integers, slices, None and ``...``; always a view."""
@@ -239,8 +240,9 @@ class DeviceArray:
             self.state.driver.memset(self.address, 0, self.nbytes, stream)
 
     def copy_to_host(self, out: np.ndarray | None = None, non_blocking: bool = False) -> np.ndarray:
-        """The elements as a numpy array (``out``, contiguous, where it is given). Waits for the stream, unless
-        ``non_blocking`` and ``out`` is pinned. IndexError for an index that a kernel found out of range."""
+        """The elements as a numpy array (``out``, contiguous, where it is given). Waits for the stream,
+        unless ``non_blocking`` and ``out`` is pinned. IndexError for an index that a kernel found out of
+        range."""
         if out is None:
             out = np.empty(self.shape, self.dtype)
         stream = current_stream(self.state.index).cuda_stream
@@ -317,12 +319,12 @@ class DeviceArray:
 
 
 def _is_contiguous(shape: Ints, strides: Ints, itemsize: int) -> bool:
+    if 0 in shape:
+        return True
     expected = itemsize
     for d, s in zip(reversed(shape), reversed(strides), strict=True):
-        if d == 0:
-            return True
         if d != 1 and s != expected:
-            return all(shape) is False
+            return False
         expected *= d
     return True
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from weft.codegen.gpu.entry import Run, StagedScan, device_entry_module, emit_device_entry
+from weft.codegen.gpu.entry import Run, device_entry_module, emit_device_entry
 from weft.codegen.gpu.kernel import DeviceCode, emit_device_kernel
 from weft.codegen.gpu.module import device_module
 from weft.codegen.gpu.target import GpuTarget
 from weft.codegen.steps import Loc, Program, Scan, Step
 from weft.codegen.target import Target
 from weft.ir.graph import Graph, Op, Value
-from weft.ir.record import record
+from weft.ir.record import record, replace
 from weft.ir.types import CPU, TensorType
 from weft.passes.plan import Plan
 from weft.runtime.build import Builder, Control, KernelInfo, buffers_of, lower
@@ -108,7 +108,7 @@ class DeviceBuilder(Builder):
             return step
         base = plan.scratch[i]
         staging = tuple(None if s is None else Loc("arena", base + s) for s in layout.staging)
-        return StagedScan(*(getattr(step, n) for n in Scan.__match_args__), staging)  # type: ignore[attr-defined]
+        return replace(step, staging=staging)
 
 
 def _slices(op: Op) -> list[int]:

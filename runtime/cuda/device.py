@@ -7,6 +7,7 @@ import itertools
 import os
 import threading
 from functools import cache, cached_property
+from typing import Any
 
 from weft.codegen.gpu.target import GpuTarget
 from weft.ir.types import Device
@@ -22,13 +23,15 @@ class DeviceState:
 
     def __init__(self, of: Driver, index: int) -> None:
         if not 0 <= index < of.device_count():
-            raise CudaError(f"invalid device ordinal: cuda:{index}, where there are {of.device_count()} devices")
+            n = of.device_count()
+            raise CudaError(f"invalid device ordinal: cuda:{index}, where the number of devices is {n}")
         self.driver, self.index = of, index
         self.device = Device("cuda", index)
         self.context = of.context(index)
         self.allocator = Allocator(of, self.context, f"GPU {index}")
         self.pinned = PinnedPool(of, self.context)
         self.status = StatusWords(self)
+        self.functions: dict[Any, int] = {}  # kernels of the runtime's own
         self._pid = os.getpid()
 
     @cached_property

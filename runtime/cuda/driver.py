@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ctypes import byref, c_size_t, c_uint64
 from functools import cache
 from typing import Any
@@ -176,6 +176,20 @@ class Driver:
         if shared_bytes > api.SHARED_WITHOUT_OPT_IN:
             self.call("cuFuncSetAttribute", found, api.MAX_DYNAMIC_SHARED, shared_bytes)
         return found
+
+
+    def launch(
+        self, function: int, grid: Sequence[int], block: Sequence[int], shared: int, stream: int, data: bytes
+    ) -> None:
+        """Launch a function on a block of parameters."""
+        size = c_size_t(len(data))
+        words = (api.PARAM_BUFFER, _address(data), api.PARAM_SIZE, ctypes.addressof(size), api.PARAM_END)
+        extra = (c_uint64 * len(words))(*words)
+        self.call("cuLaunchKernel", function, *grid, *block, shared, stream, None, ctypes.addressof(extra))
+
+
+def _address(data: bytes) -> int:
+    return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
 
 
 def _devices() -> int:

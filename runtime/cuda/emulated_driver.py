@@ -14,12 +14,14 @@ import time
 import traceback
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from weft.codegen.gpu.target import GpuTarget, gpu_target
 from weft.runtime.cuda import api
 from weft.runtime.cuda.driver import DeviceProperties, Driver
-from weft.runtime.emulate.machine import EmulationError, Machine
+
+if TYPE_CHECKING:
+    from weft.runtime.emulate.machine import Machine
 
 _POINTER = 8
 _MEMORY = 16 << 30  # what a device says it has; nothing is set aside for it
@@ -51,6 +53,10 @@ class EmulatedDriver(Driver):
     takes_cubin = False
 
     def __init__(self, architecture: str, devices: int) -> None:
+        from weft.runtime.emulate.faults import EmulationError  # the emulator loads with the first device
+        from weft.runtime.emulate.machine import Machine
+
+        self._fault = EmulationError
         self.target: GpuTarget = gpu_target(architecture)
         self.machines = [Machine(self.target, memory_bytes=_MEMORY) for _ in range(devices)]
         self._tls = threading.local()
@@ -90,13 +96,11 @@ class EmulatedDriver(Driver):
                 function(*args)
         except _Failure as e:
             return e.code
-        except EmulationError as e:  # the message tells kernel, line and thread
-            self.failure = e
-            return api.LAUNCH_FAILED
         except MemoryError:
             return api.OUT_OF_MEMORY
         except BaseException as e:  # nothing may cross native frames
-            traceback.print_exc()
+            if not isinstance(e, self._fault):  # whose message tells kernel, line and thread
+                traceback.print_exc()
             self.failure = e
             return api.LAUNCH_FAILED
         return api.SUCCESS

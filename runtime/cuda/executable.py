@@ -92,8 +92,8 @@ class DeviceExecutable:
     """
 
     def __init__(
-        self, graph: Graph, donate: Mapping[int, int], target: GpuTarget, state: DeviceState | None, name: str,
-        artifact: DeviceArtifact, built: DeviceBuilt | None = None,
+        self, graph: Graph, donate: Mapping[int, int], target: GpuTarget, state: DeviceState | None,
+        name: str, artifact: DeviceArtifact, built: DeviceBuilt | None = None,
     ) -> None:  # fmt: skip
         self.graph, self.name, self.target, self.state = graph, name, target, state
         self.donate = dict(donate)
@@ -259,8 +259,8 @@ class DeviceExecutable:
             raise TypeError(f"{what}: expected {t.dtype.name}, got {a.dtype}")
         if a.shape != p.shape:
             raise ValueError(f"{what}: expected shape {t.shape}, got {a.shape}")
-        where = a.device if isinstance(a, DeviceArray) else "cpu"
-        raise RuntimeError(f"{what}: expected an array on {self.state and self.state.device}, got one on {where}")
+        where, here = a.device if isinstance(a, DeviceArray) else "cpu", self.state and self.state.device
+        raise RuntimeError(f"{what}: expected an array on {here}, got one on {where}")
 
     def _separate(self, arrays: Sequence[Any], words: Any, held: list[Any]) -> None:
         """Copy arguments that share memory with a donated one: they keep their values while it is

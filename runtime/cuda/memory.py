@@ -208,10 +208,11 @@ class Allocator:
 
     def _out_of_memory(self, size: int) -> OutOfMemoryError:
         free, total = self.driver.memory_info()
+        idle = self._reserved - self._allocated
         return OutOfMemoryError(
             f"CUDA out of memory. Tried to allocate {_human(size)}. {self.name} has a total capacity of "
-            f"{_human(total)} of which {_human(free)} is free. {_human(self._allocated)} is allocated by weft, "
-            f"and {_human(self._reserved - self._allocated)} is reserved by weft but unallocated."
+            f"{_human(total)} of which {_human(free)} is free. {_human(self._allocated)} is allocated by "
+            f"weft, and {_human(idle)} is reserved by weft but unallocated."
         )
 
     def _empty(self) -> None:

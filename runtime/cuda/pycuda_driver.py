@@ -1,5 +1,5 @@
-"""CUDA by pycuda: initialisation, devices and primary contexts are pycuda's, so that what it and weft allocate
-is of one context; what it gives no handles of (modules, functions, events) is called in libcuda."""
+"""CUDA by pycuda: initialisation, devices and primary contexts are pycuda's, so that what it and weft
+allocate is of one context; what it gives no handles of (modules, functions, events) is called in libcuda."""
 
 from __future__ import annotations
 
