@@ -2,7 +2,7 @@
 
 - ``driver``: the driver API through pycuda, or over emulated machines (``WEFT_CUDA=emulate``).
 - ``device``, ``memory``, ``stream``: the state of each device, the caching allocator, streams and events.
-- ``array``, ``strided``, ``dlpack``: arrays on a device, their views and copies, exchange with other libraries.
-- ``build``, ``compile``, ``executable``, ``hostcall``: a graph whose values live on a GPU, from passes to calls.
+- ``array``, ``strided``, ``dlpack``: arrays on a device, views and copies, exchange with other libraries.
+- ``build``, ``compile``, ``executable``, ``hostcall``: a graph on a GPU, from passes to calls.
 - ``eager``: single operations.
 """
