@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from weft.runtime.emulate.machine import Machine
 
 _POINTER = 8
-_MEMORY = 16 << 30  # what a device says it has; nothing is set aside for it
+_MEMORY = 1 << 30  # of a device; pages that nothing touches cost nothing
 _VERSION = 13000
 
 
@@ -144,7 +144,7 @@ class EmulatedDriver(Driver):
         pass
 
     def _cuMemGetInfo_v2(self, free: int, total: int) -> None:
-        ctypes.c_size_t.from_address(free).value = _MEMORY - self._machine.allocated
+        ctypes.c_size_t.from_address(free).value = _MEMORY - sum(self._machine.arena.sizes.values())
         ctypes.c_size_t.from_address(total).value = _MEMORY
 
     def _cuMemAlloc_v2(self, out: int, nbytes: int) -> None:
