@@ -14,7 +14,6 @@ from weft.codegen.microkernel import rows_for, widest
 from weft.codegen.target import Target
 from weft.ir.record import record
 
-_LINE = 64  # bytes of a cache line
 _PAGE = 4096  # bytes after which addresses fall into the same set of the first-level cache
 _WAYS = 6  # lines of one set that a tile may count on, of eight
 _BROADCAST = 0.75  # a scalar load that fills a vector
@@ -28,6 +27,7 @@ _PACK_NEAR, _PACK_FAR = 0.12, 0.37  # slots per packed byte, within the second-l
 _NEAR_LINE = 2.5  # slots per line from the second-level cache
 _FAR_LINE, _SHORT_PIECE = 4.0, 10.0  # slots per line of B beyond that cache: in long streams, in short pieces
 _CHUNK_BYTES = 4096  # of k per block: a panel of B then takes a fraction of the second-level cache
+_UNEVEN = 1.02  # of the rows, from which on lower tiles are considered that do not overlap
 _FUSED_ROWS = 512  # of A, for which packing a panel of B again is cheap
 _FUSED_FAR = 1.4  # by how much that is dearer from beyond the second-level cache
 _FEW_UNITS = 12
@@ -120,7 +120,10 @@ def _outer(p: Problem, target: Target) -> Iterator[Plan]:
         widths.add(min(8, max(1, p.n // p.lanes)))
     for vectors in sorted(widths):
         most = rows_for(target, vectors, p.m)
-        for rows in sorted({most, rows_for(target, vectors, p.m, _WAYS)}):
+        heights = {most, rows_for(target, vectors, p.m, _WAYS)}
+        if -(-p.m // most) * most > _UNEVEN * p.m:
+            heights |= {h for h in range(most // 2 + 1, most) if p.m % h == 0}
+        for rows in sorted(heights):
             for pack_a in (False, True) if p.a.in_place else (True,):
                 for pack_b in (False, True) if p.b.in_place and p.b.along_rows else (True,):
                     yield Plan("outer", rows, vectors, pack_a, pack_b)
@@ -182,9 +185,9 @@ def fused_rows(m: int) -> int:
     return m if m <= 2 * _FUSED_ROWS else -(-m // -(-m // _FUSED_ROWS))
 
 
-def _crowded(side: Side, rows: int) -> float:
-    """Factor by which rows slow each other down that share sets of the first-level cache."""
-    places = max(1, _PAGE // max(_LINE, gcd(side.row_bytes, _PAGE))) if side.row_bytes else rows
+def _crowded(side: Side, rows: int, line: int) -> float:
+    """Factor by which rows slow each other down that share sets of the first-level cache of such lines."""
+    places = max(1, _PAGE // max(line, gcd(side.row_bytes, _PAGE))) if side.row_bytes else rows
     return 1.0 if -(-rows // places) <= _WAYS else 1.6
 
 
@@ -192,7 +195,7 @@ def _outer_cost(p: Problem, plan: Plan, target: Target) -> float:
     rows, vectors = plan.rows, plan.vectors
     tiles, (panels, rest) = -(-p.m // rows), divmod(-(-p.n // p.lanes), vectors)
     slots = rows * vectors
-    crowd = 1.0 if plan.pack_a else _crowded(p.a, rows)
+    crowd = 1.0 if plan.pack_a else _crowded(p.a, rows, target.line_bytes)
     per_k = max(slots, rows * _BROADCAST + vectors, _LATENCY) * crowd
     if not plan.pack_a and p.a.k_bytes >= 1024 and p.k >= 64:  # a line of A for a few elements of it
         per_k += 0.3 if p.k <= _held(p.a.k_bytes, target) else 3.0
@@ -212,14 +215,14 @@ def _in_place(p: Problem, vectors: int, target: Target) -> float:
     if p.b.k_bytes <= panel or p.k * panel <= target.l1_bytes // 2:
         return 0.0
     if p.k > _held(p.b.k_bytes, target) and p.m > vectors:
-        return panel / _LINE * _SHORT_PIECE * 0.7 * _slow(target)
-    return panel / _LINE * (2.0 if panel < 256 else 0.1)
+        return panel / target.line_bytes * _SHORT_PIECE * 0.7 * _slow(target)
+    return panel / target.line_bytes * (2.0 if panel < 256 else 0.1)
 
 
 def _held(step: int, target: Target) -> int:
     """How many lines that lie ``step`` bytes apart the second-level cache holds."""
     period = target.l2_bytes // 8  # of addresses that fall into the same set
-    return 8 * period // max(_LINE, gcd(step, period))
+    return 8 * period // max(target.line_bytes, gcd(step, period))
 
 
 def _first_touch(p: Problem, plan: Plan, target: Target) -> float:
@@ -227,8 +230,8 @@ def _first_touch(p: Problem, plan: Plan, target: Target) -> float:
     nbytes = p.n * p.k * p.size
     if nbytes <= target.l2_bytes:
         return 0.0
-    short = not plan.pack_b and p.b.along_rows and plan.kind == "outer"
-    return nbytes / _LINE * (_SHORT_PIECE if short else _FAR_LINE) * _slow(target)
+    short = not plan.pack_b and p.b.along_rows and plan.kind == "outer" and p.k > _held(p.b.k_bytes, target)
+    return nbytes / target.line_bytes * (_SHORT_PIECE if short else _FAR_LINE) * _slow(target)
 
 
 def _inner_cost(p: Problem, plan: Plan, target: Target) -> float:
@@ -236,7 +239,9 @@ def _inner_cost(p: Problem, plan: Plan, target: Target) -> float:
     across = -(-min(p.n, p.lanes) // cols) * max(1, p.n // p.lanes) + (p.n > p.lanes and p.n % p.lanes > 0)
     calls = -(-p.m // rows) * across
     steps = -(-p.k // p.lanes)
-    crowd = 1.0 if plan.pack_a else min(1.15, _crowded(p.a, rows + cols))  # lines are read once, whole
+    crowd = 1.0
+    if not plan.pack_a:  # lines are read once, whole
+        crowd = min(1.15, _crowded(p.a, rows + cols, target.line_bytes))
     near = (rows + cols) * p.k * p.size <= target.l1_bytes
     per_step = max(rows * cols, (rows + cols) * crowd * (1.0 if near else _NEAR_LINE), _LATENCY)
     sums = rows * (6.0 * cols if cols & (cols - 1) else 3.0 * cols + 8)

@@ -15,6 +15,8 @@ from weft.ir.record import record
 if TYPE_CHECKING:
     from weft.codegen.contract_kernel import Contract
 
+_TIME_TO_COME = 32  # of k, in which a line comes from memory
+
 
 @record(frozen=True)
 class Grid:
@@ -95,7 +97,7 @@ class ContractUnit:
                     slot = fn.add(fn.mul(fn.sub(p.i, p0), tall), fn.sub(t.i, t0)) if self.blocked else 0
                     row, col = g.row(fn, t.i), g.col(fn, p.i)
                     tile = self._result(row, col) if self.direct else self._slot(slot)
-                    if not self.blocked and not self.direct:
+                    if not self.blocked:
                         self._prefetch(row, col)
                     self._multiply(row, b, start, count, tile)
                     if not self.blocked and not self.direct:
@@ -116,22 +118,29 @@ class ContractUnit:
         return fn.at(fn.arg(len(c.op.operands)), fn.mul(index, c.acc.itemsize))
 
     def _prefetch(self, row: Ix, col: Ix) -> None:
-        """Ask for what the epilogue will read beside the tile, which lies in rows too far apart for the
-        hardware to guess; the multiplication gives it time to come."""
-        c, fn, g = self.c, self.fn, self.g
-        shape = c.dot.result.type.shape
-        beside = [v for v in c.graph.params if v.type.shape == shape and v not in c.dot.operands]
+        """Ask for what is read beside the tile and for the lines that it is stored to, which lie in rows too
+        far apart for the hardware to guess; the multiplication gives them time to come."""
+        c = self.c
         if c.splits > 1 or c.swapped:
             return
-        for v in beside:
-            size = v.type.dtype.itemsize
-            base = self.pointers[v]
-            fn.declare("declare void @llvm.prefetch.p0(ptr, i32 immarg, i32 immarg, i32 immarg)")
-            for r in range(g.tile.rows):
-                line = fn.mul(fn.add(fn.mul(fn.add(fn.mul(self.batch, c.m), fn.add(row, r)), c.n), col), size)
-                at = fn.at(base, line)
-                for k in range(0, (g.partial or g.tile.cols) * size, 64):
-                    fn.do(f"call void @llvm.prefetch.p0(ptr {fn.at(at, k)}, i32 0, i32 3, i32 1)")
+        shape = c.dot.result.type.shape
+        if not self.direct:
+            beside = [v for v in c.graph.params if v.type.shape == shape and v not in c.dot.operands]
+            for v in beside:
+                self._fetch(self.pointers[v], v.type.dtype.itemsize, row, col, write=False)
+        for i, v in enumerate(c.graph.results):
+            if v.type.shape == shape and v.type.nbytes > c.target.l2_bytes // 2 and c.k >= _TIME_TO_COME:
+                self._fetch(self.fn.arg(len(c.op.operands) + i), v.type.dtype.itemsize, row, col, write=True)
+
+    def _fetch(self, base: str, size: int, row: Ix, col: Ix, *, write: bool) -> None:
+        """Prefetch the rows of a tile from an array of the result's shape."""
+        c, fn, g = self.c, self.fn, self.g
+        fn.declare("declare void @llvm.prefetch.p0(ptr, i32 immarg, i32 immarg, i32 immarg)")
+        for r in range(g.tile.rows):
+            line = fn.mul(fn.add(fn.mul(fn.add(fn.mul(self.batch, c.m), fn.add(row, r)), c.n), col), size)
+            at = fn.at(base, line)
+            for k in range(0, (g.partial or g.tile.cols) * size, c.target.line_bytes):
+                fn.do(f"call void @llvm.prefetch.p0(ptr {fn.at(at, k)}, i32 {int(write)}, i32 3, i32 1)")
 
     def _b_panel(self, panel: Ix, start: Ix) -> str:
         """The address of a panel of B at k ``start``; for inner products, of its first row."""

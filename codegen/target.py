@@ -29,7 +29,7 @@ class Target:
 
     ``features`` is LLVM's feature string (``"+avx2,+fma"``), ``vector_bits`` the width of the vectors that
     kernels use, ``registers`` the number of vector registers, ``l1_bytes`` and ``l2_bytes`` a core's caches,
-    ``l3_bytes`` the one that cores share.
+    ``l3_bytes`` the one that cores share, ``line_bytes`` the line in which they are filled.
     """
 
     triple: str
@@ -40,6 +40,7 @@ class Target:
     l1_bytes: int = 32 << 10
     l2_bytes: int = 512 << 10
     l3_bytes: int = 8 << 20
+    line_bytes: int = 64
 
     nan_extrema = False  # no instruction for a maximum that passes NaN on
 
@@ -127,8 +128,8 @@ def host_target() -> Target:
     """
     wanted = os.environ.get("WEFT_CPU")
     if wanted:
-        l1, l2, l3 = cache_sizes()
-        return replace(named_target(wanted), l1_bytes=l1, l2_bytes=l2, l3_bytes=l3)
+        l1, l2, l3, line = cache_sizes()
+        return replace(named_target(wanted), l1_bytes=l1, l2_bytes=l2, l3_bytes=l3, line_bytes=line)
 
     triple, cpu, found = library().host()
     features = ",".join(("+" if on else "-") + name for name, on in sorted(found.items()))
@@ -137,15 +138,16 @@ def host_target() -> Target:
     return Target(triple, cpu, features, bits, 32 if wide else 16, *cache_sizes())
 
 
-def cache_sizes() -> tuple[int, int, int]:
-    """Bytes of a core's first and second level data caches, and of the third that cores share."""
-    return _cache_bytes(0, 32 << 10), _cache_bytes(2, 512 << 10), _cache_bytes(3, 8 << 20)
+def cache_sizes() -> tuple[int, int, int, int]:
+    """Bytes of a core's first and second level data caches, of the third that cores share, and of a line."""
+    line = _cache_bytes(0, 64, "coherency_line_size")
+    return _cache_bytes(0, 32 << 10), _cache_bytes(2, 512 << 10), _cache_bytes(3, 8 << 20), line
 
 
-def _cache_bytes(index: int, otherwise: int) -> int:
-    """Size of a data cache of CPU 0 as Linux tells it."""
+def _cache_bytes(index: int, otherwise: int, what: str = "size") -> int:
+    """What Linux tells of a data cache of CPU 0."""
     try:
-        with open(f"/sys/devices/system/cpu/cpu0/cache/index{index}/size") as f:
+        with open(f"/sys/devices/system/cpu/cpu0/cache/index{index}/{what}") as f:
             text = f.read().strip()
     except OSError:
         return otherwise

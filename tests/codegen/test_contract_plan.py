@@ -179,3 +179,19 @@ def test_a_process_can_build_for_another_cpu():
     env = {**os.environ, "WEFT_CPU": "haswell", "WEFT_CACHE": "0"}
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=env)
     assert done.stdout.split() == ["True", "False"], done.stderr
+
+
+def test_tiles_that_divide_the_rows_where_others_would_overlap_much():
+    assert 64 % chosen(kernel(64, 64, 64)).rows == 0
+    assert 128 % chosen(kernel(128, 128, 128)).rows == 0
+    assert chosen(kernel(1024, 1024, 1024)).rows == 6  # 1026 rows: two in a thousand are computed twice
+
+
+@pytest.mark.parametrize(
+    ("m", "k", "n", "lines"), [(1024, 256, 1024, 24), (1024, 16, 1024, 0), (96, 256, 96, 0)]
+)
+def test_lines_of_large_results_are_fetched_while_a_tile_is_computed(m, k, n, lines):
+    """One prefetch for each line of the tile; none where the result stays in the caches, or k is short."""
+    with emitting_for(AVX512):
+        text = Contract(kernel(m, k, n), AVX512, "k").emit().llvm
+    assert len(re.findall(r"@llvm\.prefetch\.p0\(ptr [^,]+, i32 1,", text)) == lines
