@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from math import frexp, inf
 from typing import Any
 
 import numpy as np
-from weft.codegen import tables
+from weft.codegen import splats, tables
 from weft.codegen.llvm import Function, mem_type, reg_type, vec
 from weft.codegen.target import Target, current_target
 from weft.ir import types as T
@@ -77,6 +78,7 @@ class VectorBuilder(ScalarMath):
     def __init__(self, fn: Function, lanes: int, target: Target | None = None) -> None:
         self.fn, self.lanes = fn, lanes
         self.target = target or current_target()
+        self.halves: dict[str, tuple[Reg, Reg]] = {}  # products by a power of two: their factors
 
     # -- plumbing
 
@@ -109,7 +111,7 @@ class VectorBuilder(ScalarMath):
         if x.lanes == lanes:
             return x.text
         if x.value is not None:
-            return f"splat ({reg_type(x.dtype)} {x.text})"
+            return splats.whole_vector(self, x, lanes) or f"splat ({reg_type(x.dtype)} {x.text})"
         return self.splat(x, lanes).text
 
     def splat(self, x: Reg, lanes: int) -> Reg:
@@ -172,12 +174,34 @@ class VectorBuilder(ScalarMath):
                 return self.intrinsic("llvm.copysign", d, [x, y], x.lanes or y.lanes)
             if op == "div" and x.lanes * x.dtype.bits == 512 and not y.lanes:
                 return self._divide_by_one(x, y)
-            return self.simple("f" + op, d, x, y)
+            return self._scaled_sum(op, x, y) or self.simple("f" + op, d, x, y)
         if op in ("idiv", "irem"):
             return self._integer_division(op, x, y)
         if d is T.bool_:
             return self.simple({"add": "or", "mul": "and", "sub": "xor"}[op], d, x, y)
         return self.simple(op, d, x, y)
+
+    def _scaled_sum(self, op: str, x: Reg, y: Reg) -> Reg | None:
+        """c v + z by one fma for a power of two c of at most 1 and a constant z: the product is exact, or so
+        small that it does not change the sum, so the result is that of two operations.
+        """
+        if op == "mul":
+            for v, c in ((x, y), (y, x)):
+                size = abs(c.value or 0.0)
+                if v.value is None and size <= 1 and frexp(size)[0] == 0.5:
+                    out = self.simple("fmul", x.dtype, x, y)
+                    self.halves[out.text] = v, c
+                    return out
+        if op not in ("add", "sub"):
+            return None
+        for scaled, z, left in ((x, y, True), (y, x, False)):
+            if scaled.text in self.halves and z.value is not None and 2.0**-100 <= abs(z.value) < inf:
+                v, c = self.halves[scaled.text]
+                if op == "sub":
+                    turned = self.const(-(z if left else c).value, x.dtype)
+                    z, c = (turned, c) if left else (z, turned)
+                return self.fma(v, c, z)
+        return None
 
     def _divide_by_one(self, x: Reg, y: Reg) -> Reg:
         """A vector divided by one number for all lanes: by its reciprocal and one correction, which is four

@@ -231,6 +231,25 @@ class Function:
         self.br(done)
         self.label(done)
 
+    @contextmanager
+    def apart(self) -> Iterator[tuple[list[Any], list[Any]]]:
+        """The body of a loop by itself: what is emitted inside, and what of it stands before the loop, as
+        lists that :meth:`include` takes. Names of the body must not be used after it.
+        """
+        before: list[Any] = []
+        body: list[Any] = []
+        outside, self._current = self._current, body
+        self._pre.append(before)
+        self.memos.append({})
+        yield before, body
+        self.memos.pop()
+        self._pre.pop()
+        self._current = outside
+
+    def include(self, lines: list[Any]) -> None:
+        """Lines that were written apart, or that will be."""
+        self._current.append(lines)
+
     def text(self) -> str:
         """The function as text; call once, after the last ``ret``."""
         out: list[str] = [self.head]

@@ -23,9 +23,13 @@ from weft.codegen.loop_serial import (
     unrolled,
 )
 from weft.codegen.loop_transpose import has_turned
+from weft.codegen.stages import Stages, straight
 from weft.ir import types as T
-from weft.ir.loops import Accumulate, Compute, Fold, Loop, statements
+from weft.ir.loops import Accumulate, Affine, Compute, Fold, Load, Loop, Number, Store, statements
 from weft.ir.scalarcost import cost_by_name
+
+LONG_BODY = 60.0  # simple operations in a body that may be cut in stages
+MANY = 64  # vectors in a loop that is worth it
 
 
 def emit_loop(e: BodyEmitter, loop: Loop) -> None:
@@ -49,6 +53,16 @@ def unroll_of(body: list[Any], lane: str) -> int:
     return 4 if cost <= 24 or columns else 2
 
 
+def long_body(body: list[Any]) -> bool:
+    """True for arithmetic alone, and much of it, whose operands are not written."""
+    if any(not isinstance(s, (Number, Affine, Load, Compute, Store)) for s in body):
+        return False
+    written = {s.buffer for s in body if isinstance(s, Store)}
+    if any(isinstance(s, Load) and s.buffer in written for s in body):
+        return False
+    return sum(cost_by_name(s.prim) for s in body if isinstance(s, Compute)) >= LONG_BODY
+
+
 class _VectorLoop:
     """A loop whose last axis goes into lanes: main part, then a tail."""
 
@@ -58,6 +72,22 @@ class _VectorLoop:
         self.w = e.lanes
         self.unroll = max(1, min(unroll_of(loop.body, self.var), self.extent // self.w))
         self.differs = varying(loop.body, self.var)
+        self.stages: Stages | None = None
+
+    def cut(self) -> None:
+        """Go through the loop in stages, a vector at a time, where the body is long and its parts wait for
+        each other.
+        """
+        e, body = self.e, self.loop.body
+        if not long_body(body) or self.extent < MANY * self.w or e.target.registers < 32:
+            return
+        with e.fn.apart() as (hoisted, lines):
+            at = Reg(e.fn.name("at"), T.i64, 0, e.fn.depth)
+            self._group(at, 1, [])
+        if straight(lines):
+            stages = Stages(lines, hoisted, at.text, self.w)
+            if stages.count > 1:
+                self.unroll, self.stages = 1, stages
 
     def emit(self) -> None:
         e = self.e
@@ -105,6 +135,10 @@ class _VectorLoop:
     ) -> list[list[State]]:
         """Whole groups of vectors between two positions."""
         e, group = self.e, self.unroll * self.w
+        if self.stages is not None:
+            e.fn.declares |= {f"declare i64 @llvm.s{m}.i64(i64, i64)" for m in ("min", "max")}
+            self.stages.emit(e.fn, begin, end)
+            return states
         if once:
             return self._group(e.i64(int(begin)), self.unroll, states)
         flat = flatten(states)
@@ -228,6 +262,7 @@ def lanes_range(
     """Run a body over positions begin..end of a vectorised axis. ``exact``: a whole number of groups."""
     loop = Loop([(var, extent)], "vector", body)
     v = _VectorLoop(e, loop)
+    v.cut()
     if exact and extent % (v.unroll * v.w) == 0:
         v._main(begin, end, [], runs=False)
     else:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from weft.ir.scalarexpr import Num, horner, pick
+from weft.ir.scalarexpr import Num, horner
 
 # erf(k/4 + r) for |r| <= 1/8, k = 0 .. 15: a row per power of r. Row 1 lacks a one at k = 0. The last column
 # rises a little faster than erf, so as to reach 1 at the end, where erf is 1 but for 0.7 of a unit of it.
@@ -122,7 +122,7 @@ def erf(x: Num) -> Num:
     shifted = a + 1.5 * 2.0**21  # rounds to quarters, and leaves their number in the low bits
     index, r = shifted.bits(), a - (shifted - 1.5 * 2.0**21)
     slope = _piecewise(r, index, ERF[1:])
-    start = pick(a.le(0.125), r, lookup(index, ERF[0], r))
+    start = lookup(index, ERF[0], r).at_least(r)  # r next to 0, where the table has 0; elsewhere it is more
     return slope.fma(r, start).copysign(x)
 
 

@@ -51,8 +51,9 @@ def declaration(text: str) -> str:
 
 
 def modules(shared: Mapping[str, str], rest: Iterable[str], target: Target) -> dict[str, str]:
-    """A module for each shared function, with the declarations it needs."""
-    declares = {m[1]: line for line in rest if line.startswith("declare") and (m := _USES.search(line))}
+    """A module for each shared function, with the declarations and the constants it needs."""
+    named = (line for line in rest if line.startswith(("declare", "@")))
+    declares = {m[1]: line for line in named if (m := _USES.search(line))}
     declares |= {name: declaration(text) for name, text in shared.items()}
     out = {}
     for name, text in shared.items():
