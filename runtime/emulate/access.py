@@ -154,6 +154,16 @@ class Site:
         self, R: Any, space: Space, flat: Array, mask: Mask | None, values: Array, plain: bool = True
     ) -> None:
         at = flat >> self.shift
+        self.check_write(R, space, flat, mask, values, plain)
+        space.rows(self.size, self.count)[at] = values
+        space.mark_written(at, self.width)
+        self._count(R, space, flat, mask, True)
+
+    def check_write(
+        self, R: Any, space: Space, flat: Array, mask: Mask | None, values: Array, plain: bool = True
+    ) -> None:
+        """Whether the bytes may be written, and whether that is a race."""
+        at = flat >> self.shift
         if space.name == "param":
             raise self.fault(R, mask, 0, "a write of a kernel's parameters")
         try:
@@ -163,18 +173,16 @@ class Site:
         rows = space.rows(self.size, self.count)
 
         def changed() -> Array:
-            differs = rows[at] != values
+            old = rows[at]
             rows[at] = values
-            differs |= rows[at] != values
+            differs = (old != values) | (rows[at] != values)
+            rows[at] = old
             return differs.any(axis=1) if differs.ndim > 1 else differs
 
         if plain and space.race is not None:
             race = space.race.write(flat, self.width, R.chunk.tokens(mask), R.chunk.order, changed)
             if race is not None:
                 self._find_race(R, space, race, mask, "write of what another thread reads or writes")
-        rows[at] = values
-        space.mark_written(at, self.width)
-        self._count(R, space, flat, mask, True)
 
     def _find_unwritten(self, R: Any, space: Space, where: Array, mask: Mask | None) -> None:
         chunk = R.chunk

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -240,32 +241,21 @@ def _lop3(d: Decoder, ins: Instruction) -> Step:
     return elementwise(d, fn, "b32", dst[0], (a, "b32"), (b, "b32"), (c, "b32"))
 
 
-_PRMT_MODES = {
+# the bytes chosen, from the lowest, by the two low bits s of the control
+_PRMT_MODES: dict[str, Callable[[int], list[int]]] = {
     "f4e": lambda s: [s, s + 1, s + 2, s + 3],
     "b4e": lambda s: [s, (s + 7) % 8, (s + 6) % 8, (s + 5) % 8],
     "rc8": lambda s: [s, s, s, s],
-    "ecl": lambda s: [0 if i < s else i for i in range(4)],
-    "ecr": lambda s: [i if i <= s else s for i in range(4)],
+    "ecl": lambda s: [max(i, s) for i in range(4)],
+    "ecr": lambda s: [min(i, s) for i in range(4)],
     "rc16": lambda s: [2 * (s & 1), 2 * (s & 1) + 1] * 2,
 }
-
-
-def _table(mode: str) -> Array:
-    rows = []
-    for s in range(4):
-        chosen = _PRMT_MODES[mode](s)
-        if mode == "ecl":
-            chosen = [max(i, s) for i in range(4)]
-        elif mode == "ecr":
-            chosen = [min(i, s) for i in range(4)]
-        rows.append([c % 8 for c in chosen])
-    return np.array(rows, np.uint32)
 
 
 @instruction("prmt")
 def _permute(d: Decoder, ins: Instruction) -> Step:
     mode = ins.mods[-1] if ins.mods[-1] != "b32" else None
-    rows = _table(mode) if mode else None
+    rows = np.array([_PRMT_MODES[mode](s) for s in range(4)], np.uint32) if mode else None
 
     def fn(a: Array, b: Array, control: Array) -> Array:
         both = (b.astype(np.uint64) << np.uint64(32)) | a

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from weft.runtime.emulate.asynchronous import Copies
 from weft.runtime.emulate.faults import Finding, LaunchStatistics, Thread
 from weft.runtime.emulate.masks import Mask
 from weft.runtime.emulate.memory import ALLOCATED, JUNK, Arena, Space
@@ -63,6 +64,7 @@ class Chunk:
         self.shared_stride = -(-max(launch.shared_bytes, 1) // 128) * 128
         self.local_stride = -(-max(launch.program.local_bytes, 16) // 32) * 32
         self.spaces = self._spaces()
+        self.copies = Copies(self.lanes)
 
     def _spaces(self) -> dict[str, Space]:
         launch = self.launch
@@ -88,6 +90,14 @@ class Chunk:
 
     def lane_of(self, mask: Mask | None) -> Array:
         return self.everyone if mask is None else mask.index
+
+    def mask_of(self, lanes: Array) -> Mask | None:
+        """The threads of these numbers, which ascend."""
+        if lanes.size == self.lanes:
+            return None
+        bits = np.zeros(self.lanes, np.bool_)
+        bits[lanes] = True
+        return Mask(bits, lanes.size)
 
     def thread(self, lane: int) -> Thread:
         block, thread = divmod(lane, self.padded)

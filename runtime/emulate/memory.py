@@ -86,6 +86,11 @@ class Space:
         states, ready = self.states(width)
         states[at] = ready
 
+    def forget(self, at: Array, width: int) -> None:
+        """The bytes count as unwritten again."""
+        states, ready = self.states(width)
+        states[at] = ready // _READY
+
     def address(self, flat: int) -> int:
         return flat
 

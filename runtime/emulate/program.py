@@ -39,7 +39,7 @@ Builder = Callable[["Decoder", Instruction], Step]
 FAMILIES: dict[str, Builder] = {}
 _loaded: list[bool] = []
 _MODULES = ("integer", "bits", "compare", "moves", "floating", "approximate", "convert", "loads", "atomics",
-            "warp")  # fmt: skip
+            "warp", "asynchronous", "mma", "matrix_moves")  # fmt: skip
 
 
 def instruction(*names: str) -> Callable[[Builder], Builder]:
