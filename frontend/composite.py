@@ -23,13 +23,22 @@ from weft.dispatch import wrap
 from weft.eager import LEAST_BYTES, kernels, switch
 from weft.ir import prims as P
 from weft.ir.graph import Graph, GraphBuilder, Value
-from weft.ir.prims.base import _NUMPY, Interpreter, Primitive, _current, current_interpreter, interpreting
+from weft.ir.prims.base import (
+    _NUMPY,
+    GraphInterpreter,
+    Interpreter,
+    Primitive,
+    _current,
+    current_interpreter,
+    interpreting,
+)
 from weft.passes.autodiff import backprop, partition
 from weft.tensor import Tensor
 
 if TYPE_CHECKING:
     from weft.runtime.oneop import Layout
 
+MOST_BACKWARD = 8  # versions of one backward graph, for cotangents that lie differently
 PATIENCE = 16  # calls with one combination before small operands are worth a compilation
 
 _ndarray = np.ndarray
@@ -76,10 +85,28 @@ class Sketch(Interpreter):
         raise Refused("a gradient")
 
 
+def _replayed(interp: Interpreter, graph: Graph, values: Sequence[Any]) -> list[Any]:
+    """The results of ``graph`` on these values, under another interpreter."""
+    env: dict[Value, Any] = dict(zip(graph.params, values, strict=True))
+    for op in graph.ops:
+        out = interp.bind(op.prim, [env[v] for v in op.operands], dict(op.attrs), op.regions)
+        env.update(zip(op.results, out if isinstance(out, tuple) else (out,), strict=True))
+    return [env[r] for r in graph.results]
+
+
 # -- plans --------------------------------------------------------------------------------------------------
 
 
 _HOLE = object()  # where a tensor goes
+
+
+class _Dense:
+    """The layout of what goes in as it is."""
+
+    prepare = None
+
+
+_DENSE = _Dense()
 
 
 class Plan:
@@ -103,7 +130,7 @@ class Plan:
         self.differentiable: list[bool] = []
         self.operands_read: set[int] = set()
         self.results_read: set[int] = set()
-        self._backward: Callable[..., Any] | None = None
+        self._backward: dict[Any, Callable[..., Any]] = {}
 
     def _missing(self, *arrays: Any) -> Any:
         raise RuntimeError("not compiled")
@@ -118,19 +145,36 @@ class Plan:
         self.n_results = len(outs)
         return outs
 
-    def backward(self) -> Callable[..., Any]:
-        """The runner of the backward graph, compiled when first asked for."""
-        if self._backward is None:
-            assert self.backward_graph is not None
-            self._backward = kernels.executable_of(self.backward_graph).runner
-            assert self._backward is not None
-        return self._backward
+    def backward(self, cotangents: Sequence[np.ndarray]) -> Callable[..., Any]:
+        """The runner of the backward graph for cotangents that lie so, compiled when first asked for."""
+        lie: Any = tuple([None if c.flags.c_contiguous else (c.shape, c.strides) for c in cotangents])
+        found = self._backward.get(lie)
+        if found is None:
+            if any(lie) and len(self._backward) >= MOST_BACKWARD:
+                return self.backward([np.empty(c.shape, c.dtype) for c in cotangents])  # which copies them
+            found = self._backward[lie] = self._compile_backward(cotangents)
+        return found
+
+    def _compile_backward(self, cotangents: Sequence[np.ndarray]) -> Callable[..., Any]:
+        graph = self.backward_graph
+        assert graph is not None
+        given = graph.params[: len(graph.params) - len(cotangents)]
+        layouts = [kernels.Layout(c) for c in cotangents]
+        b = GraphBuilder(graph.name)
+        params = [b.param(p.type) for p in (*given, *layouts)]
+        interp = GraphInterpreter(b)
+        with interpreting(interp):
+            values = [x.value(p) for x, p in zip(layouts, params[len(given) :], strict=True)]
+        results = _replayed(interp, graph, [*params[: len(given)], *values])
+        runner = kernels.executable_of(b.finish(results)).runner
+        return kernels.prepared(runner, [*[_DENSE] * len(given), *layouts])
 
 
 def _plan(fn: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Plan | None:
     """Record and compile; None where the function has to run operation by operation."""
     tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
-    layouts = [kernels.Layout(t._data) for t in tensors]
+    windows = [None if t._view is None else kernels.window_of(t._data) for t in tensors]
+    layouts = [kernels.Layout(t._data, window=w) for t, w in zip(tensors, windows, strict=True)]
     plan = Plan(fn, args, kwargs, layouts)
     sketch = Sketch(plan.name)
     params = [sketch.builder.param(x.type) for x in layouts]
@@ -251,6 +295,8 @@ def _composite(fn: Any) -> Any:
                     return fn(*args, **kwargs)
                 if x._view is not None:
                     x._view.refresh_edge(x)
+                    if d.nbytes >= LEAST_BYTES:
+                        key.append(kernels.window_of(d))
                 key += d.shape, d.strides, d.dtype.num, x._rg
                 tensors.append(x)
             elif type(x) is float:
@@ -368,7 +414,7 @@ class Gradient:
         if interp.recording:
             found = self._replay(interp, [*given, *cts])
         else:
-            found = plan.backward()(*given, *cts)
+            found = plan.backward(cts)(*given, *cts)
         for i, g in zip(plan.wrt, found, strict=True):
             grads[i] = g
         return grads
@@ -393,11 +439,7 @@ class Gradient:
         while not hasattr(recorder, "lift"):
             recorder = recorder.inner
         lifted = [v if type(v) is Value else recorder.lift(wrap(v)) for v in values]
-        env: dict[Value, Any] = dict(zip(graph.params, lifted, strict=True))
-        for op in graph.ops:
-            out = interp.bind(op.prim, [env[v] for v in op.operands], dict(op.attrs), op.regions)
-            env.update(zip(op.results, out if isinstance(out, tuple) else (out,), strict=True))
-        return [env[r] for r in graph.results]
+        return _replayed(interp, graph, lifted)
 
     def _again(self, cts: Sequence[Any]) -> list[Any]:
         """The gradients as tensors with a history: runs the function again, operation by operation."""

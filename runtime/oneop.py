@@ -3,8 +3,7 @@
 An eager operation on large arrays runs as a graph of that one operation, compiled once for the types and
 layouts it meets and called through the executable's native runner. What is worth a kernel depends on the
 primitive and on sizes alone, so that equal calls give equal bits; only a primitive that has met very many
-layouts waits for the second use of a new one. Operands that are broadcast or permuted views go in as the
-dense array behind the view, and the graph repeats the move; other strided ones are copied first.
+layouts waits for the second use of a new one. How operands go in: :mod:`weft.runtime.layouts`.
 """
 
 from __future__ import annotations
@@ -17,10 +16,11 @@ import numpy as np
 from weft.ir.errors import CompilerError
 from weft.ir.graph import Graph, GraphBuilder, Value
 from weft.ir.prims.base import PRIMITIVES, GraphInterpreter, Kind, Primitive, interpreting
-from weft.ir.prims.rules import inverse_permutation
-from weft.ir.types import CPU, Device, TensorType, dtype_of_numpy
 from weft.passes.dce import dce
 from weft.runtime import blocks, buffers, compile_graph, stats
+from weft.runtime.layouts import Layout, packed, prepared, window_of
+
+__all__ = ["Layout", "packed", "prepared", "window_of"]
 
 FREE_LAYOUTS = 32  # layouts of one primitive that are compiled at their first use
 
@@ -33,6 +33,7 @@ Ints = tuple[int, ...]
 # Bytes of the largest operand from which a kernel pays for its call. Plain maps and moves are as fast in
 # numpy while they stay in the cache; transcendental functions, sorts and windows are not.
 _MAP, _DEAR, _REDUCE, _MOVE = 1 << 18, 1 << 14, 1 << 16, 1 << 19
+_COPY = 1 << 16  # of strided arrays, element by element in numpy
 _PLAIN = frozenset({
     "abs", "add", "and", "ceil", "convert", "copy", "div", "eq", "floor", "ge", "gt", "le", "lt", "maximum",
     "minimum", "mul", "ne", "neg", "not", "or", "rint", "sqrt", "sub", "trunc", "where", "xor",
@@ -66,12 +67,25 @@ def _worth(prim: Primitive, arrays: Sequence[Any], attrs: Mapping[str, Any]) -> 
         least = _least[prim] = _least_bytes(prim)
     largest = max(a.nbytes for a in arrays)
     if largest < least:
+        if prim.name == "reshape":
+            return largest >= _COPY and _reshape_copies(arrays[0], attrs["shape"])
         return prim.name == "dot_general" and _multiplications(arrays, attrs) >= _CONTRACTION
     if any(a.dtype.kind == "c" or not a.size for a in arrays):
         return False
     if prim.kind is Kind.CONTRACT:
         return prim.name != "dot_general" or _product_is_worth(arrays, attrs)
     return True
+
+
+def _reshape_copies(a: np.ndarray, shape: Ints) -> bool:
+    """Whether a permuted array gets another shape by a copy only."""
+    if a.flags.c_contiguous or not a.size or a.dtype.kind == "c" or Layout(a).prepare is packed:
+        return False
+    try:
+        a.reshape(shape, copy=False)
+    except ValueError:
+        return True
+    return False
 
 
 def _multiplications(arrays: Sequence[Any], attrs: Mapping[str, Any]) -> int:
@@ -85,84 +99,6 @@ def _product_is_worth(arrays: Sequence[Any], attrs: Mapping[str, Any]) -> bool:
     """Products of matrices where numpy's would be threaded, and of vectors with large matrices."""
     n = _multiplications(arrays, attrs)
     return n >= _CONTRACTION or n <= 4 * max(a.size for a in arrays)
-
-
-# -- layouts ------------------------------------------------------------------------------------------------
-
-
-class Layout:
-    """How an operand goes into a graph: ``prepare`` makes the dense array (None: as it is), and the moves
-    that lead from it to the operand."""
-
-    __slots__ = ("axes", "dense", "device", "dtype", "perm", "prepare", "shape")
-
-    def __init__(self, a: Any, device: Device = CPU, pack: Callable[[Any], Any] | None = None) -> None:
-        self.shape, self.dtype, self.device = a.shape, dtype_of_numpy(a.dtype), device
-        self.axes: tuple[int, ...] | None = None
-        self.perm: tuple[int, ...] | None = None
-        self.dense: tuple[int, ...] = a.shape
-        self.prepare: Callable[[Any], Any] | None = None
-        if not a.flags.c_contiguous:
-            self._strided(a, pack or packed)
-
-    def _strided(self, a: Any, pack: Callable[[Any], Any]) -> None:
-        kept = [i for i, (n, s) in enumerate(zip(a.shape, a.strides, strict=True)) if n > 1 and s != 0]
-        order = sorted(kept, key=lambda i: -a.strides[i])
-        expected = a.itemsize
-        for i in reversed(order):
-            if a.strides[i] != expected:
-                self.prepare = pack
-                return
-            expected *= a.shape[i]
-        index = tuple(slice(None) if i in kept else 0 for i in range(a.ndim))
-        rank = {axis: k for k, axis in enumerate(kept)}
-        perm = tuple(rank[i] for i in order)
-        self.axes, self.dense = tuple(kept), tuple(a.shape[i] for i in order)
-        if perm == tuple(range(len(perm))):
-            self.prepare = lambda x: x[index]
-        else:
-            self.perm = inverse_permutation(perm)
-            self.prepare = lambda x: x[index].transpose(perm)
-
-    @property
-    def type(self) -> TensorType:
-        return TensorType(self.dense, self.dtype, self.device)
-
-    def value(self, dense: Value) -> Any:
-        """The operand from the dense value."""
-        x: Any = dense
-        if self.perm is not None:
-            x = PRIMITIVES["permute"].bind(x, perm=self.perm)
-        if self.axes is not None:
-            x = PRIMITIVES["broadcast"].bind(x, shape=self.shape, axes=self.axes)
-        return x
-
-
-def packed(a: np.ndarray) -> np.ndarray:
-    """A contiguous copy, in memory of the caching allocator."""
-    out = buffers.maker(a.shape, a.dtype, a.nbytes)()
-    np.copyto(out, a)
-    return out
-
-
-def key_of(a: np.ndarray) -> tuple[Any, ...]:
-    """What of an array a kernel depends on."""
-    return a.shape, a.strides, a.dtype.num
-
-
-def prepared(runner: Callable[..., Any], layouts: Sequence[Layout]) -> Callable[..., Any]:
-    """``runner`` on operands as they come."""
-    prepare = [(i, x.prepare) for i, x in enumerate(layouts) if x.prepare is not None]
-    if not prepare:
-        return runner
-
-    def run(*arrays: np.ndarray) -> Any:
-        dense = list(arrays)
-        for i, fn in prepare:
-            dense[i] = fn(dense[i])
-        return runner(*dense)
-
-    return run
 
 
 # -- compiling and running ----------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ from weft import composite
 from weft.eager import LEAST_BYTES, switch
 from weft.ir.prims.base import PRIMITIVES, Kind, type_of
 from weft.nn import functional as F
+from weft.runtime import executable as executable_module
+from weft.runtime import layouts as layouts_module
 from weft.runtime import oneop, stats
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -485,3 +487,55 @@ def test_the_threshold_is_what_it_says() -> None:
     assert compiled() == before
     y.atanh()
     assert compiled() == before + 1
+
+
+# -- how operands lie ---------------------------------------------------------------------------------------
+
+
+def self_attention(x: weft.Tensor) -> weft.Tensor:
+    b, t, c = 4, 64, 96
+    qkv = x.view(b, t, 3, 6, c // 6).permute(2, 0, 3, 1, 4)
+    out = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], is_causal=True)
+    return out.transpose(1, 2).reshape(b, t, c)
+
+
+def test_attention_reads_its_operands_in_place(monkeypatch: pytest.MonkeyPatch, eager_by_numpy: Any) -> None:
+    x = weft.randn(4, 64, 288, requires_grad=True)
+    ct = weft.randn(4, 64, 96)
+
+    def both() -> tuple[np.ndarray, np.ndarray]:
+        x.grad = None
+        out = self_attention(x)
+        out.backward(ct)
+        return out.detach().numpy().copy(), x.grad.numpy().copy()
+
+    want = eager_by_numpy(both)
+    both()
+    copies: list[Any] = []
+    monkeypatch.setattr(layouts_module.np, "copyto", lambda out, a: copies.append(a.shape))
+    monkeypatch.setattr(executable_module, "_packed", lambda a, donated: copies.append(a.shape))
+    got = both()
+    assert copies == []
+    for g, w in zip(got, want, strict=True):
+        np.testing.assert_allclose(g, w, rtol=2e-5, atol=2e-6)
+
+
+def test_a_write_to_the_base_of_a_saved_window_is_noticed() -> None:
+    x = weft.randn(4, 64, 288)
+    w = weft.randn(4, 6, 64, 16, requires_grad=True)
+    k = x.view(4, 64, 3, 6, 16).permute(2, 0, 3, 1, 4)[1]
+    out = F.scaled_dot_product_attention(w, k, k)
+    x.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+def test_cotangents_that_lie_in_many_ways() -> None:
+    layer = weft.nn.Linear(64, 64)
+    x = weft.randn(8, 16, 64)
+    for perm in [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)] * 2:
+        layer.zero_grad()
+        out = layer(x)
+        ct = weft.ones(*[out.shape[i] for i in perm]).permute(*np.argsort(perm).tolist())
+        out.backward(ct)
+        assert layer.bias.grad.tolist() == [128.0] * 64
