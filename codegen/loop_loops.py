@@ -91,6 +91,8 @@ class _VectorLoop:
 
     def emit(self) -> None:
         e = self.e
+        if not self.loop.folds and len(self.loop.axes) == 1 and self.loop.limit is None:
+            self.cut()
         states = [[start(e, f, self.w) for _ in range(self.unroll)] for f in self.loop.folds]
         if not e.target.masked:
             for f, per in zip(self.loop.folds, states, strict=True):

@@ -137,7 +137,7 @@ def test_a_halved_sum_is_one_operation_and_exact(dtype, factor, z, form):
     xs = np.array([*SPECIAL, *np.random.default_rng(0).normal(size=50)]).astype(dtype.np)
 
     with np.errstate(all="ignore"):
-        f, c = dtype.np(factor), dtype.np(z)
+        f, c = dtype.np.type(factor), dtype.np.type(z)
         scaled = xs * f
         want = {"x+z": scaled + c, "z+x": c + scaled, "x-z": scaled - c, "z-x": c - scaled}[form]
     got = _run(fn, xs, dtype)
