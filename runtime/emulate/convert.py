@@ -115,35 +115,19 @@ def float_to_integer(x: Array, result: str, mode: str) -> Array:
 
 
 def integer_to_float(x: Array, result: str, mode: str) -> Array:
-    if result == "f64":
-        return _long_to_double(x, mode)
-    if mode == "rn" and result == "f32":
-        return x.astype(np.float32)
-    if x.dtype.itemsize == 8:
-        # the part that f64 loses decides only as a sticky bit
-        near = x.astype(np.float64)
-        high = np.abs(near) >= 2.0**63
-        lost = np.where(high, 0, _exact_difference(x, near))
-        wide = rounding.round_to_odd(near, lost.astype(np.float64))
-    else:
+    if x.dtype.itemsize < 8:
         wide = x.astype(np.float64)
-    if result == "f32":
-        return rounding.narrow(wide, mode)
-    return _to_half(wide, result, mode)
-
-
-def _exact_difference(x: Array, near: Array) -> Array:
-    inside = np.where(np.abs(near) < 2.0**63, near, 0.0)
-    back = inside.astype(np.int64)
-    return (x.view(np.int64) - back).astype(np.float64)
-
-
-def _long_to_double(x: Array, mode: str) -> Array:
-    value = x.astype(np.float64)
-    if mode == "rn" or x.dtype.itemsize < 8:
-        return value
-    low, high = (x & x.dtype.type(0xFFFFFFFF)).astype(np.float64), (x >> x.dtype.type(32)).astype(np.float64)
-    return rounding.add(high * 4294967296.0, low, mode)
+    elif mode == "rn" and result in ("f32", "f64"):
+        return x.astype(view_of(result))
+    else:
+        high = (x >> x.dtype.type(32)).astype(np.float64) * 4294967296.0
+        low = (x & x.dtype.type(0xFFFFFFFF)).astype(np.float64)
+        if result == "f64":
+            return rounding.add(high, low, mode)
+        wide = rounding.round_to_odd(*rounding.two_sum(high, low))
+    if result == "f64":
+        return wide
+    return rounding.narrow(wide, mode) if result == "f32" else _to_half(wide, result, mode)
 
 
 def _float_to_float(x: Array, result: str, mode: str | None, ftz: bool, sat: bool, relu: bool) -> Array:

@@ -86,3 +86,19 @@ mad.lo.u32 %r0, %r91, %r92, %r90;
 ret;
 }}
 """
+
+
+def apply(body: str, inputs: list[np.ndarray], out: Any, arch: str = "sm_80") -> np.ndarray:
+    """Instructions for each element: inputs in %a, %b and %c, the result (of dtype ``out``) in %d."""
+    n, out = inputs[0].size, np.dtype(out)
+    names = "abc"[: len(inputs)] + "d"
+    dtypes = [*[x.dtype for x in inputs], out]
+    registers = [f".reg .b{max(t.itemsize, 2) * 8} %{name};" for name, t in zip(names, dtypes, strict=True)]
+    places = [f"mad.wide.u32 %rd2{i}, %r0, {t.itemsize}, %rd{i};" for i, t in enumerate(dtypes)]
+    loads = [f"ld.global.b{t.itemsize * 8} %{names[i]}, [%rd2{i}];" for i, t in enumerate(dtypes[:-1])]
+    store = f"st.global.b{out.itemsize * 8} [%rd2{len(inputs)}], %d;"
+    text = "\n".join([*places, *loads, body, store])
+    declarations = "\n".join([*registers, ".reg .b32 %x<9>; .reg .b64 %y<9>; .reg .pred %q<9>;"])
+    ptx = entry(text, params=len(dtypes), declarations=declarations, arch=arch)
+    machine = device(arch, strict=True)
+    return run(ptx, "k", [*inputs, np.zeros(n, out)], -(-n // 128), min(n, 128), machine=machine)[-1]
