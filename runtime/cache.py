@@ -17,9 +17,10 @@ import stat
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 from weft.codegen.target import Target
 from weft.runtime import jit, stats
@@ -42,8 +43,12 @@ def build_stamp() -> str:
     """Names this compiler: its sources (by size and time of change), Python, numpy, llvmlite and LLVM."""
     import llvmlite
     import numpy as np
+    import weft.codegen
+    import weft.ir.prims
+    import weft.passes
+    import weft.runtime
 
-    sources = ";".join(f"{name}:{size}:{changed}" for name, size, changed in sorted(_sources()))
+    sources = stamp_of(weft.codegen, weft.ir, weft.ir.prims, weft.passes, weft.runtime)
     llvm = _library(os.path.dirname(llvmlite.__file__))
     python = sys.implementation.cache_tag
     return f"{python} numpy {np.__version__} llvmlite {llvmlite.__version__} llvm {llvm} {sources}"
@@ -62,13 +67,13 @@ def _library(folder: str) -> str:
     return ".".join(map(str, llvmlite.binding.llvm_version_info))
 
 
-def _sources() -> Iterator[tuple[str, int, int]]:
-    import weft.codegen
-    import weft.ir.prims
-    import weft.passes
-    import weft.runtime
+def stamp_of(*packages: ModuleType) -> str:
+    """Names the sources of packages, without those below them."""
+    return ";".join(f"{name}:{size}:{changed}" for name, size, changed in sorted(_sources(packages)))
 
-    for package in (weft.codegen, weft.ir, weft.ir.prims, weft.passes, weft.runtime):
+
+def _sources(packages: Sequence[ModuleType]) -> Iterator[tuple[str, int, int]]:
+    for package in packages:
         for folder in package.__path__:
             with os.scandir(folder) as entries:
                 for e in entries:

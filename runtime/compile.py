@@ -22,7 +22,7 @@ from weft.runtime.host import host_target
 from weft.runtime.pause import collection_paused
 
 _MEMORY_LIMIT = 1024  # executables kept for graphs that come again
-_memory: OrderedDict[str, Executable] = OrderedDict()
+_memory: OrderedDict[tuple[str, Any], Any] = OrderedDict()
 _lock = threading.RLock()
 
 
@@ -43,14 +43,15 @@ def compile_graph(
         import weft.runtime.build  # noqa: F401
     donate = dict(donate or {})
     key = fingerprint(graph) + repr(sorted(donate.items())) + repr(target)
+    place = key, _driver_of(graph, target)
     with _lock:
-        found = _memory.get(key)
+        found = _memory.get(place)
         if found is not None:
-            _memory.move_to_end(key)
+            _memory.move_to_end(place)
             stats.count("cache_memory_hits")
             return found
         made = _compile(graph, key, donate, target, name or graph.name)
-        _memory[key] = made
+        _memory[place] = made
         if len(_memory) > _MEMORY_LIMIT:
             _memory.popitem(last=False)
     kinds = wanted()
@@ -60,7 +61,7 @@ def compile_graph(
 
 
 def _compile(graph: Graph, key: str, donate: dict[int, int], target: Target | None, name: str) -> Executable:
-    devices = {v.type.device for v in (*graph.params, *graph.results) if v.type.device.type == "cuda"}
+    devices = _gpus(graph)
     if devices or not (target is None or isinstance(target, Target)):
         return _compile_for_gpu(graph, key, donate, target, devices, name)
     machine = target or host_target()
@@ -89,6 +90,20 @@ def _compile(graph: Graph, key: str, donate: dict[int, int], target: Target | No
     if store:
         store.store(entry, artifact.to_bytes())
     return Executable(graph, donate, machine, name, artifact, built, compile_only=foreign)
+
+
+def _gpus(graph: Graph) -> set[Device]:
+    """The GPUs that a graph takes or leaves values on."""
+    return {v.type.device for v in (*graph.params, *graph.results) if v.type.device.type == "cuda"}
+
+
+def _driver_of(graph: Graph, target: Any) -> Any:
+    """What an executable is bound to besides its code: the driver, where it runs on a GPU."""
+    if target is not None or not _gpus(graph):
+        return None
+    from weft.runtime.cuda.driver import driver
+
+    return driver()
 
 
 def _compile_for_gpu(

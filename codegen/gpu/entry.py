@@ -6,7 +6,7 @@ host only hands on. The context is the call's frame, in memory of the host:
 
     CUDA context, stream, error (CUresult, or -1 for an exception in Python), operations of the host, table of
     function handles, scalars (host) and their number of bytes, where they go (device), byte for a flag,
-    launches
+    launches, times that the host waited
 
 The functions of the driver API are called by name; the linker is given their addresses.
 """
@@ -20,7 +20,7 @@ from weft.codegen.target import Target
 from weft.ir.record import record
 
 FRAME = ("cuda", "stream", "error", "hosts", "functions", "scalars", "scalar_bytes", "scalars_at", "flag",
-         "launches")  # fmt: skip
+         "launches", "waits")  # fmt: skip
 IMPORTS = ("cuCtxSetCurrent", "cuLaunchKernel", "cuMemcpyHtoDAsync_v2", "cuMemcpyDtoHAsync_v2",
            "cuMemcpyDtoDAsync_v2", "cuStreamSynchronize")  # fmt: skip
 HOST = "weft_device_host"  # void (frame, index, addresses of operands and results)
@@ -247,6 +247,10 @@ start:
   call void @weft_note(ptr %f, i32 %r0)
   %r1 = call i32 @cuStreamSynchronize(i64 %stream)
   call void @weft_note(ptr %f, i32 %r1)
+  %waits.at = {_field("waits")}
+  %waits = load i64, ptr %waits.at
+  %waits1 = add i64 %waits, 1
+  store i64 %waits1, ptr %waits.at
   %value = load volatile i8, ptr %flag
   ret i8 %value
 }}

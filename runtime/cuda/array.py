@@ -368,11 +368,16 @@ def _needs_more(n: int, new: Ints, k: int) -> bool:
 def empty(shape: Ints, dtype: np.dtype[Any], index: int | None = None) -> DeviceArray:
     """An uninitialised array on a device (the current one), for work on the current stream."""
     state = device_state(current_device() if index is None else index)
+    return new(state, tuple(shape), dtype, current_stream(state.index).cuda_stream)
+
+
+def new(state: DeviceState, shape: Ints, dtype: np.dtype[Any], stream: int) -> DeviceArray:
+    """An uninitialised array for work on a stream (a handle)."""
     nbytes = math.prod(shape) * dtype.itemsize
     if not nbytes:
-        return DeviceArray(state, 0, tuple(shape), dtype)
-    lease = state.allocator.lease(nbytes, current_stream(state.index).cuda_stream)
-    return DeviceArray(state, lease.block.address, tuple(shape), dtype, None, lease)
+        return DeviceArray(state, 0, shape, dtype)
+    lease = state.allocator.lease(nbytes, stream)
+    return DeviceArray(state, lease.block.address, shape, dtype, None, lease)
 
 
 def from_host(array: np.ndarray, index: int | None = None, non_blocking: bool = False) -> DeviceArray:

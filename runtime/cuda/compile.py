@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from functools import cache
 
 from weft.codegen.gpu.target import GpuTarget
 from weft.ir.errors import CompilerError
 from weft.ir.graph import Graph
 from weft.ir.types import Device
 from weft.runtime import jit, stats
-from weft.runtime.cache import DiskCache, disk_cache, key_of
+from weft.runtime.cache import DiskCache, disk_cache, key_of, stamp_of
 from weft.runtime.cuda.device import DeviceState, device_state, index_of
 from weft.runtime.cuda.driver import CudaError
 from weft.runtime.cuda.executable import DeviceArtifact, DeviceExecutable
@@ -28,7 +29,7 @@ def compile_for_device(
     store = disk_cache()
     kind = state.driver.kind if state else "none"
     stamp = f"{target!r} {kind} {host_target()!r}"
-    entry = key_of("device graph", stamp, key)
+    entry = gpu_key("graph", stamp, key)
     if store:
         found = _load(store, entry, stamp)
         if found is not None:
@@ -41,6 +42,19 @@ def compile_for_device(
     if store:
         store.store(entry, made.artifact.to_bytes())
     return made
+
+
+def gpu_key(*parts: str) -> str:
+    """The name of a disk cache entry that this build of the GPU's code generation determines, too."""
+    return key_of("gpu", _stamp(), *parts)
+
+
+@cache
+def _stamp() -> str:
+    import weft.codegen.gpu
+    import weft.runtime.cuda
+
+    return stamp_of(weft.codegen.gpu, weft.runtime.cuda)
 
 
 def _make(

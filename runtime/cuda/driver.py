@@ -192,31 +192,30 @@ def _address(data: bytes) -> int:
     return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
 
 
-def _devices() -> int:
-    text = os.environ.get("WEFT_CUDA_DEVICES", "1")
-    if not text.isdigit() or not int(text):
-        raise ValueError(f"WEFT_CUDA_DEVICES={text}: expected the number of emulated devices")
-    return int(text)
+@cache
+def _emulated(architecture: str, devices: str) -> Driver:
+    from weft.runtime.cuda.emulated_driver import EmulatedDriver
+
+    if not devices.isdigit() or not int(devices):
+        raise ValueError(f"WEFT_CUDA_DEVICES={devices}: expected the number of emulated devices")
+    return EmulatedDriver(architecture, int(devices))
 
 
-def _make() -> Driver:
-    wanted = os.environ.get("WEFT_CUDA", "")
-    if wanted == "emulate":
-        from weft.runtime.cuda.emulated_driver import EmulatedDriver
-
-        return EmulatedDriver(os.environ.get("WEFT_CUDA_ARCH", "sm_80"), _devices())
-    if wanted in ("0", "off", "no"):
-        raise CudaUnavailable(f"CUDA is turned off by WEFT_CUDA={wanted}")
+@cache
+def _real() -> Driver:
     from weft.runtime.cuda.pycuda_driver import PycudaDriver
 
     return PycudaDriver()
 
 
-@cache
 def driver() -> Driver:
-    """The driver of this process, chosen at first use. CudaUnavailable, with what to install, where there is
-    none."""
-    return _make()
+    """The driver that the environment asks for. CudaUnavailable, with what to install, where it has none."""
+    wanted = os.environ.get("WEFT_CUDA", "")
+    if wanted == "emulate":
+        return _emulated(os.environ.get("WEFT_CUDA_ARCH", "sm_80"), os.environ.get("WEFT_CUDA_DEVICES", "1"))
+    if wanted in ("0", "off", "no"):
+        raise CudaUnavailable(f"CUDA is turned off by WEFT_CUDA={wanted}")
+    return _real()
 
 
 def unavailable(what: str) -> CudaUnavailable:
@@ -225,12 +224,16 @@ def unavailable(what: str) -> CudaUnavailable:
 
 
 @cache
-def device_count() -> int:
-    """The number of devices; 0 where CUDA cannot be used. Never raises."""
+def _count(environment: tuple[str | None, ...]) -> int:
     try:
         return driver().device_count()
     except Exception:  # whatever is wrong with the installation: there is no device
         return 0
+
+
+def device_count() -> int:
+    """The number of devices; 0 where CUDA cannot be used. Never raises."""
+    return _count(tuple(os.environ.get(n) for n in ("WEFT_CUDA", "WEFT_CUDA_ARCH", "WEFT_CUDA_DEVICES")))
 
 
 def is_available() -> bool:

@@ -16,7 +16,7 @@ from weft.ir.record import record
 from weft.ir.types import TensorType
 from weft.runtime import jit, stats
 from weft.runtime.cuda import hostcall
-from weft.runtime.cuda.array import DeviceArray, empty, from_host
+from weft.runtime.cuda.array import DeviceArray, from_host, new
 from weft.runtime.cuda.device import DeviceState
 from weft.runtime.cuda.driver import CudaError
 from weft.runtime.cuda.stream import current_stream
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 WIDE = 16  # kernels may access parameters by as many bytes at once
 SCALAR_BYTES = 64  # an argument up to this size may come from the host, with the call
 _TAIL = 4  # arena, status, context, constants
-_CUDA, _STREAM, _ERROR, _HOSTS, _FUNCTIONS, _SCALARS, _N, _AT, _FLAG, _LAUNCHES = range(len(FRAME))
+_CUDA, _STREAM, _ERROR, _HOSTS, _FUNCTIONS, _SCALARS, _N, _AT, _FLAG, _LAUNCHES, _WAITS = range(len(FRAME))
 
 
 @record(frozen=True, eq=False)
@@ -224,7 +224,7 @@ class DeviceExecutable:
                 words[i] = a.address
             if self.donate:
                 self._separate(arrays, words, held)
-            outs = self._results(arrays, words, state.index)
+            outs = self._results(arrays, words, stream)
             self._fill(words, base, start, stream, scalars)
             self._entry(base)
             self._finish(words, base, stream)
@@ -273,11 +273,12 @@ class DeviceExecutable:
                     held.append(arrays[i].copy())
                     words[i] = held[-1].address
 
-    def _results(self, arrays: Sequence[Any], words: Any, index: int) -> list[Any]:
+    def _results(self, arrays: Sequence[Any], words: Any, stream: int) -> list[Any]:
+        state: Any = self.state
         outs, k = [], len(self._parameters)
         for shape, dtype, donated in self._outs:
             if donated is None:
-                outs.append(empty(shape, dtype, index))
+                outs.append(new(state, shape, dtype, stream))
                 words[k] = outs[-1].address
             else:
                 outs.append(arrays[donated])
@@ -298,12 +299,15 @@ class DeviceExecutable:
         words[f + _SCALARS], words[f + _N] = base + 8 * self._values, scalars
         words[f + _AT] = arena + self._scalars_at
         words[f + _FLAG], words[f + _LAUNCHES] = base + 8 * (f + len(FRAME)), 0
+        words[f + _WAITS] = 0
 
     def _finish(self, words: Any, base: int, stream: int) -> None:
         """Count, and raise what went wrong."""
         state, f = self.state, self._frame
         assert state is not None
         stats.count("device_launches", words[f + _LAUNCHES])
+        if words[f + _WAITS]:
+            stats.count("device_synchronisations", words[f + _WAITS])
         if self._word >= 0:
             state.status.ran(stream, self._word)
         code = words[f + _ERROR]

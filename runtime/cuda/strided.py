@@ -100,7 +100,7 @@ def kernel_text(ndim: int, itemsize: int, wide: bool, target: GpuTarget) -> str:
 def _ptx(ndim: int, itemsize: int, wide: bool, target: GpuTarget) -> str:
     """The PTX of the kernel, from the disk cache where it is there."""
     text, store = kernel_text(ndim, itemsize, wide, target), disk_cache()
-    key = key_of("device module", repr(target), text)
+    key = key_of("gpu module", repr(target), text)
     found = store.load(key) if store else None
     if found is not None:
         return found.decode()
