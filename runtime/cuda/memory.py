@@ -89,7 +89,9 @@ class Allocator:
         size = round_size(nbytes)
         with self._lock:
             self._collect()
-            block = self._find(size, stream) or self._find_waiting(size, stream) or self._grow(size, stream)
+            if self._waiting:
+                self._settle(wait=False)
+            block = self._find(size, stream) or self._grow(size, stream)
             block = self._split(block, size)
             self._allocated += block.size
             self._peak = max(self._peak, self._allocated)
@@ -131,15 +133,8 @@ class Allocator:
         at = bisect_left(free, (size, 0), key=lambda b: (b.size, b.address))
         return free.pop(at) if at < len(free) else None
 
-    def _find_waiting(self, size: int, stream: int) -> Block | None:
-        """The same, after a look at the blocks that wait for events."""
-        if not self._waiting:
-            return None
-        self._settle(wait=False)
-        return self._find(size, stream)
-
     def _settle(self, wait: bool) -> None:
-        """Release the blocks whose events are done, all of them with ``wait``."""
+        """Release the blocks whose events are done, with ``wait`` all that have events."""
         still: deque[tuple[Block, list[int]]] = deque()
         self.driver.activate(self.context)
         for block, events in self._waiting:
