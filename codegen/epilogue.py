@@ -91,7 +91,7 @@ def emit_epilogue(
             region = Region(fn, graph, lanes, pointers, mask, same)
             place = output.place(region, "%batch", row, Coord(fn.add("%col", v.i), 1))
             sums = load_lanes(fn, fn.at(line, fn.mul(v.i, acc.itemsize)), acc, lanes)
-            region.given[(contract.result, id(place))] = _result(region, sums, acc, dtype)
+            region.given[(contract.result, id(place))] = rounded_result(region, sums, acc, dtype)
             # all values before the first store: a result may lie over an operand
             found = [region.wide(region.value(value, place)) for value in graph.results]
             for value, got, base in zip(graph.results, found, results, strict=True):
@@ -149,7 +149,7 @@ def _same_in_row(
     return out
 
 
-def _result(region: Region, sums: str, acc: DType, dtype: DType) -> Reg:
+def rounded_result(region: Region, sums: str, acc: DType, dtype: DType) -> Reg:
     """The contraction's own result, rounded to its dtype."""
     b = region.builder
     if dtype.is_floating_point:

@@ -54,6 +54,7 @@ DeviceEmitter = Callable[[Op, GpuTarget, str], DeviceCode]
 # form -> "module:function", imported at first use
 FORMS: dict[str, str] = {
     "loop": "weft.codegen.gpu.loop_kernel:emit",
+    "contract": "weft.codegen.gpu.contract:emit",
 }
 
 
