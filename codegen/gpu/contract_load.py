@@ -38,6 +38,16 @@ class Line:
     more: tuple[Ix, ...] = ()
 
 
+@dataclass(frozen=True)
+class Spot:
+    """A vector of an operand: its index where memory holds it, row and k, and the i1 that it is in range."""
+
+    index: Ix
+    row: Line
+    k: Line
+    ok: str | None
+
+
 class Side(Protocol):
     """An operand; ``along`` ("k" or "row") is the direction of its vectors of ``vector`` elements."""
 
@@ -45,18 +55,23 @@ class Side(Protocol):
     vector: int
     dtype: DType
     plain: bool  # memory holds the elements as they are
+    step: int  # k of a tile
 
     def row(self, fn: BlockCode, batch: Ix, row: Ix) -> Line: ...
 
-    def k(self, fn: BlockCode, k: Ix, stop: Ix) -> Line: ...
-
-    def fetch(self, fn: BlockCode, pointers: Mapping[Value, str], batch: Ix, row: Line, k: Line) -> str:
-        """The vector from (row, k) on: as memory holds it if ``plain``, else in registers."""
+    def k(self, fn: BlockCode, first: Ix, inside: Ix, stop: Ix) -> Line:
+        """k number ``inside`` of the tile from ``first`` on."""
         ...
 
-    def address(self, fn: BlockCode, pointers: Mapping[Value, str], row: Line, k: Line) -> str: ...
+    def locate(self, fn: BlockCode, row: Line, k: Line) -> Spot:
+        """Where the vector from (row, k) on is."""
+        ...
 
-    def valid(self, fn: BlockCode, row: Line, k: Line) -> str | None: ...
+    def address(self, fn: BlockCode, pointers: Mapping[Value, str], spot: Spot) -> str: ...
+
+    def fetch(self, fn: BlockCode, pointers: Mapping[Value, str], batch: Ix, spot: Spot) -> str:
+        """The vector: as memory holds it if ``plain``, else in registers."""
+        ...
 
 
 class MatrixSide:
@@ -67,7 +82,7 @@ class MatrixSide:
 
     def __init__(self, m: Matrix, graph: Graph, most: int, parts: int = 1) -> None:
         self.m, self.graph, self.dtype, self.parts = m, graph, m.dtype, parts
-        self.plain = m.affine
+        self.plain, self.step = m.affine, 1
         self.rows, self.depth = m.rows // parts, m.depth
         self.along, self.vector = self._direction(most)
 
@@ -118,25 +133,25 @@ class MatrixSide:
         index = fn.add(self._base(fn, batch), self._groups(fn, 1, row)) if self.plain else 0
         return Line(index, row, ok)
 
-    def k(self, fn: BlockCode, k: Ix, stop: Ix) -> Line:
+    def k(self, fn: BlockCode, first: Ix, inside: Ix, stop: Ix) -> Line:
+        k = fn.add(first, inside)
         ok = fn.below(k, stop)
         k = fn.select(ok, k, 0)
         return Line(self._groups(fn, 2, k) if self.plain else 0, k, ok)
 
-    def valid(self, fn: BlockCode, row: Line, k: Line) -> str | None:
-        return fn.both(row.ok, k.ok)
+    def locate(self, fn: BlockCode, row: Line, k: Line) -> Spot:
+        return Spot(fn.add(row.index, k.index), row, k, fn.both(row.ok, k.ok))
 
-    def address(self, fn: BlockCode, pointers: Mapping[Value, str], row: Line, k: Line) -> str:
+    def address(self, fn: BlockCode, pointers: Mapping[Value, str], spot: Spot) -> str:
         assert self.m.access is not None
-        base = pointers[self.m.access.param]
-        return fn.at(base, fn.add(row.index, k.index), mem_type(self.dtype))
+        return fn.at(pointers[self.m.access.param], spot.index, mem_type(self.dtype))
 
-    def fetch(self, fn: BlockCode, pointers: Mapping[Value, str], batch: Ix, row: Line, k: Line) -> str:
+    def fetch(self, fn: BlockCode, pointers: Mapping[Value, str], batch: Ix, spot: Spot) -> str:
         lanes = self.vector if self.vector > 1 else 0
         if self.plain:
             assert self.m.access is not None
-            base = pointers[self.m.access.param]
-            return load_elements(fn, base, fn.add(row.index, k.index), self.dtype, lanes)
+            return load_elements(fn, pointers[self.m.access.param], spot.index, self.dtype, lanes)
+        row, k = spot.row, spot.k
         region = DeviceRegion(fn, self.graph, self.vector, pointers)
         step = 1 if lanes else 0
         r, d = (Coord(row.at), Coord(k.at))
@@ -179,6 +194,7 @@ class TileLoader:
     ) -> None:
         self.side, self.rows, self.depth, self.threads, self.kind = side, rows, depth, threads, kind
         self.acc = accumulator(side.dtype)
+        side.step = depth
         self.vector = min(side.vector, rows if side.along == "row" else depth)
         nbytes = self.vector * side.dtype.itemsize
         self.asynchronous = asynchronous and kind == "narrow" and side.plain and nbytes in _ASYNC_BYTES
@@ -239,8 +255,8 @@ class TileLoader:
         out = []
         for k in self.ks:
             if k not in seen:
-                at = fn.add(k0, fn.index(k, self.vector if self.side.along == "k" else 1))
-                seen[k] = self.side.k(fn, at, stop)
+                inside = fn.index(k, self.vector if self.side.along == "k" else 1)
+                seen[k] = self.side.k(fn, k0, inside, stop)
             out.append(seen[k])
         return out
 
@@ -248,19 +264,18 @@ class TileLoader:
         """Start copying the tile from ``k0`` on to byte ``slot`` of shared memory."""
         size = self.vector * self.side.dtype.itemsize
         for i, k in enumerate(self._k_lines(fn, k0, stop)):
-            row = self.rows_of[i]
-            source = self.side.address(fn, self.pointers, row, k)
-            valid = self.side.valid(fn, row, k)
+            spot = self.side.locate(fn, self.rows_of[i], k)
+            source = self.side.address(fn, self.pointers, spot)
             with fn.only(self.mine[i]):
-                fn.copy_async(fn.i32("add", slot, self.to[i]), source, size, valid)
+                fn.copy_async(fn.i32("add", slot, self.to[i]), source, size, spot.ok)
 
     def load(self, fn: BlockCode, k0: Ix, stop: Ix) -> list[str]:
         """This thread's vectors of the tile from ``k0`` on, in the form in which they are stored."""
         out = []
         for i, k in enumerate(self._k_lines(fn, k0, stop)):
-            row = self.rows_of[i]
-            got = self.side.fetch(fn, self.pointers, self.batch, row, k)
-            out.append(self._stored(fn, got, self.side.valid(fn, row, k)))
+            spot = self.side.locate(fn, self.rows_of[i], k)
+            got = self.side.fetch(fn, self.pointers, self.batch, spot)
+            out.append(self._stored(fn, got, spot.ok))
         return out
 
     @property

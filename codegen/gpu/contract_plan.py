@@ -41,6 +41,7 @@ class Problem:
     k: int
     dtype: DType
     tf32: bool = False
+    loose: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,13 @@ def _tiles(p: Problem, target: GpuTarget) -> Iterator[Plan]:
     family = tensor_family(p, target)
     if family is not None and p.k >= 8:
         stages = 4 if supports_async(target) else 2
+        if p.loose:
+            yield Plan(family, 128, 64, 32, (4, 2), stages=2)
+            yield Plan(family, 64, 128, 32, (2, 4), stages=2)
+            yield Plan(family, 64, 64, 32, (2, 4), stages=2)
+            yield Plan(family, 16, 128, 32, (1, 8), stages=2)
+            yield Plan(family, 128, 16, 32, (8, 1), stages=2)
+            return
         yield Plan(family, 128, 256, 32, (2, 4), stages=min(stages, 3))
         yield Plan(family, 128, 128, 32, (2, 2), stages=stages)
         yield Plan(family, 128, 64, 32, (2, 2), stages=stages)

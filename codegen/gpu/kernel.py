@@ -55,6 +55,7 @@ DeviceEmitter = Callable[[Op, GpuTarget, str], DeviceCode]
 FORMS: dict[str, str] = {
     "loop": "weft.codegen.gpu.loop_kernel:emit",
     "contract": "weft.codegen.gpu.contract:emit",
+    "conv": "weft.codegen.gpu.conv:emit",
 }
 
 
