@@ -7,8 +7,8 @@ memory instead of its k lies that way in shared memory, too, and is transposed b
 from __future__ import annotations
 
 from weft.codegen.blocks import Ix
-from weft.codegen.gpu.contract_code import SHARED, BlockCode
-from weft.codegen.gpu.contract_load import TileLoader
+from weft.codegen.gpu.contract_code import BlockCode
+from weft.codegen.gpu.contract_load import Swizzle, TileLoader
 from weft.codegen.gpu.contract_plan import Plan
 from weft.codegen.gpu.contract_region import vector_of
 from weft.ir.types import DType, bf16, f32
@@ -22,16 +22,15 @@ class Fragments:
     """The fragments that a warp reads of an operand's tile: 16 rows by 16 of k each, as four words a thread.
 
     ``order`` "a": words are (rows 0-7, 8-15) of the first eight k, then of the others; "b": the two halves of
-    k of rows 0-7, then those of rows 8-15.
+    k of rows 0-7, then those of rows 8-15. ``turned``: lines of shared memory are k, and run along rows.
     """
 
-    def __init__(self, loader: TileLoader, rows: int, order: str) -> None:
-        self.loader, self.rows, self.order = loader, rows, order
-        self.turned = loader.side.along == "row"
+    def __init__(self, swizzle: Swizzle, rows: int, depth: int, order: str, turned: bool) -> None:
+        self.swizzle, self.rows, self.depth, self.order, self.turned = swizzle, rows, depth, order, turned
 
     def begin(self, fn: BlockCode, warp: Ix, base: int) -> None:
         """Addresses of this lane: ``warp`` counts the strips of rows; the tile is ``base`` bytes after slots."""
-        swizzle, lane = self.loader.swizzle, fn.i32("and", fn.thread, 31)
+        swizzle, lane = self.swizzle, fn.i32("and", fn.thread, 31)
         low, high = fn.i32("and", lane, 7), fn.i32("lshr", lane, 4)
         middle = fn.i32("and", fn.i32("lshr", lane, 3), 1)
         if (self.order == "a") == (not self.turned):
@@ -46,14 +45,14 @@ class Fragments:
             line = fn.i32("add", first, line)
         start = fn.i32("add", fn.i32("mul", line, swizzle.line_bytes), base)
         x = fn.i32("xor", chunk, turn)
-        pieces = self.rows // 16 if self.turned else self.loader.depth // K
+        pieces = self.rows // 16 if self.turned else self.depth // K
         self.pieces = [
             fn.i32("add", start, fn.i32("shl", fn.i32("xor", x, 2 * p), 4)) for p in range(pieces)
         ]  # fmt: skip
 
     def load(self, fn: BlockCode, slot: Ix, k: int) -> list[list[str]]:
         """The words of every fragment of k number ``k`` of the tile at ``slot``."""
-        out, line = [], self.loader.swizzle.line_bytes
+        out, line = [], self.swizzle.line_bytes
         for i in range(self.rows // 16):
             piece, down = (i, k) if self.turned else (k, i)
             at = fn.shared(fn.i32("add", slot, self.pieces[piece]))
@@ -99,7 +98,10 @@ class Tensor:
     def __init__(self, plan: Plan, dtype: DType, a: TileLoader, b: TileLoader) -> None:
         self.plan, self.dtype, self.base = plan, dtype, a.bytes
         self.rows, self.cols = plan.m // plan.warps[0], plan.n // plan.warps[1]
-        self.a, self.b = Fragments(a, self.rows, "a"), Fragments(b, self.cols, "b")
+        self.a, self.b = (
+            Fragments(x.swizzle, rows, plan.k, order, x.side.along == "row")
+            for x, rows, order in ((a, self.rows, "a"), (b, self.cols, "b"))
+        )
 
     def begin(self, fn: BlockCode) -> None:
         warp = fn.i32("lshr", fn.thread, 5)

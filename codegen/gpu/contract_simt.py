@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from weft.codegen.blocks import Ix
 from weft.codegen.gpu.contract_code import BlockCode
-from weft.codegen.gpu.contract_load import TileLoader
 from weft.codegen.gpu.contract_plan import Plan
 from weft.codegen.gpu.contract_region import elements
 from weft.codegen.llvm import reg_type
@@ -25,10 +24,17 @@ def multiply_add(fn: BlockCode, acc: DType, x: str, y: str, z: str) -> str:
 
 
 class Simt:
-    """Sums in the order of k, as one thread adds them."""
+    """Sums in the order of k, as one thread adds them.
 
-    def __init__(self, plan: Plan, acc: DType, a: TileLoader, b: TileLoader) -> None:
-        self.plan, self.acc, self.a, self.b = plan, acc, a, b
+    Tiles have ``lds`` elements between their k; that of B begins ``b_at`` bytes after that of A.
+    """
+
+    row: Ix = 0  # of the thread's first group of rows and of columns
+    col: Ix = 0
+
+    def __init__(self, plan: Plan, acc: DType, lds: tuple[int, int], b_at: int = 0) -> None:
+        self.plan, self.acc, self.b_at = plan, acc, b_at
+        self.lda, self.ldb = lds
         self.group = 16 // acc.itemsize
         self.rows, self.cols = plan.thread
 
@@ -43,12 +49,16 @@ class Simt:
 
     def step(self, fn: BlockCode, slot: Ix, sums: list[str]) -> list[str]:
         """The sums after the tile at byte ``slot`` of shared memory."""
-        out = list(sums)
-        a_at = fn.i32("add", slot, fn.i32("mul", self.row, self.acc.itemsize))
-        b_at = fn.i32("add", fn.i32("add", slot, self.a.bytes), fn.i32("mul", self.col, self.acc.itemsize))
-        for k in range(self.plan.k):
-            xs = self._strip(fn, a_at, k * self.a.ld, self.plan.m, self.rows)
-            ys = self._strip(fn, b_at, k * self.b.ld, self.plan.n, self.cols)
+        return self.products(fn, slot, fn.i32("add", slot, self.b_at), range(self.plan.k), sums)
+
+    def products(self, fn: BlockCode, a_at: Ix, b_at: Ix, ks: range, sums: list[str]) -> list[str]:
+        """The sums after some k of the tiles at these bytes of shared memory."""
+        out, size = list(sums), self.acc.itemsize
+        a_at = fn.i32("add", a_at, fn.i32("mul", self.row, size))
+        b_at = fn.i32("add", b_at, fn.i32("mul", self.col, size))
+        for k in ks:
+            xs = self._strip(fn, a_at, k * self.lda, self.plan.m, self.rows)
+            ys = self._strip(fn, b_at, k * self.ldb, self.plan.n, self.cols)
             for i, x in enumerate(xs):
                 for j, y in enumerate(ys):
                     n = i * self.cols + j
@@ -56,12 +66,12 @@ class Simt:
         return out
 
     def _strip(self, fn: BlockCode, at: Ix, before: int, extent: int, count: int) -> list[str]:
+        """The elements of a thread's groups, which ``extent`` elements spread over."""
         out: list[str] = []
         groups = count // self.group
         for g in range(groups):
             offset = (before + g * (extent // groups)) * self.acc.itemsize
-            t = reg_type(self.acc, self.group)
-            got = fn.load_shared(t, fn.i32("add", at, offset), 16)
+            got = fn.load_shared(reg_type(self.acc, self.group), fn.i32("add", at, offset), 16)
             out += elements(fn, got, reg_type(self.acc), self.group)
         return out
 

@@ -205,7 +205,7 @@ class Tiles:
     ) -> list[str]:
         plan, (begin, stop) = self.plan, ks
         compute = self.compute = (
-            Tensor(plan, self.dtype, self.a, self.b) if plan.tensor else Simt(plan, self.acc, self.a, self.b)
+            Tensor(plan, self.dtype, self.a, self.b) if plan.tensor else Simt(plan, self.acc, (self.a.ld, self.b.ld), self.a.bytes)
         )
         for loader, first in zip((self.a, self.b), corner, strict=True):
             loader.begin(fn, self.kernel.pointers(), batch, first)

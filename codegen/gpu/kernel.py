@@ -56,6 +56,7 @@ FORMS: dict[str, str] = {
     "loop": "weft.codegen.gpu.loop_kernel:emit",
     "contract": "weft.codegen.gpu.contract:emit",
     "conv": "weft.codegen.gpu.conv:emit",
+    "attention": "weft.codegen.gpu.attention:emit",
 }
 
 

@@ -1,0 +1,204 @@
+"""Kernels of form ``attention`` on a GPU: a block of queries, keys and values streaming past, online softmax.
+
+A block holds some query rows; scores, weights and sums stay in registers. Weights are relative to the largest
+score of the row so far; the sums are rescaled where it grows. Tiles beyond the diagonal are left out.
+
+Source: Dao, "FlashAttention-2", 2023.
+"""
+
+from __future__ import annotations
+
+from weft.codegen.attention_tiles import LN2, LOG2E
+from weft.codegen.blocks import Ix
+from weft.codegen.emit import Reg
+from weft.codegen.gpu.attention_engine import AnyEngine, first_that_fits
+from weft.codegen.gpu.attention_scores import Block, Scores
+from weft.codegen.gpu.contract_code import BlockCode
+from weft.codegen.gpu.contract_region import store_aligned
+from weft.codegen.gpu.kernel import DeviceCode
+from weft.codegen.gpu.target import GpuTarget
+from weft.codegen.llvm import reg_type
+from weft.ir.graph import Op
+
+
+def emit(op: Op, target: GpuTarget, prefix: str) -> DeviceCode:
+    """The code of a kernel of form ``attention``."""
+    if any(o.prim.name == "attention_grad" for o in op.regions[0].ops):
+        from weft.codegen.gpu.attention_grad import emit as emit_grad
+
+        return emit_grad(op, target, prefix)
+    return Forward(op, target, prefix).emit()
+
+
+class Forward(Scores):
+    def __init__(self, op: Op, target: GpuTarget, prefix: str) -> None:
+        super().__init__(op, target, prefix, "attention", 3)
+        engine = first_that_fits(self.dtype, self.widths, target, lambda e: self._block(e).bytes)
+        self.engine: AnyEngine = engine
+        self.block = self._block(engine)
+        self.q, (self.k, self.v) = self.block.fixed[0], self.block.streams
+
+    def _block(self, engine: AnyEngine) -> Block:
+        q, k, v = self.main.operands[:3]
+        fixed = [engine.stream(self.graph, q, engine.rows, ("rows",))]
+        streams = [
+            engine.stream(self.graph, x, engine.cols, (use,)) for x, use in ((k, "score"), (v, "sum"))
+        ]
+        return Block(engine, fixed, streams)
+
+    def emit(self) -> DeviceCode:
+        engine, rows = self.engine, self.engine.rows
+        fn = self.kernel.start("attention", engine.threads)
+        blocks = -(-self.length // rows)
+        number = fn.block_index("x")
+        head, i = fn.div(number, blocks), fn.mod(number, blocks)
+        if self.causal:  # rows that see many keys first
+            i = fn.sub(blocks - 1, i)
+        n, h, kv = self.batch_of(fn, head)
+        row0 = fn.known(fn.mul(i, rows), rows)
+        engine.begin(fn)
+        self.seed(fn)
+        pointers = self.kernel.pointers()
+        self.q.load(fn, pointers, fn.add(fn.mul(n, self.heads), h), row0)
+
+        def load(tile: Ix, slot: Ix) -> None:
+            first = fn.mul(tile, engine.cols)
+            for s in (self.k, self.v):
+                s.load(fn, pointers, kv, first, slot)
+
+        def body(tile: Ix, slot: Ix, values: list[str]) -> list[str]:
+            return self._tile(fn, (n, h), row0, fn.mul(tile, engine.cols), slot, values)
+
+        end: Ix = -(-self.keys // engine.cols)
+        if self.causal:
+            end = fn.min(end, fn.div(fn.add(row0, rows + engine.cols - 1), engine.cols))
+        count, t = len(engine.thread_rows), reg_type(self.acc)
+        low = self.builder(fn).const(float("-inf"), self.acc).text
+        sums = self._sum_count(fn)
+        carried = [(t, low)] * count + [(t, "0.0")] * count + engine.zeros(sums)
+        out = self.block.walk(fn, 0, end, carried, load, body)
+        self._finish(fn, (n, h), row0, out)
+        self.kernel.keep(fn, self.batch * self.heads * blocks, self.block.bytes)
+        cells = self.batch * self.heads * self.length * self.keys * (0.5 if self.causal else 1.0)
+        return self.kernel.code(self._describe(), int(2 * cells * sum(self.widths)))
+
+    def _sum_count(self, fn: BlockCode) -> int:
+        return max(r.first + r.count for r in self.engine.sums(fn, self.out_width))
+
+    def _tile(
+        self, fn: BlockCode, where: tuple[Ix, Ix], row0: Ix, col0: Ix, slot: Ix, values: list[str]
+    ) -> list[str]:
+        engine, b, count = self.engine, self.builder(fn), len(self.engine.thread_rows)
+        top, total, sums = values[:count], values[count : 2 * count], values[2 * count :]
+        scores = self._scores(fn, where, row0, col0, engine.scores(fn, self.q, self.k, slot))
+        runs = engine.cells(fn)
+        weights = list(scores)
+        for r in range(count):
+            mine = [run.first + e for run in runs if run.row == r for e in range(run.count)]
+            before = b.reg(top[r], self.acc)
+            peak = before
+            for n in mine:
+                peak = b.binary("fmax", peak, scores[n])
+            text = engine.reduce(fn, peak.text, lambda x, y: self._larger(fn, x, y))
+            peak = b.reg(text, self.acc)
+            none = b.compare("eq", peak, b.const(float("-inf"), self.acc))
+            base = b.select(none, b.const(0.0, self.acc), peak)
+            alpha = self.exponential(fn, engine, b.binary("sub", before, base))
+            part = b.binary("mul", b.reg(total[r], self.acc), alpha)
+            for n in mine:
+                weights[n] = self.exponential(fn, engine, b.binary("sub", scores[n], base))
+                part = b.binary("add", part, weights[n])
+            top[r], total[r] = peak.text, part.text
+            sums = self._rescaled(fn, r, alpha, sums)
+        if self.state is not None:
+            weights = self._dropped(fn, where, row0, col0, weights)
+        sums = engine.add(fn, [w.text for w in weights], self.v, slot, sums)
+        return [*top, *total, *sums]
+
+    def _larger(self, fn: BlockCode, x: str, y: str) -> str:
+        b = self.builder(fn)
+        return b.binary("fmax", b.reg(x, self.acc), b.reg(y, self.acc)).text
+
+    def _rescaled(self, fn: BlockCode, row: int, alpha: Reg, sums: list[str]) -> list[str]:
+        b, out = self.builder(fn), list(sums)
+        for run in self.engine.sums(fn, self.out_width):
+            if run.row == row:
+                for n in range(run.first, run.first + run.count):
+                    out[n] = b.binary("mul", b.reg(out[n], self.acc), alpha).text
+        return out
+
+    def _cells(self, fn: BlockCode, row0: Ix, col0: Ix) -> list[tuple[int, Ix, Ix]]:
+        """Number, query and key of this thread's scores."""
+        rows = [fn.add(row0, fn.index(r)) for r in self.engine.thread_rows]
+        out = []
+        for run in self.engine.cells(fn):
+            col = fn.add(col0, fn.index(run.col))
+            out += [(run.first + e, rows[run.row], fn.add(col, e)) for e in range(run.count)]
+        return out
+
+    def _scores(
+        self, fn: BlockCode, where: tuple[Ix, Ix], row0: Ix, col0: Ix, products: list[str]
+    ) -> list[Reg]:
+        b = self.builder(fn)
+        factor = b.const(self.scale * LOG2E, self.acc)
+        out = [b.binary("mul", b.reg(x, self.acc), factor) for x in products]
+        ragged = self.keys % self.engine.cols != 0
+        for n, i, j in self._cells(fn, row0, col0):
+            ok = fn.below(j, self.keys) if ragged else None
+            if self.mask is not None and self.length % self.engine.rows:
+                ok = fn.both(ok, fn.below(i, self.length))
+            out[n] = self.masked(fn, out[n], where, (i, j), ok)
+        return out
+
+    def _dropped(
+        self, fn: BlockCode, where: tuple[Ix, Ix], row0: Ix, col0: Ix, weights: list[Reg]
+    ) -> list[Reg]:
+        b, out = self.builder(fn), list(weights)
+        for n, i, j in self._cells(fn, row0, col0):
+            out[n] = b.binary("mul", out[n], self.kept(fn, where, (i, j)))
+        return out
+
+    def _finish(self, fn: BlockCode, where: tuple[Ix, Ix], row0: Ix, values: list[str]) -> None:
+        """Divide by the totals; store the result and the logarithms of the totals."""
+        engine, b, count = self.engine, self.builder(fn), len(self.engine.thread_rows)
+        one, zero = b.const(1.0, self.acc), b.const(0.0, self.acc)
+        totals: list[Reg] = []
+        for x in values[count : 2 * count]:
+            text = engine.reduce(fn, x, lambda p, q: fn.op(f"fadd {reg_type(self.acc)} {p}, {q}"))
+            totals.append(b.reg(text, self.acc))
+        factors = []
+        for x in totals:
+            none = b.compare("eq", x, zero)
+            empty = b.const(float("nan"), self.acc) if self.main.attrs["nan_rows"] else zero
+            factors.append(b.select(none, empty, b.binary("div", one, x)))
+        out, lse = self.main.results
+        n, h = where
+
+        def at(row: Ix) -> Ix:
+            if self.main.attrs["heads_inside"]:
+                return fn.mul(fn.add(fn.mul(fn.add(fn.mul(n, self.length), row), self.heads), h), self.out_width)
+            return fn.mul(self._line(fn, where, row), self.out_width)
+
+        self.store_rows(fn, engine, out, at, row0, self.length, values[2 * count :], factors)
+        if lse in self.graph.results:
+            base = self.pointer(len(self.op.operands) + self.graph.results.index(lse))
+            for r, offset in enumerate(engine.thread_rows):
+                row = fn.add(row0, fn.index(offset))
+                got = b.binary("add", b.reg(values[r], self.acc), b.log2(totals[r]))
+                got = b.binary("mul", got, b.const(LN2, self.acc))
+                got = b.select(b.compare("eq", totals[r], zero), b.const(float("-inf"), self.acc), got)
+                with fn.only(fn.below(row, self.length)):
+                    store_aligned(fn, got.text, base, self._line(fn, where, row), self.acc, 0)
+
+    def _line(self, fn: BlockCode, where: tuple[Ix, Ix], row: Ix) -> Ix:
+        """The number of a row [B, H, L]."""
+        return fn.add(fn.mul(fn.add(fn.mul(where[0], self.heads), where[1]), self.length), row)
+
+    def _describe(self) -> str:
+        e = self.engine
+        how = type(e).__name__.removesuffix("Engine").lower()
+        return "\n".join([
+            f"attention {self.batch} x {self.heads} ({self.kv}) heads, {self.length} queries of {self.width}, "
+            f"{self.keys} keys, {self.dtype.name}",
+            f"  {how}: {e.rows} queries by {e.cols} keys, {e.threads} threads, {self.block.slots} slots",
+        ])  # fmt: skip

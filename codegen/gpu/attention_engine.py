@@ -1,0 +1,328 @@
+"""Products of rows by streams of columns, with what becomes of the scores in between left to the caller.
+
+An engine computes S = A B' for ``rows`` of A and ``cols`` of B in registers, and adds W C to sums in registers,
+where the caller made the weights W of S. :class:`TensorEngine` keeps all of it in the registers of a warp,
+:class:`SimtEngine` (f32, f64) passes weights through shared memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from weft.codegen.blocks import Ix
+from weft.codegen.gpu.contract_code import BlockCode, supports_async
+from weft.codegen.gpu.contract_load import MatrixSide, TileLoader
+from weft.codegen.gpu.contract_mma import Fragments, product
+from weft.codegen.gpu.contract_plan import Plan
+from weft.codegen.gpu.contract_region import vector_of
+from weft.codegen.gpu.contract_simt import Simt
+from weft.codegen.gpu.target import WARP, GpuTarget
+from weft.codegen.kernel import Unsupported
+from weft.codegen.llvm import reg_type
+from weft.codegen.microkernel import accumulator
+from weft.codegen.operands import matrix
+from weft.ir.graph import Graph, Value
+from weft.ir.types import DType, bf16, f16, f32
+
+_WIDEST_TENSOR = 128  # of heads: beyond, the sums do not fit the registers
+_DEPTH = 8  # k between which addresses are computed anew
+Sums = list[str]
+
+
+def padded(width: int, least: int = 16) -> int:
+    """A power of two, which threads share out evenly."""
+    return max(least, 1 << (width - 1).bit_length())
+
+
+@dataclass(frozen=True)
+class Run:
+    """``count`` neighbouring values of a thread, from number ``first`` on, at (its row number, column)."""
+
+    first: int
+    row: int
+    col: Ix
+    count: int
+
+
+class Stream:
+    """An operand [batch, heads, rows, width] that is read by tiles of some rows, in shared memory at ``at``.
+
+    ``uses``: "score" (its rows are multiplied with rows), "sum" (its rows are added up).
+    """
+
+    def __init__(self, loaders: Mapping[str, TileLoader], width: int, rows: int) -> None:
+        self.loaders, self.width, self.rows = loaders, width, rows
+        self.at = 0
+
+    def _parts(self) -> list[tuple[str, TileLoader, int]]:
+        out, at = [], self.at
+        for use, loader in {id(x): (u, x) for u, x in reversed(self.loaders.items())}.values():
+            out.append((use, loader, at))
+            at += loader.bytes
+        return out
+
+    @property
+    def bytes(self) -> int:
+        return sum(loader.bytes for _, loader, _ in self._parts())
+
+    @property
+    def asynchronous(self) -> bool:
+        return all(loader.asynchronous for _, loader, _ in self._parts())
+
+    def offset(self, use: str) -> int:
+        """Where the tile for a use begins."""
+        return next(at for _, loader, at in self._parts() if loader is self.loaders[use])
+
+    def load(self, fn: BlockCode, pointers: Mapping[Value, str], batch: Ix, first: Ix, slot: Ix = 0) -> None:
+        """Copy the tile from row ``first`` on; asynchronous copies are left under way."""
+        for _, loader, at in self._parts():
+            to = fn.i32("add", slot, at)
+            across = isinstance(loader.side, MatrixSide) and loader.side.m.axes[1] == (3,)
+            loader.begin(fn, pointers, batch, 0 if across else first)
+            k, stop = (first, self.rows) if across else (0, self.width)
+            if loader.asynchronous:
+                loader.copy(fn, k, stop, to)
+            else:
+                loader.store(fn, loader.load(fn, k, stop), to)
+
+
+class Engine:
+    """Tiles of ``rows`` by ``cols`` scores; the common part."""
+
+    rows: int
+    cols: int
+    threads: int
+    acc: DType
+    lanes: tuple[int, ...]  # distances of the lanes that hold the same row
+
+    def reduce(self, fn: BlockCode, x: str, join: Callable[[str, str], str]) -> str:
+        """A value per row, over all columns."""
+        for d in self.lanes:
+            x = join(x, self._shuffle(fn, x, d))
+        return x
+
+    def _shuffle(self, fn: BlockCode, x: str, distance: int) -> str:
+        if self.acc.itemsize == 4:
+            return fn.shuffle_xor(x, distance)
+        both = fn.op(f"bitcast double {x} to <2 x i32>")
+        halves = [fn.op(f"extractelement <2 x i32> {both}, i32 {i}") for i in (0, 1)]
+        moved = [
+            fn.call("llvm.nvvm.shfl.sync.bfly.i32", "i32", f"i32 -1, i32 {h}, i32 {distance}, i32 31")
+            for h in halves
+        ]
+        return fn.op(f"bitcast <2 x i32> {vector_of(fn, moved, 'i32')} to double")
+
+    def zeros(self, count: int) -> list[tuple[str, str]]:
+        return [(reg_type(self.acc), "0.0")] * count
+
+
+def _side(graph: Graph, v: Value, most: int, across: bool) -> MatrixSide:
+    axes = ((0, 1), (3,), (2,)) if across else ((0, 1), (2,), (3,))
+    return MatrixSide(matrix(v, graph, axes), graph, most)
+
+
+class TensorEngine(Engine):
+    """Four warps of 16 rows; weights become fragments of A in the registers in which scores were sums.
+
+    Registers of a thread: cols / 2 scores (twice in the gradient), width / 2 sums, and fragments.
+    """
+
+    lanes = (1, 2)
+
+    def __init__(self, dtype: DType, target: GpuTarget, cols: int) -> None:
+        self.dtype, self.target, self.acc = dtype, target, f32
+        self.rows, self.cols, self.threads = 64, cols, 4 * WARP
+        self.family = "mma.m16n8k16" if target.capability >= (8, 0) else "mma.m16n8k8"
+
+    def stream(self, graph: Graph, v: Value, rows: int, uses: tuple[str, ...]) -> Stream:
+        """``rows`` is how many of them a tile has."""
+        side = _side(graph, v, 16 // v.type.dtype.itemsize, False)
+        width = v.type.shape[3]
+        loader = TileLoader(
+            side, rows, padded(width), self.threads, "narrow", 0, supports_async(self.target)
+        )  # fmt: skip
+        return Stream(dict.fromkeys(uses, loader), width, v.type.shape[2])
+
+    def begin(self, fn: BlockCode) -> None:
+        warp, lane = fn.i32("lshr", fn.thread, 5), fn.i32("and", fn.thread, 31)
+        self.warp, self.column = warp, fn.i32("shl", fn.i32("and", lane, 3), 1)
+        row = fn.i32("add", fn.i32("mul", warp, 16), fn.i32("lshr", lane, 2))
+        self.thread_rows = [row, fn.i32("add", row, 8)]
+
+    def _runs(self, fn: BlockCode, extent: int) -> list[Run]:
+        return [
+            Run(4 * j + 2 * half, half, fn.i32("add", self.column, 8 * j), 2)
+            for j in range(extent // 8)
+            for half in (0, 1)
+        ]
+
+    def cells(self, fn: BlockCode) -> list[Run]:
+        return self._runs(fn, self.cols)
+
+    def sums(self, fn: BlockCode, width: int) -> list[Run]:
+        return self._runs(fn, padded(width))
+
+    def scores(self, fn: BlockCode, a: Stream, b: Stream, slot: Ix) -> Sums:
+        """A of the block by the tile of B at ``slot``."""
+        left, right = a.loaders["rows"], b.loaders["score"]
+        turned_a, turned_b = (x.side.along == "row" for x in (left, right))
+        depth = left.depth
+        fa = Fragments(left.swizzle, 16, depth, "a", turned_a)
+        fb = Fragments(right.swizzle, self.cols, depth, "b", turned_b)
+        fa.begin(fn, self.warp, a.offset("rows"))
+        fb.begin(fn, 0, b.offset("score"))
+        out = ["0.0"] * (self.cols // 2)
+        for k in range(depth // 16):
+            (x,), ys = fa.load(fn, 0, k), fb.load(fn, slot, k)
+            self._add(fn, x, ys, out)
+        return out
+
+    def _add(self, fn: BlockCode, x: list[str], ys: list[list[str]], out: Sums) -> None:
+        for j in range(len(ys) * 2):
+            y = ys[j // 2][2 * (j % 2) : 2 * (j % 2) + 2]
+            out[4 * j : 4 * j + 4] = product(fn, self.family, self.dtype, x, y, out[4 * j : 4 * j + 4])
+
+    def add(self, fn: BlockCode, weights: Sums, b: Stream, slot: Ix, sums: Sums) -> Sums:
+        """The sums plus the weights by the tile of B."""
+        loader, out = b.loaders["sum"], list(sums)
+        fb = Fragments(loader.swizzle, loader.depth, self.cols, "b", loader.side.along == "k")
+        fb.begin(fn, 0, b.offset("sum"))
+        for k in range(self.cols // 16):
+            w = weights[8 * k : 8 * k + 8]
+            x = [self._pair(fn, w[i], w[i + 1]) for i in (0, 2, 4, 6)]
+            self._add(fn, x, fb.load(fn, slot, k), out)
+        return out
+
+    def _pair(self, fn: BlockCode, low: str, high: str) -> str:
+        """Two weights, rounded, in one word."""
+        if self.dtype is bf16:
+            name = "llvm.nvvm.ff2bf16x2.rn"
+            got = fn.call(name, "<2 x bfloat>", f"float {high}, float {low}")
+            return fn.op(f"bitcast <2 x bfloat> {got} to i32")
+        both = vector_of(fn, [fn.op(f"fptrunc float {x} to half") for x in (low, high)], "half")
+        return fn.op(f"bitcast <2 x half> {both} to i32")
+
+    def weight_bytes(self) -> int:
+        return 0
+
+
+class SimtEngine(Engine):
+    """Threads of 4 rows by 4 columns; sums of 4 rows by as many columns of every panel of ``cols``."""
+
+    def __init__(self, dtype: DType, target: GpuTarget, rows: int, cols: int) -> None:
+        self.dtype, self.target, self.acc = dtype, target, accumulator(dtype)
+        self.rows, self.cols, self.threads = rows, cols, rows * cols // 16
+        self.pad = 16 // self.acc.itemsize
+        self.group = self.pad
+        across = cols // 4
+        self.lanes = tuple(1 << i for i in range(across.bit_length() - 1))
+        self.weights_at = 0
+
+    def stream(self, graph: Graph, v: Value, rows: int, uses: tuple[str, ...]) -> Stream:
+        """``rows`` is how many of them a tile has."""
+        most = 16 // max(v.type.dtype.itemsize, self.acc.itemsize)
+        width = v.type.shape[3]
+        made = {}
+        for use in uses:
+            across = use == "sum"
+            shape = (padded(width, self.cols), rows) if across else (rows, padded(width))
+            side = _side(graph, v, most, across)
+            made[use] = TileLoader(side, *shape, self.threads, "wide", self.pad, False)
+        return Stream(made, width, v.type.shape[2])
+
+    def begin(self, fn: BlockCode) -> None:
+        across = self.cols // 4
+        self.ty, self.tx = fn.i32("udiv", fn.thread, across), fn.i32("urem", fn.thread, across)
+        groups = 4 // self.group
+        row, self.column = fn.i32("mul", self.ty, self.group), fn.i32("mul", self.tx, self.group)
+        self.thread_rows = [
+            fn.i32("add", row, g * (self.rows // groups) + e) for g in range(groups) for e in range(self.group)
+        ]
+
+    def _runs(self, fn: BlockCode, first: int, start: int) -> list[Run]:
+        groups = 4 // self.group
+        return [
+            Run(first + 4 * r + g * self.group, r,
+                fn.i32("add", self.column, start + g * (self.cols // groups)), self.group)
+            for r in range(4)
+            for g in range(groups)
+        ]  # fmt: skip
+
+    def cells(self, fn: BlockCode) -> list[Run]:
+        return self._runs(fn, 0, 0)
+
+    def _panels(self, width: int) -> int:
+        return -(-width // self.cols)
+
+    def sums(self, fn: BlockCode, width: int) -> list[Run]:
+        return [r for p in range(self._panels(width)) for r in self._runs(fn, 16 * p, p * self.cols)]
+
+    def _simt(self, a_ld: int, b_ld: int) -> Simt:
+        plan = Plan("fma", self.rows, self.cols, 1, (1, 1), (4, 4))
+        simt = Simt(plan, self.acc, (a_ld, b_ld))
+        simt.row, simt.col = self.thread_rows[0], self.column
+        return simt
+
+    def _loop(self, fn: BlockCode, simt: Simt, a: Ix, b: Ix, depth: int, sums: Sums) -> Sums:
+        size = self.acc.itemsize
+        t = reg_type(self.acc)
+        with fn.range(0, -(-depth // _DEPTH), 1, [(t, s) for s in sums]) as turn:
+            k = fn.int32(fn.mul(turn.i, _DEPTH * size))
+            at_a = fn.i32("add", a, fn.i32("mul", k, simt.lda))
+            at_b = fn.i32("add", b, fn.i32("mul", k, simt.ldb))
+            turn.next = simt.products(fn, at_a, at_b, range(_DEPTH), turn.vars)
+        return turn.out
+
+    def scores(self, fn: BlockCode, a: Stream, b: Stream, slot: Ix) -> Sums:
+        """A of the block by the tile of B at ``slot``."""
+        simt = self._simt(a.loaders["rows"].ld, b.loaders["score"].ld)
+        at = fn.i32("add", slot, b.offset("score"))
+        return self._loop(fn, simt, a.offset("rows"), at, a.width, ["0.0"] * 16)
+
+    def add(self, fn: BlockCode, weights: Sums, b: Stream, slot: Ix, sums: Sums) -> Sums:
+        """The sums plus the weights, by way of shared memory, by the tile of B."""
+        self._share(fn, weights)
+        loader = b.loaders["sum"]
+        simt, out = self._simt(self.rows + self.pad, loader.ld), []
+        for p in range(self._panels(b.width)):
+            at = fn.i32("add", slot, b.offset("sum") + p * self.cols * self.acc.itemsize)
+            out += self._loop(fn, simt, self.weights_at, at, self.cols, sums[16 * p : 16 * p + 16])
+        return out
+
+    def _share(self, fn: BlockCode, weights: Sums) -> None:
+        ld, size, t = self.rows + self.pad, self.acc.itemsize, reg_type(self.acc)
+        fn.barrier()
+        for run in self.cells(fn):
+            for e in range(run.count):
+                col = fn.i32("add", run.col, e)
+                at = fn.i32("add", fn.i32("mul", col, ld), self.thread_rows[run.row])
+                to = fn.i32("add", fn.i32("mul", at, size), self.weights_at)
+                fn.store_shared(t, weights[run.first + e], to, size)
+        fn.barrier()
+
+    def weight_bytes(self) -> int:
+        return self.cols * (self.rows + self.pad) * self.acc.itemsize
+
+
+AnyEngine = TensorEngine | SimtEngine
+
+
+def engines(dtype: DType, widths: tuple[int, ...], target: GpuTarget) -> list[AnyEngine]:
+    """The engines for heads of these widths, the best first."""
+    out: list[AnyEngine] = []
+    tensor = (dtype is bf16 and target.capability >= (8, 0)) or dtype is f16
+    if tensor and max(widths) <= _WIDEST_TENSOR:
+        out += [TensorEngine(dtype, target, cols) for cols in (64, 32)]
+    tiles = ((32, 64), (32, 32), (16, 32))  # of a warp at least
+    return out + [SimtEngine(dtype, target, rows, cols) for rows, cols in tiles]
+
+
+def first_that_fits(
+    dtype: DType, widths: tuple[int, ...], target: GpuTarget, bytes_of: Callable[[AnyEngine], int]
+) -> AnyEngine:
+    """The first engine whose tiles fit the shared memory of a block. Unsupported if none does."""
+    for engine in engines(dtype, widths, target):
+        if bytes_of(engine) <= target.shared_bytes:
+            return engine
+    raise Unsupported(f"attention over heads of {max(widths)} does not fit the shared memory of a block")

@@ -1,0 +1,194 @@
+"""What the attention kernels of a GPU share: sizes, masked scores, dropout, and how a block is laid out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from weft.codegen.attention_tiles import LOG2E, attention_of, exp2, lies
+from weft.codegen.blocks import Ix
+from weft.codegen.emit import Reg, VectorBuilder
+from weft.codegen.gpu.attention_engine import AnyEngine, Run, Stream, TensorEngine
+from weft.codegen.gpu.contract_code import BlockCode
+from weft.codegen.gpu.contract_region import load_aligned, store_aligned, vector_of
+from weft.codegen.gpu.contract_tiles import Kernel
+from weft.codegen.gpu.target import GpuTarget
+from weft.codegen.llvm import reg_type
+from weft.ir.graph import Op, Value
+from weft.ir.prims.attention import accumulator, split_optional
+from weft.ir.prims.attention_numpy import threshold
+from weft.ir.prims.base import PRIMITIVES
+from weft.ir.types import DType, bool_, i64, u32, u64
+
+Cell = tuple[Ix, Ix]  # a query and a key
+_SLOTS = 2
+
+
+class Block:
+    """A block's layout in shared memory: what is copied once, and slots of what streams through."""
+
+    def __init__(self, engine: AnyEngine, fixed: list[Stream], streams: list[Stream]) -> None:
+        self.engine, self.fixed, self.streams = engine, fixed, streams
+        at = 0
+        for s in fixed:
+            s.at, at = at, at + s.bytes
+        if not isinstance(engine, TensorEngine):
+            engine.weights_at, at = at, at + engine.weight_bytes()
+        start = at
+        for s in streams:
+            s.at, at = at, at + s.bytes
+        self.slot = at - start
+        self.slots = _SLOTS if any(s.asynchronous for s in streams) else 1
+        self.bytes = start + self.slots * self.slot
+
+    def walk(
+        self, fn: BlockCode, begin: Ix, end: Ix, carried: list[tuple[str, str]],
+        load: Callable[[Ix, Ix], None], body: Callable[[Ix, Ix, list[str]], list[str]],
+    ) -> list[str]:  # fmt: skip
+        """``body(tile, slot, values)`` for every tile from ``begin`` to ``end``, of ``load(tile, slot)``.
+
+        With two slots the next tile is on its way while one is worked on.
+        """
+        if self.slots == 1:
+            with fn.range(begin, end, 1, carried) as t:
+                fn.barrier()
+                load(t.i, 0)
+                self._arrived(fn)
+                t.next = body(t.i, 0, t.vars)
+            return t.out
+        fn.barrier()
+        with fn.only(fn.op(f"icmp slt i64 {begin}, {end}")):
+            load(begin, 0)
+        with fn.range(begin, end, 1, [*carried, ("i32", "0")]) as t:
+            *values, slot = t.vars
+            self._arrived(fn)
+            after = fn.add(t.i, 1)
+            other = fn.op(f"sub i32 {self.slot}, {slot}")
+            with fn.only(fn.op(f"icmp slt i64 {after}, {end}")):
+                load(after, other)
+            t.next = [*body(t.i, slot, values), other]
+        return t.out[:-1]
+
+    def _arrived(self, fn: BlockCode) -> None:
+        if any(s.asynchronous for s in (*self.streams, *self.fixed)):
+            fn.commit_copies()
+            fn.wait_copies(0)
+        fn.barrier()
+
+
+class Scores:
+    """Sizes and operands of an ``attention`` or ``attention_grad``, and its masked scores."""
+
+    def __init__(self, op: Op, target: GpuTarget, prefix: str, name: str, operands: int) -> None:
+        self.kernel = Kernel(op, target, prefix)
+        self.op, self.target, self.graph = op, target, op.regions[0]
+        self.main = main = attention_of(self.graph, name)
+        q, k, v = (x.type.shape for x in main.operands[:3])
+        self.batch, self.heads, self.length, self.width = q
+        self.kv, self.keys, self.out_width = k[1], k[2], v[3]
+        self.groups = self.heads // self.kv
+        self.dtype = main.operands[0].type.dtype
+        self.acc = accumulator(self.dtype)
+        self.causal, self.dropout, self.scale = (main.attrs[n] for n in ("causal", "dropout", "scale"))
+        mask, state = split_optional(tuple(main.operands[operands:]), self.dropout)
+        self.mask = None if mask is None else lies(self.graph, mask)
+        self.state = None if state is None else self.graph.params.index(state)
+        self.widths = (self.width, self.out_width)
+
+    def builder(self, fn: BlockCode) -> VectorBuilder:
+        return VectorBuilder(fn, 0)
+
+    def exponential(self, fn: BlockCode, engine: AnyEngine, x: Reg) -> Reg:
+        """2^x of an x of at most 0: on tensor cores, where weights are rounded anyway, the unit's own."""
+        b = self.builder(fn)
+        if not isinstance(engine, TensorEngine):
+            return exp2(b, x)
+        got = fn.call("llvm.nvvm.ex2.approx.ftz.f", "float", f"float {x.text}")
+        return b.reg(got, self.acc)
+
+    def pointer(self, number: int) -> str:
+        return f"%p{number}"
+
+    def batch_of(self, fn: BlockCode, number: Ix) -> tuple[Ix, Ix, Ix]:
+        """Batch, head and number of key heads before, of head number ``number`` of all batches."""
+        n, h = fn.div(number, self.heads), fn.mod(number, self.heads)
+        return n, h, fn.add(fn.mul(n, self.kv), fn.div(h, self.groups))
+
+    # -- masks
+
+    def seed(self, fn: BlockCode) -> None:
+        """Load the state of dropout, once per thread."""
+        if self.state is None:
+            return
+        b = self.builder(fn)
+        words = [load_aligned(fn, self.pointer(self.state), i, i64, 0) for i in range(2)]
+        self._words = [b.bitcast(b.reg(w, i64, 0, 0), u64) for w in words]
+
+    def masked(self, fn: BlockCode, x: Reg, where: tuple[Ix, Ix], cell: Cell, ok: str | None) -> Reg:
+        """A score in units of log2 e, with its mask; -inf where the key is out of range or not seen.
+
+        ``where`` is batch and head, ``ok`` the i1 that query and key are in range.
+        """
+        b = self.builder(fn)
+        low = b.const(float("-inf"), self.acc)
+        if self.mask is not None:
+            index = fn.select(ok, self.mask.at(fn, *where, *cell), 0)
+            got = b.reg(load_aligned(fn, self.pointer(self.mask.param), index, self.mask.dtype, 0), self.mask.dtype)
+            if self.mask.dtype is bool_:
+                x = b.select(got, x, low)
+            else:
+                x = b.fma(b.convert(got, self.acc), b.const(LOG2E, self.acc), x)
+        if self.causal:
+            ok = fn.both(ok, fn.op(f"icmp sle i64 {cell[1]}, {cell[0]}"))
+        return x if ok is None else b.select(b.reg(ok, bool_), x, low)
+
+    def kept(self, fn: BlockCode, where: tuple[Ix, Ix], cell: Cell) -> Reg:
+        """0 or 1 / (1 - dropout)."""
+        b = self.builder(fn)
+        n, h = where
+        row = fn.add(fn.mul(fn.add(fn.mul(n, self.heads), h), self.length), cell[0])
+        index = b.reg(str(fn.add(fn.mul(row, self.keys), cell[1])), u64)
+        words = PRIMITIVES["random_bits"].scalar
+        assert words is not None
+        word = words(b, *self._words, index)
+        least = b.const(threshold(self.dropout) << 8, u32)
+        return b.select(
+            b.compare("ge", word, least), b.const(1 / (1 - self.dropout), self.acc), b.const(0.0, self.acc)
+        )
+
+    # -- results
+
+    def store_rows(
+        self, fn: BlockCode, engine: AnyEngine, v: Value, at: Callable[[Ix], Ix], row0: Ix, rows: int,
+        sums: list[str], factors: list[Reg],
+    ) -> None:  # fmt: skip
+        """Sums of every row, times its factor, to a result whose row begins at element ``at(row)``."""
+        if v not in self.graph.results:
+            return
+        b, width = self.builder(fn), v.type.shape[-1]
+        base = self.pointer(len(self.op.operands) + self.graph.results.index(v))
+        runs = engine.sums(fn, width)
+        for r, offset in enumerate(engine.thread_rows):
+            row = fn.add(row0, fn.index(offset))
+            with fn.only(fn.below(row, rows)):
+                start = at(row)
+                for run in (x for x in runs if x.row == r):
+                    values = [
+                        b.convert(b.binary("mul", b.reg(sums[run.first + e], self.acc), factors[r]), v.type.dtype)
+                        for e in range(run.count)
+                    ]
+                    self._store_run(fn, values, base, start, run, width, v.type.dtype)
+
+    def _store_run(
+        self, fn: BlockCode, values: list[Reg], base: str, start: Ix, run: Run, width: int, dtype: DType
+    ) -> None:
+        count = run.count if width % run.count == 0 else 1
+        col = fn.index(run.col, run.count)
+        for e in range(0, run.count, count):
+            here = fn.add(col, e)
+            with fn.only(fn.below(here, width)):
+                index = fn.add(start, here)
+                if count == 1:
+                    store_aligned(fn, values[e].text, base, index, dtype, 0)
+                else:
+                    t = reg_type(dtype)
+                    store_aligned(fn, vector_of(fn, [x.text for x in values], t), base, index, dtype, count)
