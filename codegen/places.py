@@ -358,7 +358,7 @@ def _pad(r: Region, op: Op, place: Place) -> Reg:
     if keep is None:
         return r.value(x, Place(x.type.shape, lambda: coords))
     mask = keep if r.mask is None else fn.op(f"and {v} {keep}, {r.mask}")
-    inner = Region(fn, r.graph, r.lanes, r.pointers, mask, r.uniform)
+    inner = type(r)(fn, r.graph, r.lanes, r.pointers, mask, r.uniform)
     got = inner.value(x, Place(x.type.shape, lambda: coords))
     other = r.value(fill, Place((), lambda: (), Coord))
     return r.builder.select(r.builder.reg(keep, bool_, r.lanes), got, other)

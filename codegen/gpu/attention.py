@@ -41,9 +41,7 @@ class Forward(Scores):
     def _block(self, engine: AnyEngine) -> Block:
         q, k, v = self.main.operands[:3]
         fixed = [engine.stream(self.graph, q, engine.rows, ("rows",))]
-        streams = [
-            engine.stream(self.graph, x, engine.cols, (use,)) for x, use in ((k, "score"), (v, "sum"))
-        ]
+        streams = [engine.stream(self.graph, x, engine.cols, (use,)) for x, use in ((k, "score"), (v, "sum"))]
         return Block(engine, fixed, streams)
 
     def emit(self) -> DeviceCode:
@@ -176,7 +174,9 @@ class Forward(Scores):
 
         def at(row: Ix) -> Ix:
             if self.main.attrs["heads_inside"]:
-                return fn.mul(fn.add(fn.mul(fn.add(fn.mul(n, self.length), row), self.heads), h), self.out_width)
+                return fn.mul(
+                    fn.add(fn.mul(fn.add(fn.mul(n, self.length), row), self.heads), h), self.out_width
+                )
             return fn.mul(self._line(fn, where, row), self.out_width)
 
         self.store_rows(fn, engine, out, at, row0, self.length, values[2 * count :], factors)
@@ -187,7 +187,8 @@ class Forward(Scores):
                 got = b.binary("add", b.reg(values[r], self.acc), b.log2(totals[r]))
                 got = b.binary("mul", got, b.const(LN2, self.acc))
                 got = b.select(b.compare("eq", totals[r], zero), b.const(float("-inf"), self.acc), got)
-                with fn.only(fn.below(row, self.length)):
+                first = fn.op(f"icmp eq i32 {engine.column}, 0")
+                with fn.only(fn.both(first, fn.below(row, self.length))):
                     store_aligned(fn, got.text, base, self._line(fn, where, row), self.acc, 0)
 
     def _line(self, fn: BlockCode, where: tuple[Ix, Ix], row: Ix) -> Ix:
@@ -198,7 +199,7 @@ class Forward(Scores):
         e = self.engine
         how = type(e).__name__.removesuffix("Engine").lower()
         return "\n".join([
-            f"attention {self.batch} x {self.heads} ({self.kv}) heads, {self.length} queries of {self.width}, "
-            f"{self.keys} keys, {self.dtype.name}",
+            f"attention {self.batch} x {self.heads} ({self.kv}) heads, {self.length} queries of "
+            f"{self.width}, {self.keys} keys, {self.dtype.name}",
             f"  {how}: {e.rows} queries by {e.cols} keys, {e.threads} threads, {self.block.slots} slots",
         ])  # fmt: skip

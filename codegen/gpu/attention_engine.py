@@ -1,8 +1,8 @@
 """Products of rows by streams of columns, with what becomes of the scores in between left to the caller.
 
-An engine computes S = A B' for ``rows`` of A and ``cols`` of B in registers, and adds W C to sums in registers,
-where the caller made the weights W of S. :class:`TensorEngine` keeps all of it in the registers of a warp,
-:class:`SimtEngine` (f32, f64) passes weights through shared memory.
+An engine computes S = A B' for ``rows`` of A and ``cols`` of B in registers, and adds W C to sums in
+registers, where the caller made the weights W of S. :class:`TensorEngine` keeps all of it in the registers of
+a warp, :class:`SimtEngine` (f32, f64) passes weights through shared memory.
 """
 
 from __future__ import annotations
@@ -237,7 +237,9 @@ class SimtEngine(Engine):
         groups = 4 // self.group
         row, self.column = fn.i32("mul", self.ty, self.group), fn.i32("mul", self.tx, self.group)
         self.thread_rows = [
-            fn.i32("add", row, g * (self.rows // groups) + e) for g in range(groups) for e in range(self.group)
+            fn.i32("add", row, g * (self.rows // groups) + e)
+            for g in range(groups)
+            for e in range(self.group)
         ]
 
     def _runs(self, fn: BlockCode, first: int, start: int) -> list[Run]:

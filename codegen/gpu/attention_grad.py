@@ -186,7 +186,7 @@ class Backward(Scores):
         return max(r.first + r.count for r in engine.sums(fn, width))
 
     def _row_numbers(self, fn: BlockCode, where: tuple[Ix, Ix], query: Ix) -> tuple[Reg, Reg]:
-        """The logarithm of a query's sum in units of log2 e (inf where it sees no key or is none), its delta."""
+        """The logarithm of a query's sum in units of log2 e (inf where it sees no key), its delta."""
         b = self.builder(fn)
         ok = fn.below(query, self.length)
         got = []
@@ -202,9 +202,7 @@ class Backward(Scores):
             lse, got[1] = b.select(here, lse, inf), b.select(here, got[1], b.const(0.0, self.acc))
         return lse, got[1]
 
-    def _cells(
-        self, fn: BlockCode, engine: AnyEngine, row0: Ix, col0: Ix, turned: bool
-    ) -> list[Cell]:
+    def _cells(self, fn: BlockCode, engine: AnyEngine, row0: Ix, col0: Ix, turned: bool) -> list[Cell]:
         """This thread's cells of a tile; ``turned``: rows are keys."""
         rows = [fn.add(row0, fn.index(r)) for r in engine.thread_rows]
         cols: dict[tuple[Ix, int], Ix] = {}

@@ -132,7 +132,9 @@ class Scores:
         low = b.const(float("-inf"), self.acc)
         if self.mask is not None:
             index = fn.select(ok, self.mask.at(fn, *where, *cell), 0)
-            got = b.reg(load_aligned(fn, self.pointer(self.mask.param), index, self.mask.dtype, 0), self.mask.dtype)
+            got = b.reg(
+                load_aligned(fn, self.pointer(self.mask.param), index, self.mask.dtype, 0), self.mask.dtype
+            )
             if self.mask.dtype is bool_:
                 x = b.select(got, x, low)
             else:
@@ -173,7 +175,9 @@ class Scores:
                 start = at(row)
                 for run in (x for x in runs if x.row == r):
                     values = [
-                        b.convert(b.binary("mul", b.reg(sums[run.first + e], self.acc), factors[r]), v.type.dtype)
+                        b.convert(
+                            b.binary("mul", b.reg(sums[run.first + e], self.acc), factors[r]), v.type.dtype
+                        )
                         for e in range(run.count)
                     ]
                     self._store_run(fn, values, base, start, run, width, v.type.dtype)

@@ -29,7 +29,7 @@ def emit(op: Op, target: GpuTarget, prefix: str, plan: Plan | None = None) -> De
 
 
 def dot_product(op: Op) -> Product:
-    """The contraction of a kernel, rows by columns; a single column is taken as a row, which is contiguous."""
+    """The contraction of a kernel. A single column is taken as a row, which is contiguous."""
     graph = op.regions[0]
     dot = contraction_of(graph)
     sides: list[Matrix] = []

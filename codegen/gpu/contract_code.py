@@ -56,7 +56,7 @@ class BlockCode(Code):
         return self.known(super().mul(a, b), min(_WHOLE, self.divisor(a) * self.divisor(b)))
 
     def div(self, a: Ix, b: int) -> Ix:
-        """a // b, by 32-bit arithmetic where all indices are small: 64-bit division takes ten times as long."""
+        """a // b, by 32-bit arithmetic where all indices are small: the other is ten times slower."""
         if isinstance(a, int) or b == 1 or not self.small or b >= 1 << 32:
             out = super().div(a, b)
         else:

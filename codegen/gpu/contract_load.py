@@ -1,8 +1,8 @@
 """Operands of a contraction on their way to shared memory: where elements lie, and who copies which.
 
-A :class:`Side` tells where element (row, k) of an operand is. What depends on the row alone is computed before
-the loop over k, what depends on k once per step; both are :class:`Line`. Rows and k out of range are clamped
-(so that what is read is there) and give zeros.
+A :class:`Side` tells where element (row, k) of an operand is. What depends on the row alone is computed
+before the loop over k, what depends on k once per step; both are :class:`Line`. Rows and k out of range are
+clamped (so that what is read is there) and give zeros.
 """
 
 from __future__ import annotations
@@ -185,8 +185,9 @@ class Swizzle:
 class TileLoader:
     """Copies tiles of ``rows`` by ``depth`` of a side to shared memory, by all threads of a block.
 
-    ``kind`` "wide": as the accumulator's dtype, k by k, ``rows + pad`` elements each (for :mod:`contract_simt`);
-    "narrow": as in memory, in swizzled lines along the side's direction (for ``ldmatrix``).
+    ``kind`` "wide": as the accumulator's dtype, k by k, ``rows + pad`` elements each (for
+    :mod:`contract_simt`); "narrow": as in memory, in swizzled lines along the side's direction (for
+    ``ldmatrix``).
     """
 
     def __init__(
@@ -204,7 +205,9 @@ class TileLoader:
         self.ld = rows + pad
         self.count = -(-rows * depth // (self.vector * threads))  # vectors per thread
         self.partial = rows * depth < self.count * self.vector * threads
-        self.bytes = rows * depth * side.dtype.itemsize if kind == "narrow" else depth * self.ld * self.acc.itemsize
+        self.bytes = (
+            rows * depth * side.dtype.itemsize if kind == "narrow" else depth * self.ld * self.acc.itemsize
+        )
 
     def begin(self, fn: BlockCode, pointers: Mapping[Value, str], batch: Ix, row0: Ix) -> None:
         """Before the loop: which elements are this thread's, and what depends on their rows alone."""

@@ -29,7 +29,7 @@ class Fragments:
         self.swizzle, self.rows, self.depth, self.order, self.turned = swizzle, rows, depth, order, turned
 
     def begin(self, fn: BlockCode, warp: Ix, base: int) -> None:
-        """Addresses of this lane: ``warp`` counts the strips of rows; the tile is ``base`` bytes after slots."""
+        """Addresses of this lane: ``warp`` counts strips of rows; the tile is ``base`` bytes after slots."""
         swizzle, lane = self.swizzle, fn.i32("and", fn.thread, 31)
         low, high = fn.i32("and", lane, 7), fn.i32("lshr", lane, 4)
         middle = fn.i32("and", fn.i32("lshr", lane, 3), 1)

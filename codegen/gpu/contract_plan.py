@@ -1,10 +1,10 @@
 """Which tiles compute a contraction on a GPU, by which instructions: the cheapest of a few by estimate.
 
 Counts from which the tiles follow, per step of 16 along k of a warp's tile of 64 x 64 on tensor cores: 4 + 4
-``ldmatrix.x4`` (4096 bytes of shared memory) for 32 ``mma.m16n8k16`` (65536 multiply-adds). A multiprocessor of
-compute capability 8.0 does 1024 such multiply-adds and reads 128 bytes of shared memory a cycle, so the products
-take 64 cycles and the fragments 32. Of its registers a thread needs 128 for the sums, 16 + 16 for fragments and
-about 40 for addresses, which leaves room for two blocks of 128 threads.
+``ldmatrix.x4`` (4096 bytes of shared memory) for 32 ``mma.m16n8k16`` (65536 multiply-adds). A multiprocessor
+of compute capability 8.0 does 1024 such multiply-adds and reads 128 bytes of shared memory a cycle, so the
+products take 64 cycles and the fragments 32. Of its registers a thread needs 128 for the sums, 16 + 16 for
+fragments and about 40 for addresses, which leaves room for two blocks of 128 threads.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from weft.codegen.gpu.contract_code import supports_async
 from weft.codegen.gpu.target import WARP, GpuTarget
 from weft.codegen.microkernel import accumulator
-from weft.ir.types import DType, bf16, f16, f32, f64
+from weft.ir.types import DType, bf16, f16, f64
 
 _L2_BYTES = 40.0  # a cycle, that one multiprocessor gets from the second-level cache
 _START = 1500.0  # cycles of a block before its first product and after its last

@@ -51,7 +51,9 @@ class DeviceRegion(Region):
 
 def alignment(fn: BlockCode, index: Ix, dtype: DType, lanes: int) -> int:
     """Bytes to which elements ``index`` .. of an array that begins at a multiple of 16 bytes are aligned."""
-    return min(_VECTOR_BYTES, power_of_two(dtype.itemsize * max(lanes, 1)), fn.divisor(index) * dtype.itemsize)
+    return min(
+        _VECTOR_BYTES, power_of_two(dtype.itemsize * max(lanes, 1)), fn.divisor(index) * dtype.itemsize
+    )
 
 
 def load_aligned(fn: BlockCode, base: str, index: Ix, dtype: DType, lanes: int) -> str:

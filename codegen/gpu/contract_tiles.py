@@ -156,10 +156,17 @@ class Tiles:
         self.part = part_of(self.problem, self.plan)
         self.splits = -(-p.k // self.part)
         kind = "narrow" if self.plan.tensor else "wide"
-        most = 16 // (self.dtype if self.plan.tensor else max(self.dtype, self.acc, key=lambda d: d.itemsize)).itemsize
+        most = (
+            16
+            // (
+                self.dtype if self.plan.tensor else max(self.dtype, self.acc, key=lambda d: d.itemsize)
+            ).itemsize
+        )
         pad = 0 if self.plan.tensor else 16 // self.acc.itemsize
         self.a, self.b = (
-            TileLoader(side(most), extent, self.plan.k, self.plan.threads, kind, pad, supports_async(self.target))
+            TileLoader(
+                side(most), extent, self.plan.k, self.plan.threads, kind, pad, supports_async(self.target)
+            )
             for side, extent in ((p.a, self.plan.m), (p.b, self.plan.n))
         )
         self.epilogue = Epilogue(kernel, p)
@@ -200,12 +207,12 @@ class Tiles:
         band, inside = fn.div(tile, high * across), fn.mod(tile, high * across)
         return fn.add(fn.mul(band, high), fn.mod(inside, high)), fn.div(inside, high)
 
-    def _products(
-        self, fn: BlockCode, batch: Ix, corner: tuple[Ix, Ix], ks: tuple[Ix, Ix]
-    ) -> list[str]:
+    def _products(self, fn: BlockCode, batch: Ix, corner: tuple[Ix, Ix], ks: tuple[Ix, Ix]) -> list[str]:
         plan, (begin, stop) = self.plan, ks
         compute = self.compute = (
-            Tensor(plan, self.dtype, self.a, self.b) if plan.tensor else Simt(plan, self.acc, (self.a.ld, self.b.ld), self.a.bytes)
+            Tensor(plan, self.dtype, self.a, self.b)
+            if plan.tensor
+            else Simt(plan, self.acc, (self.a.ld, self.b.ld), self.a.bytes)
         )
         for loader, first in zip((self.a, self.b), corner, strict=True):
             loader.begin(fn, self.kernel.pointers(), batch, first)
@@ -263,9 +270,7 @@ class Tiles:
 
     # -- from sums to results
 
-    def _finish(
-        self, fn: BlockCode, sums: list[str], numbers: tuple[Ix, Ix], corner: tuple[Ix, Ix]
-    ) -> None:
+    def _finish(self, fn: BlockCode, sums: list[str], numbers: tuple[Ix, Ix], corner: tuple[Ix, Ix]) -> None:
         p, plan, (batch, split) = self.p, self.plan, numbers
         self.compute.spill(fn, sums, self.ld)
         self.epilogue.begin(fn)

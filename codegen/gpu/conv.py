@@ -1,8 +1,8 @@
 """Kernels of form ``conv`` on a GPU: an implicit contraction of patches with weights, and its surroundings.
 
 Convolutions, their input gradients (a dilated input) and weight gradients (taps by the thousand) are all
-products of patches, read in place, by weights. Columns run the way in which the result lies: along channels if
-they are last, else along positions. Groups are a batch; of few channels each (depthwise) they are computed
+products of patches, read in place, by weights. Columns run the way in which the result lies: along channels
+if they are last, else along positions. Groups are a batch; of few channels each (depthwise) they are computed
 directly, a thread for each vector of results.
 """
 
@@ -24,7 +24,6 @@ from weft.codegen.gpu.kernel import DeviceCode
 from weft.codegen.gpu.target import GpuTarget
 from weft.codegen.operands import matrix
 from weft.codegen.places import Coord, Place, Region
-from weft.ir.contraction import turn_of
 from weft.ir.graph import Graph, Op
 
 Sides = Callable[[int], Side]
@@ -50,20 +49,34 @@ def conv_product(op: Op) -> tuple[Product, Geometry]:
     graph = op.regions[0]
     conv = contraction_of(graph)
     g = geometry(conv)
-    turn = turn_of(graph, conv)
+    turn = _turn(graph, conv)
     perm = tuple(range(conv.result.type.ndim)) if turn is None else turn.attrs["perm"]
     root = conv.result if turn is None else turn.result
     outputs, positions = g.outputs // g.groups, g.samples * prod(g.out)
     by_channel = perm[-1] == 1  # columns are channels
     patches, weights = _patches(conv, graph, g), _weights(conv, graph, g)
     depth = g.channels // g.groups * prod(g.kernel)
-    title = f"conv {g.groups} groups x [{positions}, {depth}] x [{depth}, {outputs}] {conv.result.type.dtype.name}"
+    dtype = conv.result.type.dtype.name
+    title = f"conv {g.groups} groups x [{positions}, {depth}] x [{depth}, {outputs}] {dtype}"
     place = _placer(g, perm, root.type.shape, by_channel)
     if by_channel:
         m, n, a, b, cols = positions, outputs, patches, weights, (outputs,)
     else:
-        m, n, a, b, cols = outputs, positions, weights, patches, (prod(g.out),)
+        m, n, a, b, cols = outputs, positions, weights, patches, (prod(g.out) if _runs(perm) else 1,)
     return Product(op, conv, root, g.groups, m, n, depth, a, b, cols, place, title), g
+
+
+def _turn(graph: Graph, conv: Op) -> Op | None:
+    """The permutation that stores the result, where nothing else reads it."""
+    users = [op for op in graph.ops if conv.result in op.operands]
+    alone = len(users) == 1 and conv.result not in graph.results
+    return users[0] if alone and users[0].prim.name == "permute" else None
+
+
+def _runs(perm: tuple[int, ...]) -> bool:
+    """True where the spatial dimensions stay together and in order."""
+    first = perm.index(2)
+    return perm[first : first + len(perm) - 2] == tuple(range(2, len(perm)))
 
 
 def _patches(conv: Op, graph: Graph, g: Geometry) -> Sides:
@@ -109,6 +122,6 @@ def _placer(
                 at = region.plus(region.times(at, sizes[i]), parts[i])
             return at
 
-        return Place(shape, coords, linear)
+        return Place(shape, coords, linear if _runs(perm) else None)
 
     return place

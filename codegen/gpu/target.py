@@ -70,7 +70,7 @@ def _target(name: str, capability: tuple[int, int], ptx: int, block: int, sm: in
 _TARGETS = {
     t.name: t
     for t in (
-        _target("sm_75", (7, 5), 63, 64, 64, 1024, 40),
+        _target("sm_75", (7, 5), 65, 64, 64, 1024, 40),
         _target("sm_80", (8, 0), 81, 163, 164, 2048, 108, 32764),
         _target("sm_86", (8, 6), 81, 99, 100, 1536, 84, 32764),
         _target("sm_89", (8, 9), 81, 99, 100, 1536, 128, 32764),
