@@ -35,7 +35,7 @@ def taps_outside(x: Value, graph: Graph, g: Geometry) -> bool:
 
 
 class PatchSide:
-    """Rows are positions (sample, *out), k is (*taps, channel) or (channel, *taps); ``batch`` is the group."""
+    """Rows are positions (sample, *out), k (*taps, channel) or (channel, *taps); ``batch`` is the group."""
 
     def __init__(self, x: Value, graph: Graph, g: Geometry, most: int) -> None:
         self.x, self.graph, self.g, self.dtype = x, graph, g, x.type.dtype

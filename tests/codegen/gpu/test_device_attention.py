@@ -44,8 +44,10 @@ def compare(got: list[np.ndarray], want: Any, bound: float) -> None:
         np.testing.assert_allclose(g.astype(np.float64), w, rtol=0, atol=atol)
 
 
-def forward(sizes: Sizes, mask: str = "none", dtype: Any = np.float32, dropout: float = 0.0, arch: str = "sm_80",
-            bound: float = 3e-6, **how: Any) -> DeviceKernel:  # fmt: skip
+def forward(
+    sizes: Sizes, mask: str = "none", dtype: Any = np.float32, dropout: float = 0.0, arch: str = "sm_80",
+    bound: float = 3e-6, **how: Any,
+) -> DeviceKernel:  # fmt: skip
     arrays = operands(sizes, mask, dropout, dtype)
     how = {"scale": sizes[5] ** -0.5, "dropout": dropout, **how}
     kernel = DeviceKernel(lambda *xs: P.attention_p.bind(*xs, **how), arrays, "attention", arch)
@@ -53,8 +55,10 @@ def forward(sizes: Sizes, mask: str = "none", dtype: Any = np.float32, dropout: 
     return kernel
 
 
-def backward(sizes: Sizes, mask: str = "none", dtype: Any = np.float32, dropout: float = 0.0, causal: bool = False,
-             inside: tuple[bool, bool, bool] = (False,) * 3, bound: float = 6e-6) -> DeviceKernel:  # fmt: skip
+def backward(
+    sizes: Sizes, mask: str = "none", dtype: Any = np.float32, dropout: float = 0.0, causal: bool = False,
+    inside: tuple[bool, bool, bool] = (False,) * 3, bound: float = 6e-6,
+) -> DeviceKernel:  # fmt: skip
     arrays = operands(sizes, mask, dropout, dtype)
     how: dict[str, Any] = {"scale": sizes[5] ** -0.5, "dropout": dropout, "causal": causal}
     out, lse = P.attention_p.bind(*exact(arrays), **how)
