@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from weft.codegen import splats, tables
 from weft.codegen.llvm import Function, mem_type, reg_type, vec
-from weft.codegen.target import Target, current_target
+from weft.codegen.target import Machine, current_target
 from weft.ir import types as T
 from weft.ir.scalarmath import ScalarMath
 from weft.ir.types import DType
@@ -75,9 +75,9 @@ def memory_literal(value: Any, dtype: DType) -> str:
 class VectorBuilder(ScalarMath):
     """Emits the base vocabulary into a :class:`Function`; vectors have ``lanes`` elements."""
 
-    def __init__(self, fn: Function, lanes: int, target: Target | None = None) -> None:
+    def __init__(self, fn: Function, lanes: int, target: Machine | None = None) -> None:
         self.fn, self.lanes = fn, lanes
-        self.target = target or current_target()
+        self.target: Machine | None = target or current_target()
         self.halves: dict[str, tuple[Reg, Reg]] = {}  # products by a power of two: their factors
 
     # -- plumbing

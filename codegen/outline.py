@@ -13,7 +13,7 @@ from typing import Any
 from weft.codegen.blocks import Code
 from weft.codegen.emit import Reg, VectorBuilder
 from weft.codegen.llvm import reg_type
-from weft.codegen.target import Target
+from weft.codegen.target import Machine
 from weft.ir.prims.base import PRIMITIVES, Primitive
 from weft.ir.scalarcost import CostCounter, cost_for
 from weft.ir.types import DType
@@ -42,7 +42,7 @@ def _call(b: VectorBuilder, name: str, dtypes: tuple[DType, ...], args: Sequence
 
 @cache
 def _function(
-    name: str, dtypes: tuple[DType, ...], target: Target | None
+    name: str, dtypes: tuple[DType, ...], target: Machine | None
 ) -> tuple[str, frozenset[str], DType]:
     """The symbol of a rule's function, the module-level lines it needs (itself among them), its result."""
     symbol = "_".join(["weft", name, *(d.name for d in dtypes)])

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from typing import Protocol
 
 from weft.codegen.libllvm import library
 from weft.ir.record import record, replace
@@ -21,6 +22,22 @@ MEMORY_BYTES_PER_NS = 20.0
 # (which the pool weighs for itself). benchmarks/choices.py shows what the two thresholds cost and gain.
 INLINE_NS = 3_000.0  # shorter work stays on the calling thread
 CHUNK_NS = 1_000.0  # least work in one chunk of a parallel region
+
+
+class Machine(Protocol):
+    """What builders of scalar code ask of a target, be it a CPU or a GPU."""
+
+    @property
+    def architecture(self) -> str: ...
+
+    @property
+    def features(self) -> str: ...
+
+    @property
+    def masked(self) -> bool: ...
+
+    @property
+    def nan_extrema(self) -> bool: ...
 
 
 @record(frozen=True)

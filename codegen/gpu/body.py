@@ -44,7 +44,7 @@ class DeviceBody(BodyEmitter):
         self, fn: DeviceFunction, target: GpuTarget, buffers: dict[str, Buffer], lanes: int
     ) -> None:
         super().__init__(fn, target, buffers, lanes)  # type: ignore[arg-type]
-        self.b = VectorBuilder(fn, 0, target)  # type: ignore[arg-type]
+        self.b = VectorBuilder(fn, 0, target)
         self.team: Team | None = None
         self.point: Any = None  # the step of a team's loop that is written out, the same in all loops
         self.inside = 0  # open loops that the team shares

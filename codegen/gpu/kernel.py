@@ -57,6 +57,11 @@ FORMS: dict[str, str] = {
     "contract": "weft.codegen.gpu.contract:emit",
     "conv": "weft.codegen.gpu.conv:emit",
     "attention": "weft.codegen.gpu.attention:emit",
+    "gather": "weft.codegen.gpu.gather_kernel:emit",
+    "scatter": "weft.codegen.gpu.scatter_kernel:emit",
+    "sort": "weft.codegen.gpu.sort_kernel:emit",
+    "cumulative": "weft.codegen.gpu.cumulative_kernel:emit",
+    "window": "weft.codegen.gpu.window_kernel:emit",
 }
 
 

@@ -256,7 +256,7 @@ class _Nest:
         if per > 1:
             in_block, rank = narrow_divmod(e.b, tid, m.team, m.threads)
             unit = e.add(e.times(own, per), in_block)
-            members = self._members(unit, tid)
+            members = self._members(tid)
         leader = e.b.compare("eq", rank, e.i64(0)).text if m.team > 1 else None
         repeats = nest.chunk > 1 and bool(nest.partials)
         e.team = Row(m.team, rank, leader, members, repeats)
@@ -267,18 +267,13 @@ class _Nest:
         else:
             self._unit(unit)
 
-    def _members(self, unit: Reg, tid: Reg) -> str:
-        """The threads of this warp that have a row."""
-        m, fn, e = self.map, self.fn, self.e
-        rows = WARP // m.team
-        if m.team >= WARP or self.nest.units % rows == 0:
+    def _members(self, tid: Reg) -> str:
+        """The threads of this team, which go through the rows of a unit together, as a mask of the warp's."""
+        m, fn = self.map, self.fn
+        if m.team >= WARP:
             return "-1"
-        # teams before this one in the warp, teams that are left in all
-        mine = fn.op(f"and i64 {fn.op(f'udiv i64 {tid.text}, {m.team}')}, {rows - 1}")
-        before = e.b.reg(fn.op(f"sub i64 {unit.text}, {mine}"), T.i64)
-        bits = e.times(e.b.simple("sub", T.i64, e.i64(self.nest.units), before), m.team)
-        some = fn.op(f"shl i64 1, {e.b.select(e.b.compare('lt', bits, e.i64(WARP)), bits, e.i64(WARP)).text}")
-        return fn.op(f"trunc i64 {fn.op(f'sub i64 {some}, 1')} to i32")
+        first = fn.op(f"and i64 {tid.text}, {WARP - m.team}")
+        return fn.op(f"shl i32 {(1 << m.team) - 1}, {fn.op(f'trunc i64 {first} to i32')}")
 
     def _tiles(self, tid: Reg) -> None:
         e, m = self.e, self.map
@@ -322,12 +317,21 @@ class _Nest:
         for loop in team_loops(self.nest):
             for f in loop.folds:
                 mine = users.get(f.name, [])
-                if f.index is None and mine and all(isinstance(s, Accumulate) and s.op == f.op for s in mine):
+                if f.index is None and mine and all(self._adds_up(s, f.op) for s in mine):
                     self.e.late[f.name] = (f, [])
+
+    def _adds_up(self, s: Any, op: str) -> bool:
+        """True for an addition to the same partial result in every row."""
+        rows = {v for v, _ in self.nest.axes}
+        return isinstance(s, Accumulate) and s.op == op and not rows & set(s.index.names())
 
     def _carried_alone(self, buffer: str) -> bool:
         """True where every partial result of a buffer is carried in registers and written at the end."""
         e, m = self.e, self.map
+        rows = {v for v, _ in self.nest.axes}
+        for s in statements(self.nest.body):
+            if isinstance(s, Accumulate) and s.buffer == buffer and rows & set(s.index.names()):
+                return False
         for s in self.nest.body:
             if isinstance(s, Loop):
                 deep = [x for x in statements(s.body) if isinstance(x, Accumulate) and x.buffer == buffer]
