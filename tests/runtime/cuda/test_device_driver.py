@@ -61,6 +61,7 @@ def test_what_to_install_is_said(monkeypatch):
 
 @pytest.mark.gpu
 def test_failed_calls_are_named():
+    device_state(0).activate()
     d = device_state(0).driver
     with pytest.raises(CudaError, match="cuEventQuery failed: CUDA_ERROR_INVALID_HANDLE"):
         d.is_ready("cuEventQuery", 12345)
