@@ -86,7 +86,7 @@ def copy_is_its_operand(r: Rewriter, op: Op) -> Rewritten:
     return None if r.is_result() else op.operands[0]
 
 
-@CANONICAL.on("convert", "reshape", "bitcast")
+@CANONICAL.on("convert", "reshape", "bitcast", "transfer")
 def to_the_same_type(r: Rewriter, op: Op) -> Rewritten:
     x = op.operands[0]
     return x if x.type == op.result.type else None

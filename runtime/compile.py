@@ -7,6 +7,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from weft.codegen.target import Target
@@ -93,8 +94,11 @@ def _compile(graph: Graph, key: str, donate: dict[int, int], target: Target | No
 
 
 def _gpus(graph: Graph) -> set[Device]:
-    """The GPUs that a graph takes or leaves values on."""
-    return {v.type.device for v in (*graph.params, *graph.results) if v.type.device.type == "cuda"}
+    """The GPUs that values of a graph live on."""
+    found = {p.type.device for p in graph.params}
+    for op in graph.ops:
+        found.update([r.type.device for r in op.results])
+    return {d for d in found if d.type == "cuda"}
 
 
 def _driver_of(graph: Graph, target: Any) -> Any:
@@ -114,7 +118,10 @@ def _compile_for_gpu(
         names = " and ".join(sorted(map(str, devices)))
         raise RuntimeError(f"expected all tensors of {name} to be on one device, found {names}")
     from weft.runtime.cuda.compile import compile_for_device
+    from weft.runtime.cuda.mixed import MixedExecutable, is_mixed
 
+    if target is None and is_mixed(graph):
+        return MixedExecutable(graph, donate, name, partial(compile_graph, target=None))
     return compile_for_device(graph, key, donate, next(iter(devices), None), target, name)
 
 
@@ -122,7 +129,7 @@ def _on_null_device(graph: Graph) -> bool:
     """Whether the graph is for ``null``, the device that runs nothing. RuntimeError for one not there."""
     kinds = {v.type.device.type for v in (*graph.params, *graph.results)}
     for kind in kinds - {"cpu", "null"}:
-        raise RuntimeError(f"weft cannot compile for device type {kind!r} ; it knows cpu, cuda and null")
+        raise RuntimeError(f"weft cannot compile for device type {kind!r}; it knows cpu, cuda and null")
     return "null" in kinds
 
 

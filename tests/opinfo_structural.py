@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from opinfo import COMPLEXES, NAN, ORDERED, Case, Point, pool, rng, row
 from weft.ir.types import (
+    CPU,
     DTYPES,
     NUMERIC,
     DType,
@@ -601,6 +602,7 @@ row(
     ),
 )
 row("copy", *moves([((3, 4), {}, np.array), ((), {}, np.array), ((0, 2), {}, np.array)]))
+row("transfer", *moves([(s, {"device": CPU}, np.array) for s in ((3, 4), (), (0, 2))]))
 
 PADS = (
     ((2, 3), (1, 0), (0, 2), (0, 0)),

@@ -6,6 +6,7 @@ from weft.ir.prims.complex_ import *  # noqa: F403
 from weft.ir.prims.contract import *  # noqa: F403
 from weft.ir.prims.control import *  # noqa: F403
 from weft.ir.prims.convert import *  # noqa: F403
+from weft.ir.prims.device import *  # noqa: F403
 from weft.ir.prims.elementwise import *  # noqa: F403
 from weft.ir.prims.gather import *  # noqa: F403
 from weft.ir.prims.host import *  # noqa: F403

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from weft.ir import prims as P
 from weft.ir.prims.base import PRIMITIVES, Kind, type_of
+from weft.ir.types import CPU
 
 X, IDX = np.arange(1.0, 7.0).reshape(2, 3), np.array([[1, 0, 1]])
 ONE_D = {"window": (1, 2), "stride": (1, 1), "padding": ((0, 0), (1, 0)), "dilation": (1, 1)}
@@ -39,6 +40,7 @@ CASES = {
     "concatenate": [((X, X), {"axis": 0})],
     "update_slice": [((X, X[:1]), {"start": (1, 0), "step": (1, 1)})],
     "copy": [((X,), {})],
+    "transfer": [((X,), {"device": CPU})],
     "gather": [((X, IDX.T), {"axes": (0,)})],
     "take_along": [((X, IDX), {"axis": 0})],
     "scatter": [((X, IDX.T, np.ones((3, 3))), {"axes": (0,), "mode": m}) for m in ("set", "add")],

@@ -1,0 +1,148 @@
+"""Graphs that compute on a GPU and, with small values, on the CPU: a counter of steps, a learning rate.
+
+``transfer`` alone takes a value from one device to the other, so the graph falls into two: what is computed
+on the CPU, from the CPU's params, and what is computed on the GPU, to which values of the CPU are arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from weft.ir.graph import Graph, Op, Value
+from weft.ir.record import record
+from weft.ir.types import CPU
+from weft.runtime.cuda.array import DeviceArray
+
+
+@record
+class Split:
+    """The graphs of the two sides. ``host_params`` and ``device_params`` say where their arguments come from:
+    ``("param", i)`` of the whole graph or ``("host", i)``, a result of the host's graph. ``results`` says the
+    same of the results of the whole: ``("host", i)``, ``("device", i)``, or ``("fetched", i)`` for a result
+    of the device that is wanted on the host."""
+
+    host: Graph
+    device: Graph
+    host_params: list[tuple[str, int]]
+    device_params: list[tuple[str, int]]
+    results: list[tuple[str, int]]
+
+
+def is_mixed(graph: Graph) -> bool:
+    """Whether some values of a GPU's graph live on the CPU."""
+    values = (*graph.params, *(r for op in graph.ops for r in op.results))
+    return any(v.type.device == CPU for v in values)
+
+
+def split(graph: Graph) -> Split:
+    """Cut a graph in two. RuntimeError where the CPU goes on with what the GPU computed: that takes two
+    graphs."""
+    return _Splitter(graph).run()
+
+
+class _Splitter:
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.host_ops: list[Op] = []
+        self.device_ops: list[Op] = []
+        self.crossing: dict[Value, Value] = {}  # a value of the CPU, and what it is on the GPU
+        self.fetched: dict[Value, Value] = {}  # a value on the CPU, and what it is a copy of
+
+    def run(self) -> Split:
+        g = self.graph
+        for op in g.ops:
+            self._place(op)
+        made = {r for op in self.host_ops for r in op.results}
+        of_host = [r for r in g.results if r.type.device == CPU and r not in self.fetched]
+        wanted = list(dict.fromkeys([*of_host, *(v for v in self.crossing if v in made)]))
+        ins = [p for p in g.params if p.type.device == CPU]
+        host = Graph(ins, self.host_ops, wanted, f"{g.name}_host")
+        device_ins = [p for p in g.params if p.type.device != CPU]
+        outs = [self.fetched.get(r, r) for r in g.results if r.type.device != CPU or r in self.fetched]
+        device = Graph([*device_ins, *self.crossing.values()], self.device_ops, outs, g.name)
+        number = {p: ("param", i) for i, p in enumerate(g.params)}
+        number |= {r: ("host", i) for i, r in enumerate(wanted) if r in made}
+        return Split(host, device, [number[p] for p in ins],
+                     [number[v] for v in (*device_ins, *self.crossing)], self._results(wanted))  # fmt: skip
+
+    def _place(self, op: Op) -> None:
+        if op.prim.name == "transfer" and op.operands[0].type.device != op.result.type.device:
+            (x,) = op.operands
+            if x.type.device == CPU:
+                self._cross(op, x)
+            else:
+                self.fetched[op.result] = x
+            return
+        if any(v in self.fetched for v in op.operands):
+            raise RuntimeError(f"{op.prim.name} on the CPU reads what the same graph computes on a GPU")
+        ours = all(r.type.device == CPU for r in op.results)
+        (self.host_ops if ours else self.device_ops).append(op)
+
+    def _cross(self, op: Op, x: Value) -> None:
+        """A value of the CPU becomes an argument of the device's graph, once."""
+        if x in self.fetched:
+            raise RuntimeError("a value goes from a GPU to the CPU and back inside one graph")
+        known = self.crossing.get(x)
+        if known is None:
+            self.crossing[x] = op.result
+        else:
+            self.device_ops.append(Op(op.prim, (known,), op.attrs, op.results, (), op.loc))
+
+    def _results(self, wanted: list[Value]) -> list[tuple[str, int]]:
+        out, k = [], 0
+        for r in self.graph.results:
+            if r.type.device == CPU and r not in self.fetched:
+                out.append(("host", wanted.index(r)))
+            else:
+                out.append(("fetched" if r in self.fetched else "device", k))
+                k += 1
+        return out
+
+
+class MixedExecutable:
+    """A graph of two devices, with the interface of the executable of its GPU's part, whose code it shows."""
+
+    def __init__(
+        self, graph: Graph, donate: Mapping[int, int], name: str, compiled: Callable[..., Any]
+    ) -> None:
+        self.graph, self.name, self.donate = graph, name, dict(donate)
+        self.in_types = tuple(p.type for p in graph.params)
+        self.out_types = tuple(r.type for r in graph.results)
+        self._split = s = split(graph)
+        of_host = self._donated("host", s.host_params)
+        self._host = compiled(s.host, donate=of_host, name=f"{name}_host") if s.host.results else None
+        self._device = compiled(s.device, donate=self._donated("device", s.device_params), name=name)
+
+    def _donated(self, side: str, params: Sequence[tuple[str, int]]) -> dict[int, int]:
+        """What of the donations concerns one side."""
+        out = {}
+        for i, j in self.donate.items():
+            where, k = self._split.results[i]
+            if where == side:
+                out[k] = params.index(("param", j))
+        return out
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_device"], name)
+
+    def call(self, arrays: Sequence[Any]) -> list[Any]:
+        """As ``runner``, on a sequence."""
+        return self.runner(*arrays)
+
+    def argument(self, i: int, a: Any) -> Any:
+        """Argument ``i`` as the runner takes it."""
+        return a
+
+    def runner(self, *arrays: Any) -> list[Any]:
+        if len(arrays) != len(self.in_types):
+            raise TypeError(f"{self.name} takes {len(self.in_types)} arrays, but got {len(arrays)}")
+        s = self._split
+        of_host = self._host.call([arrays[i] for _, i in s.host_params]) if self._host else []
+        given = [arrays[i] if where == "param" else of_host[i] for where, i in s.device_params]
+        of_device = self._device.call(given)
+        return [of_host[i] if where == "host" else _fetch(of_device[i], where) for where, i in s.results]
+
+
+def _fetch(out: DeviceArray, where: str) -> Any:
+    return out.copy_to_host() if where == "fetched" else out
