@@ -20,6 +20,8 @@ from typing import Any, Protocol
 
 _KNOWN = ("0.50.",)  # releases of llvmlite whose C functions are those that are called here
 _NO_LSR = "--disable-lsr"  # a quarter of compile time; our loops gain nothing by it
+# kernels are written in the order in which they should run; with half as many registers they would spill
+_AS_WRITTEN = "--enable-misched=0"
 
 
 class Library(Protocol):
@@ -63,10 +65,15 @@ def _loaded() -> Library:
     return Direct() if llvmlite.__version__.startswith(_KNOWN) else Wrapped()
 
 
-def set_options(set_option: Any) -> None:
-    """The options that hold for the whole process; left alone where another compiler uses LLVM, too."""
+def set_options(set_option: Any, wide: bool) -> None:
+    """The options that hold for the whole process; left alone where another compiler uses LLVM, too.
+
+    ``wide``: the CPU that code is for has the 32 registers of AVX-512.
+    """
     if "numba" not in sys.modules:
         set_option(_NO_LSR)
+        if wide and not os.environ.get("WEFT_CPU"):
+            set_option(_AS_WRITTEN)
 
 
 class Direct:
@@ -94,7 +101,8 @@ class Direct:
         texts, numbers = (c_char_p,) * 3, (c_int, c_char_p, c_char_p, c_int, c_int, c_char_p)
         self._create = _function(short, "CreateTargetMachine", c_void_p, c_void_p, *texts, *numbers)
         option = _function(short, "SetCommandLine", None, c_char_p, c_char_p)
-        set_options(lambda text: option(b"", text.encode()))
+        wide = self.host()[2].get("avx512vl", False)
+        set_options(lambda text: option(b"", text.encode()), wide)
         self._initialize("NativeTarget", "NativeAsmPrinter")
 
     def _initialize(self, *parts: str) -> None:
@@ -173,7 +181,7 @@ class Wrapped:
         import llvmlite.binding as llvm
 
         self._llvm: Any = llvm
-        set_options(lambda text: llvm.set_option("", text))
+        set_options(lambda text: llvm.set_option("", text), self.host()[2].get("avx512vl", False))
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
 

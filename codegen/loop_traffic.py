@@ -10,7 +10,7 @@ from weft.codegen.target import Target
 from weft.ir.loops import Accumulate, Buffer, Compute, Kernel, Load, Loop, Nest, Store, statements
 from weft.ir.scalarcost import cost_by_name
 
-AHEAD_BYTES = 2048
+AHEAD_BYTES = 6144  # past the end of a page, where the streams of the processor stop
 DOWN_ROWS = 16  # rows of a column that are asked for ahead
 STREAM_BYTES = 16 << 20  # a result of this size will not be found in a cache again
 
