@@ -61,7 +61,7 @@ class Machine:
     """
 
     def __init__(
-        self, target: GpuTarget, memory_bytes: int = 1 << 28, strict: bool = False, budget: int = 1 << 22
+        self, target: GpuTarget, memory_bytes: int = 1 << 28, strict: bool = False, budget: int = 1 << 20
     ) -> None:
         self.target, self.strict, self.budget = target, strict, budget
         self.arena = Arena(memory_bytes)

@@ -57,41 +57,35 @@ class Runner:
         return executed
 
     def _choose(self, rank: list[int], executed: int) -> int:
-        first = min(self.pending, key=rank.__getitem__)
-        if executed % _PATIENCE:
-            return first
-        return self._run_ahead(rank, first)
+        if executed % _PATIENCE == 0:
+            self._run_ahead(min(self.pending, key=rank.__getitem__))
+        return min(self.pending, key=rank.__getitem__)
 
-    def _run_ahead(self, rank: list[int], first: int) -> int:
-        """The last of the waiting groups, reduced to whole warps: others may spin until these go on."""
-        for number in sorted(self.pending, key=rank.__getitem__, reverse=True):
-            if number == first:
-                break
-            mask = self.pending[number]
-            bits = self.chunk.live if mask is None else mask.bits
-            warps, live = bits.reshape(-1, WARP), self.chunk.live.reshape(-1, WARP)
-            whole = (warps == live).all(axis=1) & warps.any(axis=1)
-            if whole.any():
-                self._walk(number, np.repeat(whole, WARP) & bits)
-                return first if first in self.pending else min(self.pending, key=rank.__getitem__)
-        return first
-
-    def _walk(self, number: int, bits: Array) -> None:
-        """Let a group run alone for a while, from a block where it stands."""
-        aside, self.pending = self.pending, {}
-        rest = aside.pop(number)
-        left = (self.chunk.live if rest is None else rest.bits) & ~bits
-        if left.any():
-            aside[number] = self._mask(left)
-        self.pending[number] = self._mask(bits)
+    def _run_ahead(self, first: int) -> None:
+        """Let the warps that have left the first group go on for a while: it may spin until they do."""
+        mask = self.pending[first]
+        bits = self.chunk.live if mask is None else mask.bits
+        others = np.repeat(~bits.reshape(-1, WARP).any(axis=1), WARP)
+        aside, ahead = self._divide(self.pending, others)
+        self.pending = ahead
         for _ in range(_PATIENCE // 4):
             if not self.pending:
                 break
             at = min(self.pending, key=self.program.rank.__getitem__)
             self.block(at, self.pending.pop(at))
-        moved, self.pending = self.pending, aside
-        for at, mask in moved.items():
-            self._join(at, mask)
+        for at, group in aside.items():
+            self._join(at, group)
+
+    def _divide(self, groups: dict[int, Mask | None], bits: Array) -> tuple[dict[int, Any], dict[int, Any]]:
+        """Groups without and with the threads of ``bits``."""
+        without: dict[int, Mask | None] = {}
+        within: dict[int, Mask | None] = {}
+        for number, mask in groups.items():
+            here = self.chunk.live if mask is None else mask.bits
+            for found, part in ((without, here & ~bits), (within, here & bits)):
+                if part.any():
+                    found[number] = self._mask(part)
+        return without, within
 
     # one block of code
 
