@@ -43,8 +43,10 @@ _MOST_TILES = 128  # per unit: their sums wait on the stack
 
 def emit(op: Op, target: Target, prefix: str) -> KernelCode:
     """The code of a kernel of form ``conv``."""
-    from weft.codegen import conv_direct, conv_taps
+    from weft.codegen import conv_direct, conv_planes, conv_taps
 
+    if conv_planes.suits(op):
+        return conv_planes.Planes(op, target, prefix).emit()
     if by_taps(contraction_of(op.regions[0])):
         return conv_taps.Taps(op, target, prefix).emit()
     if conv_direct.suits(op):

@@ -73,6 +73,58 @@ CASES = {
 }
 
 
+def grouped(groups, stride=ONE, padding=SAME, lhs=None, rhs=None):
+    return conv(stride, padding, lhs, rhs, groups)
+
+
+PLANES = {
+    "same": (grouped(8), (2, 8, 20, 20), (8, 1, 3, 3)),
+    "stride 2": (grouped(12, (2, 2)), (2, 12, 21, 35), (12, 1, 3, 3)),
+    "stride 3": (grouped(12, (3, 3), ((2, 0), (3, 1))), (1, 12, 40, 61), (12, 1, 5, 4)),
+    "dilated": (grouped(8, ONE, ((4, 4), (4, 4)), rhs=(2, 2)), (1, 8, 20, 33), (8, 1, 5, 5)),
+    "stride and dilation": (grouped(8, (2, 2), ((4, 4), (4, 4)), rhs=(3, 3)), (1, 8, 20, 33), (8, 1, 3, 3)),
+    "many taps": (grouped(8, ONE, ((3, 3), (3, 3))), (2, 8, 50, 50), (8, 1, 7, 7)),
+    "cropped": (grouped(8, ONE, ((-1, 2), (-2, 3))), (2, 8, 25, 30), (8, 1, 3, 3)),
+    "lines": (grouped(9, (2,), ((2, 2),)), (3, 9, 200), (9, 1, 5)),
+    "gradient": (grouped(10), (1, 30, 30, 30), (10, 3, 30, 30)),
+    "gradient of stride 2": (
+        grouped(16, ONE, ((1, 0), (1, 0)), rhs=(2, 2)), (1, 32, 56, 56), (16, 2, 28, 28)),
+    "gradient of many taps": (grouped(16, ONE, ((2, 2), (2, 2))), (1, 32, 37, 41), (16, 2, 37, 41)),
+    "gradient of stride 3": (grouped(8, ONE, SAME, rhs=(3, 3)), (1, 8, 60, 60), (8, 1, 20, 20)),
+    "gradient without padding": (grouped(8, ONE, NONE), (1, 8, 23, 29), (8, 1, 21, 27)),
+    "gradient of dilated": (grouped(8, (2, 2), ((2, 2), (2, 2))), (1, 16, 40, 40), (8, 2, 40, 40)),
+    "gradient of lines": (grouped(9, (1,), ((2, 2),), rhs=(2,)), (1, 27, 200), (9, 3, 100)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32], ids=str)
+@pytest.mark.parametrize("target", TARGETS, ids=TARGET_IDS)
+@pytest.mark.parametrize("case", PLANES)
+def test_channels_by_themselves(case, target, dtype):
+    """Read where they lie, a line at a time; also units of a part of an image, and bands that overlap."""
+    fn, x, w = PLANES[case]
+    arrays = [(4 * normal(*s)).astype(dtype) for s in (x, w)]
+    kernel = check(fn, *arrays, target=target, tol=1e-12 if dtype == np.float64 else 1e-5)
+    assert "by planes" in kernel.code.loops
+
+
+@pytest.mark.parametrize("case", ["same", "stride 2", "gradient of many taps"])
+def test_planes_with_an_epilogue(case):
+    conv, x, w = PLANES[case]
+    kernel = check(lambda x, w: P.exp_p.bind(P.neg_p.bind(P.abs_p.bind(conv(x, w)))), normal(*x), normal(*w),
+                   tol=1e-4)
+    assert "by planes" in kernel.code.loops
+
+
+def test_what_lies_beside_an_image_is_not_multiplied():
+    """Vectors reach past the end of a line: what they meet there counts as nothing."""
+    fn, x, w = PLANES["gradient without padding"]
+    image, ct = normal(*x), normal(*w)
+    image[:, :, :, -1] = np.inf
+    got = compile_function(fn, *(TensorType(a.shape, f32) for a in (image, ct)), form="conv")(image, ct)[0]
+    assert np.isfinite(got[..., :-1]).all() and not np.isfinite(got[..., -1]).any()
+
+
 @pytest.mark.parametrize("target", TARGETS, ids=TARGET_IDS)
 @pytest.mark.parametrize("case", CASES)
 def test_forms(case, target):
@@ -209,6 +261,9 @@ def test_rows_of_pixels(name, last, target):
 
     shape = (x[0], *x[2:], x[1]) if last else x
     kernel = check(run, normal(*shape), normal(*w), target=target)
+    if "by planes" in kernel.code.loops:  # where channels are apart in memory, too
+        assert "depthwise" in name and not last
+        return
     assert kernel.code.loops.startswith("direct") and f"{classes} classes" in kernel.code.loops
     whole = w[0] % 16 == 0 or "depthwise" not in name  # vectors do not read past the last channel
     assert ("in place" in kernel.code.loops) >= (last and whole)
