@@ -239,12 +239,14 @@ class Function:
         before: list[Any] = []
         body: list[Any] = []
         outside, self._current = self._current, body
+        block, known = self.block, self.memos[-1]
+        self.memos[-1] = dict(known)  # the lines may never be included
         self._pre.append(before)
         self.memos.append({})
         yield before, body
         self.memos.pop()
         self._pre.pop()
-        self._current = outside
+        self.memos[-1], self.block, self._current = known, block, outside
 
     def include(self, lines: list[Any]) -> None:
         """Lines that were written apart, or that will be."""
