@@ -37,9 +37,20 @@ def _memory(b: VectorBuilder, values: list[str], index: Reg) -> Reg:
         f"@{name} = internal addrspace(1) constant [16 x float] [{_vector(values, 'float')[1:-1]}], align 64"
     )
     low = b.binary("and", index, b.const(15, T.i32))
-    p = b.emit(f"getelementptr float, ptr addrspace(1) @{name}, i32 {low.text}", T.u64, 0, low.depth)
-    load = f"load float, ptr addrspace(1) {p.text}, align 4, !invariant.load !{{}}"
-    return b.emit(load, T.f32, 0, low.depth)
+
+    def one(i: str) -> Reg:
+        p = b.emit(f"getelementptr float, ptr addrspace(1) @{name}, i32 {i}", T.u64, 0, low.depth)
+        load = f"load float, ptr addrspace(1) {p.text}, align 4, !invariant.load !{{}}"
+        return b.emit(load, T.f32, 0, low.depth)
+
+    if not low.lanes:
+        return one(low.text)
+    vector, out = reg_type(T.f32, low.lanes), "poison"
+    for i in range(low.lanes):
+        each = b.emit(f"extractelement <{low.lanes} x i32> {low.text}, i32 {i}", T.i32, 0, low.depth)
+        put = f"insertelement {vector} {out}, float {one(each.text).text}, i32 {i}"
+        out = b.emit(put, T.f32, low.lanes, low.depth).text
+    return b.reg(out, T.f32, low.lanes, low.depth)
 
 
 def _vector(values: list[str], ty: str) -> str:

@@ -93,11 +93,11 @@ class Target:
         return f"attributes #0 = {{ nounwind {width} {cpu} }}"
 
 
-_emitting: ContextVar[Target | None] = ContextVar("emitting", default=None)
+_emitting: ContextVar[Machine | None] = ContextVar("emitting", default=None)
 
 
 @contextmanager
-def emitting_for(target: Target) -> Iterator[None]:
+def emitting_for(target: Machine) -> Iterator[None]:
     """Kernels emitted inside are for ``target``: builders deep inside them ask :func:`current_target`."""
     token = _emitting.set(target)
     try:
@@ -106,7 +106,7 @@ def emitting_for(target: Target) -> Iterator[None]:
         _emitting.reset(token)
 
 
-def current_target() -> Target | None:
+def current_target() -> Machine | None:
     """The target of the kernel that is being emitted, if one is."""
     return _emitting.get()
 

@@ -198,9 +198,13 @@ class TileLoader:
         side.step = depth
         self.vector = min(side.vector, rows if side.along == "row" else depth)
         nbytes = self.vector * side.dtype.itemsize
-        self.asynchronous = asynchronous and kind == "narrow" and side.plain and nbytes in _ASYNC_BYTES
+        # ldmatrix transposes elements of 16 bits only: others are scattered
+        self.scattered = kind == "narrow" and side.along == "row" and side.dtype.itemsize != 2
+        self.turned = side.along == "row" and not self.scattered
+        plain = kind == "narrow" and side.plain and not self.scattered
+        self.asynchronous = asynchronous and plain and nbytes in _ASYNC_BYTES
         line = depth if side.along == "k" else rows
-        self.swizzle = Swizzle(line * side.dtype.itemsize // 16)
+        self.swizzle = Swizzle((rows if self.turned else depth) * side.dtype.itemsize // 16)
         self.line = line // self.vector  # vectors in a line
         self.ld = rows + pad
         self.count = -(-rows * depth // (self.vector * threads))  # vectors per thread
@@ -246,6 +250,11 @@ class TileLoader:
         if self.kind == "wide":
             row, k = (line, at) if self.side.along == "k" else (at, line)
             return fn.i32("mul", fn.i32("add", fn.i32("mul", k, self.ld), row), self.acc.itemsize)
+        if self.scattered:
+            line, at = at, line
+        return self._swizzled(fn, line, at)
+
+    def _swizzled(self, fn: BlockCode, line: Ix, at: Ix) -> Ix:
         size = self.side.dtype.itemsize
         per = 16 // size
         chunk = fn.i32("xor", fn.i32("udiv", at, per), self.swizzle.turn(fn, line))
@@ -312,7 +321,17 @@ class TileLoader:
                 elif self.kind == "wide":
                     align = min(16, self.vector * self.acc.itemsize)
                     fn.store_shared(reg_type(self.acc, self._lanes), got, to, align)
+                elif self.scattered:
+                    self._scatter(fn, i, got, slot)
                 else:
                     dtype = self.side.dtype
                     align = min(16, self.vector * dtype.itemsize)
                     fn.store_shared(mem_type(dtype, self._lanes), got, to, align)
+
+    def _scatter(self, fn: BlockCode, i: int, vector: str, slot: Ix) -> None:
+        """The elements of vector number ``i``, which are rows, each to its line."""
+        k, row = self._place(fn, i)
+        ty, size = mem_type(self.side.dtype), self.side.dtype.itemsize
+        for j, x in enumerate(elements(fn, vector, ty, self._lanes)):
+            to = self._swizzled(fn, fn.i32("add", row, j), k)
+            fn.store_shared(ty, x, fn.i32("add", slot, to), size)

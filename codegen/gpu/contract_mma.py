@@ -13,7 +13,7 @@ from weft.codegen.gpu.contract_plan import Plan
 from weft.codegen.gpu.contract_region import vector_of
 from weft.ir.types import DType, bf16, f32
 
-K = 16  # of a fragment
+K_BYTES = 32  # of a row of a fragment of A
 QUAD = "{i32, i32, i32, i32}"
 _SUMS = "{float, float, float, float}"
 
@@ -25,8 +25,11 @@ class Fragments:
     k of rows 0-7, then those of rows 8-15. ``turned``: lines of shared memory are k, and run along rows.
     """
 
-    def __init__(self, swizzle: Swizzle, rows: int, depth: int, order: str, turned: bool) -> None:
-        self.swizzle, self.rows, self.depth, self.order, self.turned = swizzle, rows, depth, order, turned
+    def __init__(
+        self, swizzle: Swizzle, rows: int, depth: int, order: str, turned: bool, itemsize: int = 2
+    ) -> None:
+        self.swizzle, self.rows, self.order, self.turned = swizzle, rows, order, turned
+        self.steps = depth * itemsize // K_BYTES
 
     def begin(self, fn: BlockCode, warp: Ix, base: int) -> None:
         """Addresses of this lane: ``warp`` counts strips of rows; the tile is ``base`` bytes after slots."""
@@ -45,7 +48,7 @@ class Fragments:
             line = fn.i32("add", first, line)
         start = fn.i32("add", fn.i32("mul", line, swizzle.line_bytes), base)
         x = fn.i32("xor", chunk, turn)
-        pieces = self.rows // 16 if self.turned else self.depth // K
+        pieces = self.rows // 16 if self.turned else self.steps
         self.pieces = [
             fn.i32("add", start, fn.i32("shl", fn.i32("xor", x, 2 * p), 4)) for p in range(pieces)
         ]  # fmt: skip
@@ -72,6 +75,8 @@ def load_matrix(fn: BlockCode, at: str, turned: bool) -> list[str]:
 
 def product(fn: BlockCode, family: str, dtype: DType, a: list[str], b: list[str], c: list[str]) -> list[str]:
     """c + a b of a fragment of 16 x 16 and one of 16 x 8; four sums a thread."""
+    if family == "mma.m16n8k8.tf32":
+        return _mma(fn, "m16n8k8", dtype, a, b, c)
     if family == "mma.m16n8k8":
         for half in (0, 1):
             c = _mma(fn, "m16n8k8", dtype, a[2 * half : 2 * half + 2], b[half : half + 1], c)
@@ -83,6 +88,8 @@ def _mma(fn: BlockCode, shape: str, dtype: DType, a: list[str], b: list[str], c:
     words = [*a, *b]
     if dtype is bf16:
         t, name = "i32", f"llvm.nvvm.mma.{shape}.row.col.bf16"
+    elif dtype is f32:
+        t, name = "i32", f"llvm.nvvm.mma.{shape}.row.col.tf32"
     else:
         t, name = "<2 x half>", f"llvm.nvvm.mma.{shape}.row.col.f32.f32"
         words = [fn.op(f"bitcast i32 {w} to <2 x half>") for w in words]
@@ -92,14 +99,19 @@ def _mma(fn: BlockCode, shape: str, dtype: DType, a: list[str], b: list[str], c:
     return [fn.op(f"extractvalue {_SUMS} {got}, {i}") for i in range(4)]
 
 
+def _rounded(fn: BlockCode, word: str) -> str:
+    """An f32 with the 10 bits of mantissa that tensor cores multiply."""
+    return fn.call("llvm.nvvm.f2tf32.rna", "i32", f"float {fn.op(f'bitcast i32 {word} to float')}")
+
+
 class Tensor:
-    """Sums of products of half precision in f32, in the order in which the instructions add."""
+    """Sums of products of half precision (or TF32) in f32, in the order in which the instructions add."""
 
     def __init__(self, plan: Plan, dtype: DType, a: TileLoader, b: TileLoader) -> None:
         self.plan, self.dtype, self.base = plan, dtype, a.bytes
         self.rows, self.cols = plan.m // plan.warps[0], plan.n // plan.warps[1]
         self.a, self.b = (
-            Fragments(x.swizzle, rows, plan.k, order, x.side.along == "row")
+            Fragments(x.swizzle, rows, plan.k, order, x.turned, dtype.itemsize)
             for x, rows, order in ((a, self.rows, "a"), (b, self.cols, "b"))
         )
 
@@ -117,8 +129,10 @@ class Tensor:
         """The sums after the tile at byte ``slot`` of shared memory."""
         out = list(sums)
         across = self.cols // 8
-        for k in range(self.plan.k // K):
+        for k in range(self.a.steps):
             left, right = self.a.load(fn, slot, k), self.b.load(fn, slot, k)
+            if self.dtype is f32:
+                left, right = ([[_rounded(fn, w) for w in f] for f in fs] for fs in (left, right))
             for i, a in enumerate(left):
                 for j in range(across):
                     n = 4 * (i * across + j)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from weft.codegen.gpu.contract_code import supports_async
 from weft.codegen.gpu.target import WARP, GpuTarget
 from weft.codegen.microkernel import accumulator
-from weft.ir.types import DType, bf16, f16, f64
+from weft.ir.types import DType, bf16, f16, f32, f64
 
 _L2_BYTES = 40.0  # a cycle, that one multiprocessor gets from the second-level cache
 _START = 1500.0  # cycles of a block before its first product and after its last
@@ -49,8 +49,8 @@ class Plan:
     """Tiles of ``m`` by ``n`` by ``k`` of a block; ``warps`` (down, across), each of (m, n) / warps.
 
     ``family`` names the instructions: "fma" (sums of a thread in ``thread`` rows and columns), "mma.m16n8k16"
-    (f16 and bf16), "mma.m16n8k8" (f16 before 8.0). Others (wgmma) may come beside them. ``stages`` tiles are
-    in shared memory at a time, of which one is read; k is cut into ``splits`` parts.
+    (f16 and bf16), "mma.m16n8k8" (f16 before 8.0), "mma.m16n8k8.tf32". Others (wgmma) may come beside them.
+    ``stages`` tiles are in shared memory at a time, of which one is read; k is cut into ``splits`` parts.
     """
 
     family: str
@@ -107,7 +107,8 @@ class Plan:
 def rate(family: str, dtype: DType, target: GpuTarget) -> float:
     """Multiply-adds of one multiprocessor in a cycle."""
     if family != "fma":
-        return 512.0 if target.capability < (8, 0) or target.capability in ((8, 6), (8, 9)) else 1024.0
+        small = target.capability < (8, 0) or target.capability in ((8, 6), (8, 9))
+        return (512.0 if small else 1024.0) / (2 if family.endswith("tf32") else 1)
     if dtype is f64:
         return 32.0 if target.capability in ((8, 0), (9, 0), (10, 0)) else 2.0
     return 64.0 if target.capability in ((7, 5), (8, 0)) else 128.0
@@ -115,6 +116,8 @@ def rate(family: str, dtype: DType, target: GpuTarget) -> float:
 
 def tensor_family(p: Problem, target: GpuTarget) -> str | None:
     """The tensor core instructions for a dtype, if there are any."""
+    if p.tf32 and p.dtype is f32 and target.capability >= (8, 0):
+        return "mma.m16n8k8.tf32"
     if target.capability >= (8, 0) and p.dtype in (f16, bf16):
         return "mma.m16n8k16"
     return "mma.m16n8k8" if p.dtype is f16 and target.capability >= (7, 5) else None

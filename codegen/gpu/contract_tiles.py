@@ -151,7 +151,7 @@ class Tiles:
         self.dtype = p.main.operands[0].type.dtype
         self.acc = accumulator(self.dtype)
         loose = any(side(16 // self.dtype.itemsize).vector == 1 for side in (p.a, p.b))
-        self.problem = Problem(p.batch, p.m, p.n, p.k, self.dtype, loose=loose)
+        self.problem = Problem(p.batch, p.m, p.n, p.k, self.dtype, self.target.tf32, loose)
         self.plan = plan or choose(self.problem, self.target)
         self.part = part_of(self.problem, self.plan)
         self.splits = -(-p.k // self.part)

@@ -8,6 +8,7 @@ from importlib import import_module
 
 from weft.codegen.gpu.target import GpuTarget
 from weft.codegen.kernel import Unsupported
+from weft.codegen.target import emitting_for
 from weft.ir.graph import Op
 
 
@@ -72,4 +73,5 @@ def emit_device_kernel(op: Op, target: GpuTarget, symbol_prefix: str) -> DeviceC
         raise Unsupported(f"no GPU code generation for kernels of form {op.attrs['form']!r}")
     module, _, function = where.partition(":")
     emit: DeviceEmitter = getattr(import_module(module), function)
-    return emit(op, target, symbol_prefix)
+    with emitting_for(target):
+        return emit(op, target, symbol_prefix)
