@@ -38,9 +38,10 @@ class DeviceKernel:
         arch: str = "sm_80",
         emit: Any = None,
         graph: Any = None,
+        target: Any = None,
         **how: Any,
     ):
-        self.target = gpu_target(arch)
+        self.target = target or gpu_target(arch)
         types = [TensorType(a.shape, dtype_of_numpy(a.dtype)) for a in arrays]
         traced = trace(fn, *types)
         self.op = kernel_op(graph(traced) if graph else traced, form)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -17,6 +18,7 @@ from weft.codegen.gpu.contract_plan import Plan, Problem, choose
 from weft.codegen.gpu.target import gpu_target
 from weft.ir import prims as P
 from weft.ir import types as T
+from weft.runtime.cuda.assembler import assemble, find_ptxas
 
 bfloat16: Any = ml_dtypes.bfloat16
 ROUNDING = {np.float16: 2e-3, bfloat16: 1.6e-2}
@@ -108,6 +110,28 @@ def test_gradient_of_attention(dtype: Any) -> None:
     bound = 4 * ROUNDING[dtype]
     kernel = backward((1, 4, 2, 70, 90, 32, 16), dtype=dtype, causal=True, bound=bound)
     assert kernel.ptx.count(".entry") == 2 and "mma.sync" in kernel.ptx
+
+
+def test_tf32_where_the_target_allows_it() -> None:
+    allowed = replace(gpu_target("sm_80"), tf32=True)
+    for turned in (False, True):
+        arrays = operands(40, 72, 24, turned, turned)
+        kernel = DeviceKernel(matmul(turned, turned), arrays, "contract", target=allowed)
+        assert "m16n8k8.row.col.f32.tf32" in kernel.ptx
+        x, y = (a.T if turned else a for a in arrays)
+        got, exact = kernel(*arrays)[0], x.astype(np.float64) @ y
+        assert 1e-5 < np.abs(got - exact).max() / np.abs(exact).max() < 2e-3
+
+
+@pytest.mark.skipif(find_ptxas() is None, reason="no ptxas")
+def test_registers_hold_the_sums() -> None:
+    arrays = operands(512, 512, 512, False, True, bfloat16)
+    for plan in TILES[:2]:
+        kernel = DeviceKernel(matmul(False, True), arrays, "contract", "sm_90", emit, plan=plan)
+        (resources,) = assemble(kernel.ptx, "sm_90")[1]
+        assert resources.spill_bytes == 0
+        blocks = plan.blocks_per_sm(T.bf16, kernel.target)
+        assert resources.registers * plan.threads * blocks <= kernel.target.sm_registers
 
 
 def test_large_products_get_large_tiles_and_few_rows_parts_of_k() -> None:
