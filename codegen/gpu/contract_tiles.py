@@ -80,6 +80,12 @@ class Kernel:
         count = self.inputs + self.outputs + 1
         return BlockCode(f"{self.prefix}_{name}", count, threads, blocks_per_sm, self.small)
 
+    def reserve(self, nbytes: int) -> int:
+        """Where so much of the scratch memory begins."""
+        at = self.scratch_bytes
+        self.scratch_bytes += -(-nbytes // 256) * 256
+        return at
+
     def pointers(self) -> dict[Value, str]:
         return {v: f"%p{i}" for i, v in enumerate(self.graph.params)}
 
@@ -172,8 +178,7 @@ class Tiles:
         self.epilogue = Epilogue(kernel, p)
         self.ld = self.plan.n + self.plan.pad(self.acc)
         self.partial_bytes = p.batch * p.m * p.n * self.acc.itemsize
-        if self.splits > 1:
-            kernel.scratch_bytes = max(kernel.scratch_bytes, self.splits * self.partial_bytes)
+        self.partial_at = kernel.reserve(self.splits * self.partial_bytes) if self.splits > 1 else 0
 
     def emit(self) -> None:
         self._main()
@@ -289,7 +294,11 @@ class Tiles:
                     self.epilogue.store(fn, got, batch, row, col)
                 else:
                     index = self._partial(fn, fn.add(fn.mul(split, p.batch), batch), row, col)
-                    store_aligned(fn, got, self.kernel.scratch, index, self.acc, lanes)
+                    store_aligned(fn, got, self._parts(fn), index, self.acc, lanes)
+
+    def _parts(self, fn: BlockCode) -> str:
+        """The address of the sums of the parts."""
+        return fn.at(self.kernel.scratch, self.partial_at)
 
     def _partial(self, fn: BlockCode, number: Ix, row: Ix, col: Ix) -> Ix:
         """The index of an element of the sums of a part."""
@@ -310,7 +319,7 @@ class Tiles:
             total = ""
             for s in range(self.splits):
                 index = self._partial(fn, fn.add(s * p.batch, batch), row, col)
-                x = load_aligned(fn, self.kernel.scratch, index, self.acc, lanes)
+                x = load_aligned(fn, self._parts(fn), index, self.acc, lanes)
                 plus = "fadd" if self.acc.is_floating_point else "add"
                 total = fn.op(f"{plus} {t} {total}, {x}") if total else x
             self.epilogue.store(fn, total, batch, row, col)

@@ -9,6 +9,7 @@ directly, a thread for each vector of results.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 
 from weft.codegen.blocks import Ix
@@ -20,6 +21,7 @@ from weft.codegen.gpu.contract_plan import Plan
 from weft.codegen.gpu.contract_tiles import Kernel, Product, Tiles
 from weft.codegen.gpu.conv_direct import Direct, suits
 from weft.codegen.gpu.conv_load import PatchSide, taps_outside
+from weft.codegen.gpu.conv_weights import relaid
 from weft.codegen.gpu.kernel import DeviceCode
 from weft.codegen.gpu.target import GpuTarget
 from weft.codegen.operands import matrix
@@ -32,20 +34,21 @@ Sides = Callable[[int], Side]
 def emit(op: Op, target: GpuTarget, prefix: str, plan: Plan | None = None) -> DeviceCode:
     """The code of a kernel of form ``conv``; ``plan`` instead of the cheapest one is for measuring."""
     kernel = Kernel(op, target, prefix)
-    p, g = conv_product(op)
+    p, g, weights = conv_product(op)
     inplace = overwritable(p.graph, p.main)
     flops = 2 * p.batch * p.m * p.n * p.k
     if suits(g) and plan is None:
         direct = Direct(kernel, p, g)
         direct.emit()
         return kernel.code(direct.describe(), flops, inplace)
+    p = replace(p, **{weights: relaid(kernel, getattr(p, weights), g.groups, flops // 2)})
     tiles = Tiles(kernel, p, plan)
     tiles.emit()
     return kernel.code(tiles.describe(), flops, inplace)
 
 
-def conv_product(op: Op) -> tuple[Product, Geometry]:
-    """The convolution of a kernel as a product."""
+def conv_product(op: Op) -> tuple[Product, Geometry, str]:
+    """The convolution of a kernel as a product, and which side of it ("a" or "b") the weights are."""
     graph = op.regions[0]
     conv = contraction_of(graph)
     g = geometry(conv)
@@ -63,7 +66,11 @@ def conv_product(op: Op) -> tuple[Product, Geometry]:
         m, n, a, b, cols = positions, outputs, patches, weights, (outputs,)
     else:
         m, n, a, b, cols = outputs, positions, weights, patches, (prod(g.out) if _runs(perm) else 1,)
-    return Product(op, conv, root, g.groups, m, n, depth, a, b, cols, place, title), g
+    return (
+        Product(op, conv, root, g.groups, m, n, depth, a, b, cols, place, title),
+        g,
+        ("b" if by_channel else "a"),
+    )
 
 
 def _turn(graph: Graph, conv: Op) -> Op | None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from device_kernels import check, normal
+from weft.codegen.gpu import conv_weights
 from weft.ir import prims as P
 from weft.ir.prims.base import trace, type_of
 from weft.ir.types import TensorType, f32
@@ -104,3 +106,19 @@ def test_epilogue_and_prologue() -> None:
         return [y, P.maximum_p.bind(y, P.neg_p.bind(y))]
 
     check(fn, normal(2, 6, 5, 8, dtype=np.float16), normal(12, 6, 3, 3), normal(12), form="conv")
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_weights_are_copied_into_vectors_where_it_pays(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conv_weights, "LEAST_PRODUCTS", 0)
+
+    def last(x: Any, w: Any) -> Any:
+        y = conv(groups=groups)(P.permute_p.bind(x, perm=(0, 3, 1, 2)), P.neg_p.bind(w))
+        return P.permute_p.bind(y, perm=(0, 2, 3, 1))
+
+    half: Any = ml_dtypes.bfloat16
+    x, w = normal(2, 6, 5, 32, dtype=half), normal(16, 32 // groups, 3, 3, dtype=half)
+    kernel = check(last, x, w, form="conv", tol=1.6e-2)
+    assert [c.symbol for c in kernel.code.launches] == ["k0_weights", "k0_tiles"]
+    assert kernel.code.loops.count("vectors of 8 along k, asynchronous") == 2
+    check(conv(groups=groups), normal(1, 32, 5, 6), normal(16, 32 // groups, 3, 3), form="conv")
