@@ -170,19 +170,29 @@ class Site:
             space.check_allocated(at, self.width)
         except Fault as fault:
             raise self.fault(R, mask, fault.lane or 0, fault.text) from None
-        rows = space.rows(self.size, self.count)
-
-        def changed() -> Array:
-            old = rows[at]
-            rows[at] = values
-            differs = (old != values) | (rows[at] != values)
-            rows[at] = old
-            return differs.any(axis=1) if differs.ndim > 1 else differs
-
-        if plain and space.race is not None:
-            race = space.race.write(flat, self.width, R.chunk.tokens(mask), R.chunk.order, changed)
-            if race is not None:
+        if not plain or space.race is None:
+            return
+        before, lost = space.race.write(flat, self.width, R.chunk.tokens(mask), R.chunk.order)
+        if before is not None or lost is not None:
+            race = self._changes(space, at, values, before, lost)
+            if race.any():
                 self._find_race(R, space, race, mask, "write of what another thread reads or writes")
+
+    def _changes(
+        self, space: Space, at: Array, values: Array, before: Array | None, lost: Array | None
+    ) -> Array:
+        """Which racing writes change anything: several threads may store the same."""
+        rows = space.rows(self.size, self.count)
+        old = rows[at]
+        rows[at] = values
+        last = rows[at]
+        rows[at] = old
+        race = np.zeros(at.shape, np.bool_)
+        for racing, there in ((before, old), (lost, last)):
+            if racing is not None:
+                differs = there != values
+                race |= racing & (differs.any(axis=1) if differs.ndim > 1 else differs)
+        return race
 
     def _find_unwritten(self, R: Any, space: Space, where: Array, mask: Mask | None) -> None:
         chunk = R.chunk

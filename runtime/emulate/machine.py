@@ -150,10 +150,24 @@ class Machine:
 
     def _report(self, launch: Launch) -> None:
         self.launches.append(launch.statistics)
-        self.findings.extend(launch.findings.values())
-        if self.strict and launch.findings:
-            first = next(iter(launch.findings.values()))
+        faults = list(launch.findings.values())
+        self.findings += [*faults, *_uncoalesced(launch.statistics)]
+        if self.strict and faults:
+            first = faults[0]
             raise EmulationError(first.kernel, first.line, first.thread, str(first))
+
+
+def _uncoalesced(statistics: LaunchStatistics) -> list[Finding]:
+    """Accesses that moved at least twice the sectors that their distinct bytes fill."""
+    found: list[Finding] = []
+    for line, moved in statistics.lines.items():
+        if moved.sectors >= 2 * moved.ideal:
+            text = f"{moved.sectors} sectors of global memory where {moved.ideal} would do"
+            finding = Finding(
+                "uncoalesced", statistics.kernel, line, moved.instruction, text, None, moved.requests
+            )
+            found.append(finding)
+    return found
 
 
 def _bytes(buffer: Any) -> Any:

@@ -160,7 +160,7 @@ class Decoder:
         for variable in dynamic:
             self.symbols[variable.name] = ("shared", program.dynamic_at)
         private = [v for v in mine.values() if v.space in ("local", "param")]
-        program.local_bytes = align_up(self.place(private, "local", 16), 16)
+        program.local_bytes = self.place(private, "local", 16)
 
     def place(self, variables: list[Variable], space: str, at: int) -> int:
         for variable in variables:

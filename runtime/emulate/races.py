@@ -13,7 +13,6 @@ Accesses narrower than a word are kept by the byte, in planes made when the firs
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -78,24 +77,16 @@ class RaceShadow:
         found = _read(self.bytes, flat, width, token, order)
         return _either(found, _check(self.words.writes, flat >> 2, 1, token, order))
 
-    def write(
-        self, flat: Array, width: int, token: Array, order: Order, changed: Callable[[], Array]
-    ) -> Array | None:
-        """Record writes; where they race: bits by access. ``changed`` says which change what is there.
-
-        Call before the data are written. Writing what is there already is no race.
-        """
+    def write(self, flat: Array, width: int, token: Array, order: Order) -> tuple[Array | None, Array | None]:
+        """Record writes. Which race with an access before, and which with others of this instruction."""
         if width >= 4:
-            found = _write(self.words, flat >> 2, width // 4, token, order)
+            found, lost = _write(self.words, flat >> 2, width // 4, token, order)
             if self._bytes is not None:
                 found = _either(found, _check_both(self._bytes, flat, width, token, order))
         else:
-            found = _write(self.bytes, flat, width, token, order)
+            found, lost = _write(self.bytes, flat, width, token, order)
             found = _either(found, _check_both(self.words, flat >> 2, 1, token, order))
-        if found is None:
-            return None
-        found = found & changed()
-        return found if found.any() else None
+        return found, lost
 
 
 def _either(a: Array | None, b: Array | None) -> Array | None:
@@ -164,16 +155,15 @@ def _joined(old: Array, token: Array, order: Order) -> Array:
     return token | np.where(warps, _WARPS, _U(0)) | np.where(lanes, _LANES, _U(0))
 
 
-def _write(plane: _Plane, at: Array, count: int, token: Array, order: Order) -> Array | None:
+def _write(
+    plane: _Plane, at: Array, count: int, token: Array, order: Order
+) -> tuple[Array | None, Array | None]:
     units, token = _units(at, count, token)
     conflict = _conflict(plane.writes[units], token, order)
     readers = _conflict(plane.reads[units], token, order)
     conflict = _either(conflict, readers)
     plane.writes[units] = token
-    lost = plane.writes[units] != token
-    if lost.any():
-        conflict = _either(conflict, lost)
-    return _per_access(conflict)
+    return _per_access(conflict), _per_access(plane.writes[units] != token)
 
 
 def _conflict(record: Array, token: Array, order: Order) -> Array | None:
