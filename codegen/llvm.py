@@ -232,24 +232,23 @@ class Function:
         self.label(done)
 
     @contextmanager
-    def apart(self) -> Iterator[tuple[list[Any], list[Any]]]:
-        """The body of a loop by itself: what is emitted inside, and what of it stands before the loop, as
-        lists that :meth:`include` takes. Names of the body must not be used after it.
+    def apart(self) -> Iterator[list[Any]]:
+        """The body of a loop by itself: what is emitted inside, as a list. What of it does not change in the
+        loop is emitted here. Names of the body must not be used after it.
         """
         before: list[Any] = []
         body: list[Any] = []
-        outside, self._current = self._current, body
-        block, known = self.block, self.memos[-1]
-        self.memos[-1] = dict(known)  # the lines may never be included
+        self._current.append(before)
+        outside, block, self._current = self._current, self.block, body
         self._pre.append(before)
         self.memos.append({})
-        yield before, body
+        yield body
         self.memos.pop()
         self._pre.pop()
-        self.memos[-1], self.block, self._current = known, block, outside
+        self._current, self.block = outside, block
 
     def include(self, lines: list[Any]) -> None:
-        """Lines that were written apart, or that will be."""
+        """Lines that will be written here."""
         self._current.append(lines)
 
     def text(self) -> str:

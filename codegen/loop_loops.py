@@ -81,11 +81,11 @@ class _VectorLoop:
         e, body = self.e, self.loop.body
         if not long_body(body) or self.extent < MANY * self.w or e.target.registers < 32:
             return
-        with e.fn.apart() as (hoisted, lines):
+        with e.fn.apart() as lines:
             at = Reg(e.fn.name("at"), T.i64, 0, e.fn.depth)
             self._group(at, 1, [])
         if straight(lines):
-            stages = Stages(lines, hoisted, at.text, self.w)
+            stages = Stages(lines, at.text, self.w)
             if stages.count > 1:
                 self.unroll, self.stages = 1, stages
 

@@ -64,8 +64,8 @@ class _Line:
 class Stages:
     """A body that was emitted for ``width`` elements at ``position``, cut in ``count`` stages."""
 
-    def __init__(self, lines: list[str], hoisted: list[Any], position: str, width: int) -> None:
-        self.hoisted, self.position, self.width = hoisted, position, width
+    def __init__(self, lines: list[str], position: str, width: int) -> None:
+        self.position, self.width = position, width
         self.lines = _read(lines)
         self.count = self._cut()
 
@@ -88,7 +88,6 @@ class Stages:
         """The loop over positions begin..end, a whole number of vectors. Rounds in which a stage has no
         vector repeat one of the ends, and store it nowhere.
         """
-        fn.include(self.hoisted)
         nowhere = fn.alloca(64)
         lag = (self.count - 1) * self.width
         with fn.when(fn.op(f"icmp slt i64 {begin}, {end}")):

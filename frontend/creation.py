@@ -14,6 +14,7 @@ from weft.ir import prims as P
 from weft.ir import types as T
 from weft.ir.types import DType
 from weft.promotion import promote_types, scalar_category, scalar_dtype
+from weft.runtime import buffers
 from weft.tensor import Tensor
 
 
@@ -51,11 +52,7 @@ def _filled(shape: tuple[int, ...], value: Any, dtype: DType) -> Tensor:
         return scalar_tensor(value, dtype).expand(shape).clone()
     if interpreter().recording:
         return apply(P.full_p, shape=shape, dtype=dtype, value=value)
-    return wrap(np.zeros(shape, dtype.np) if _is_zero(value) else np.full(shape, value, dtype.np))
-
-
-def _is_zero(value: Any) -> bool:
-    return type(value) is int and value == 0
+    return wrap(buffers.filled(shape, value, dtype))
 
 
 def zeros(
@@ -87,7 +84,7 @@ def empty(
     as_device(device)
     shape = _check_size(shape_of_args(size or (kw.get("size", ()),)))
     d = as_dtype(dtype) if dtype is not None else get_default_dtype()
-    t = _filled(shape, 0, d) if interpreter().recording else wrap(np.empty(shape, d.np))
+    t = _filled(shape, 0, d) if interpreter().recording else wrap(buffers.empty(shape, d))
     return _finish(t, requires_grad)
 
 

@@ -22,6 +22,7 @@ from weft.ir import types as T
 from weft.ir.prims.base import _NUMPY
 from weft.ir.types import CPU, DType
 from weft.ops.common import as_tensor, broadcast_shapes, broadcast_to, convert, shape_of
+from weft.runtime import buffers
 from weft.tensor import Tensor
 from weft.views import check_inplace, write_
 
@@ -192,6 +193,8 @@ def normal_values(shape: tuple[int, ...], dtype: DType, generator: Generator | N
 
 
 def _finish(t: Tensor, requires_grad: bool) -> Tensor:
+    if type(t._data) is np.ndarray:
+        t = wrap(buffers.aligned(t._data, t.dtype))
     return t.requires_grad_(True) if requires_grad else t
 
 

@@ -100,8 +100,8 @@ def test_a_chain_is_cut_by_the_time_it_takes():
         lines += [f"  %v{i} = fadd <16 x float> %v{i - 1}, %v{i - 1}" for i in range(1, n)]
         return [*lines, f"  store <16 x float> %v{n - 1}, ptr %p, align 4"]
 
-    assert Stages(chain(20), [], "%at", 16).count == 1
-    cut = Stages(chain(120), [], "%at", 16)
+    assert Stages(chain(20), "%at", 16).count == 1
+    cut = Stages(chain(120), "%at", 16)
     assert cut.count == 11  # 7 + 119 * 3 + 1 cycles, 36 in a stage
     stages = [x.stage for x in cut.lines]
     assert stages == sorted(stages) and set(stages) == set(range(11))
@@ -155,3 +155,29 @@ def _run(fn, xs, dtype):
     library = llvm.JITLibraryBuilder().add_ir(text).export_symbol("f").link(jit, "f")
     call = ctypes.CFUNCTYPE(number, number)(library["f"])
     return np.array([call(float(x)) for x in xs]).astype(dtype.np)
+
+
+def test_what_does_not_change_in_a_loop_stays_where_its_body_is_not_used():
+    fn = Function("f", "i64 %n, float %x", "float")
+    b = VectorBuilder(fn, 0, host_target())
+    x = Reg("%x", f32, 0, 0)
+    with fn.loop("0", "%n", 1):
+        with fn.apart() as lines:
+            inside = b.binary("add", Reg("%y", f32, 0, fn.depth), b.unary("sqrt", x))
+        assert len(lines) == 1 and inside.text in lines[0]
+        again = b.unary("sqrt", x)
+    fn.ret(f"float {again.text}")
+    llvm.parse_assembly(module_text(host_target(), [fn.text()], fn.declares)).verify()
+    assert fn.text().count("llvm.sqrt") == 1 and inside.text not in fn.text()
+
+
+@pytest.mark.parametrize("n", [1024, 4100, 50_001])
+def test_long_bodies_with_branches_are_whole(n):
+    def fn(x, y):
+        return P.sin_p.bind(P.mul_p.bind(P.pow_p.bind(x, y), P.erf_p.bind(P.cos_p.bind(y))))
+
+    kernel = compile_function(fn, *[TensorType((n,), f32)] * 2, form="loop")
+    assert stages_of(kernel) == 0
+    r = np.random.default_rng(0)
+    x, y = r.random(n).astype(np.float32) + 0.5, r.standard_normal(n).astype(np.float32)
+    np.testing.assert_allclose(kernel(x, y)[0], fn(x, y), rtol=1e-4, atol=1e-6)
