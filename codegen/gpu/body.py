@@ -7,6 +7,7 @@ memory is moved by one access of up to 16 bytes. Everything else is the CPU emit
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from weft.codegen.emit import Reg, VectorBuilder, memory_form
@@ -268,16 +269,15 @@ class DeviceBody(BodyEmitter):
                 x = self.b.select(self.frame.masks[0], x, identity)
             self._add(s.op, found, x)
             return
-        with self._only(self._guard(None)):
+        with self.only(self._guard(None)):
             form, size = memory_form(dtype), dtype.itemsize
             raw = self.fn.load(reg_type(form), p.text, size)
             old = self.b.widen(Reg(raw, form, 0, self.fn.depth), dtype)
             new = self.b.narrow(combine(self.b, s.op, x, old))
             self.fn.do(f"store {reg_type(new.dtype)} {new.text}, ptr {p.text}, align {size}")
 
-    def _only(self, guard: str | None) -> Any:
-        from contextlib import nullcontext
-
+    def only(self, guard: str | None) -> Any:
+        """Code for the threads for which the i1 holds; for all where there is none."""
         return nullcontext() if guard is None else self.fn.when(guard)
 
     def _carry_parts(self, s: Accumulate, p: Reg) -> None:

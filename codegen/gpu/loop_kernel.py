@@ -13,6 +13,7 @@ from weft.codegen.gpu.kernel import DeviceCode, DeviceLaunch
 from weft.codegen.gpu.mapping import Mapping, map_nest, team_loops
 from weft.codegen.gpu.target import WARP, GpuTarget
 from weft.codegen.gpu.team import Columns, Row
+from weft.codegen.gpu.turned import emit_turned, turned
 from weft.codegen.llvm import mem_type
 from weft.codegen.loop_body import Frame
 from weft.codegen.loop_traffic import inplace_pairs, operations, used_buffers
@@ -240,8 +241,11 @@ class _Nest:
         self.e.walked = {v for axes in [nest.axes, *(s.axes for s in loops)] for v, _ in axes}
 
     def emit(self, own: Reg, tid: Reg) -> None:
+        across = turned(self.nest)
         if self.nest.kind == "rows" or not self.nest.axes:
             self._rows(own, tid)
+        elif across is not None:
+            emit_turned(self.e, self.nest, across, own, tid)
         elif self.map.team > 1:
             self._columns(own, tid)
         else:
@@ -377,7 +381,7 @@ class _Nest:
                 x = states[0][0]
             x = e.b.narrow(x)
             size = s.dtype.itemsize
-            with e._only(guard):
+            with e.only(guard):
                 fn.do(f"store {mem_type(x.dtype)} {x.text}, ptr {s.address.text}, align {size}")
 
     # -- lanes

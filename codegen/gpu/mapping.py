@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import gcd, prod
 
 from weft.codegen.gpu.target import WARP, GpuTarget
+from weft.codegen.gpu.turned import HIGH, SIDE, tiles, turned
 from weft.ir.loops import Accumulate, Buffer, Compute, Load, Loop, Nest, Store, statements
 from weft.ir.record import record
 from weft.ir.scalarcost import cost_by_name
@@ -86,6 +87,9 @@ def _rows(nest: Nest, buffers: dict[str, Buffer], target: GpuTarget, threads: in
 
 
 def _lanes(nest: Nest, buffers: dict[str, Buffer], target: GpuTarget, threads: int | None) -> Mapping:
+    across = turned(nest)
+    if across is not None:
+        return Mapping(1, 1, SIDE * HIGH, tiles(nest, across))
     var, extent = nest.axes[-1]
     outer = nest.points // extent if extent else 0
     widest = _widest(nest, buffers, {var})
