@@ -1,5 +1,5 @@
-"""Loop kernels against the reference interpreter: as kernel IR in numpy, and as machine code for two
-targets."""
+"""Loop kernels against the reference interpreter: as kernel IR in numpy, as machine code for two targets, and
+as PTX on the emulated GPU."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from math import prod
 
 import numpy as np
 import pytest
+from weft.codegen.gpu.target import gpu_target
 from weft.codegen.kernel import KernelCode, emit_kernel
 from weft.codegen.schedule import schedule
 from weft.codegen.standalone import Standalone
@@ -32,6 +33,7 @@ from weft.ir.types import (
     u8,
 )
 from weft.passes.pipeline import lower
+from weft.runtime.cuda.standalone import run_region
 
 TARGETS = {"host": host_target, "haswell": lambda: named_target("haswell")}
 SHAPES = [(), (1,), (7,), (64,), (1000,), (3, 5), (130, 17), (2, 3, 4, 5), (70, 640)]
@@ -93,7 +95,13 @@ def by_numpy(op, xs):
     return [o.reshape(r.type.shape) for o, r in zip(outs, op.results, strict=True)]
 
 
-EXECUTORS = {"numpy": lambda: by_numpy} | {n: (lambda t=t: by_machine(t())) for n, t in TARGETS.items()}
+def by_device(op, xs):
+    """On the emulated GPU, where a race is an error."""
+    return run_region(op, xs, gpu_target("sm_80"))
+
+
+EXECUTORS = {"numpy": lambda: by_numpy, "sm_80": lambda: by_device}
+EXECUTORS |= {n: (lambda t=t: by_machine(t())) for n, t in TARGETS.items()}
 
 
 @pytest.fixture(params=list(EXECUTORS))
