@@ -144,7 +144,7 @@ class Site:
         if unwritten is not None:
             self._find_unwritten(R, space, unwritten, mask)
         if plain and space.race is not None:
-            race = space.race.read(flat, self.width, R.chunk.tokens(mask), R.chunk.order)
+            race = space.race.read(flat, self.width, R.chunk.tokens(mask), R.chunk.orders[space.name])
             if race is not None:
                 self._find_race(R, space, race, mask, "read of what another thread writes")
         self._count(R, space, flat, mask, False)
@@ -172,7 +172,7 @@ class Site:
             raise self.fault(R, mask, fault.lane or 0, fault.text) from None
         if not plain or space.race is None:
             return
-        before, lost = space.race.write(flat, self.width, R.chunk.tokens(mask), R.chunk.order)
+        before, lost = space.race.write(flat, self.width, R.chunk.tokens(mask), R.chunk.orders[space.name])
         if before is not None or lost is not None:
             race = self._changes(space, at, values, before, lost)
             if race.any():

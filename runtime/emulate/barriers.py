@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from weft.runtime.emulate.chunk import WARP, Chunk
-from weft.runtime.emulate.masks import Mask, full
+from weft.runtime.emulate.chunk import Chunk
+from weft.runtime.emulate.masks import WARP, Mask, full
 from weft.runtime.emulate.memory import Fault
 from weft.runtime.emulate.program import Decoder, Unknown
 from weft.runtime.emulate.ptx_ast import Imm, Instruction, Not, Operand
@@ -81,6 +81,9 @@ class Barriers:
         if op.aligned and mask is not None:
             self._check_whole_warps(bits)
         chunk.statistics.barriers += 1
+        if op.kind == "sync" and op.count is None and not self.open and np.array_equal(bits, chunk.live):
+            chunk.passed_block_barrier(slice(None))
+            return [(target, bits)]
         numbers = np.unique(full(self.R, self.R[op.number])[bits])
         released: Released = []
         for number in numbers:
@@ -88,6 +91,7 @@ class Barriers:
                 raise Fault(f"barrier {number} does not exist", int(np.argmax(bits)))
             chosen = bits if numbers.size == 1 else bits & (full(self.R, self.R[op.number]) == number)
             released += self._arrive(int(number), op, chosen, target)
+        self._close()
         return released
 
     def _check_whole_warps(self, bits: Array) -> None:
@@ -130,6 +134,7 @@ class Barriers:
         released: Released = []
         for barrier in self.open.values():
             released += self._completed(barrier)
+        self._close()
         return released
 
     def _completed(self, barrier: _Barrier) -> Released:
@@ -154,6 +159,11 @@ class Barriers:
             else:
                 del barrier.waiting[target]
         return released
+
+    def _close(self) -> None:
+        """Forget barriers at which nobody waits."""
+        for number in [n for n, b in self.open.items() if not b.waiting and not b.arrived.any()]:
+            del self.open[number]
 
     def _deliver(self, barrier: _Barrier, lanes: Array) -> None:
         if not barrier.results:

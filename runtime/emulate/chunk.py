@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from weft.runtime.emulate.asynchronous import Copies
 from weft.runtime.emulate.faults import Finding, LaunchStatistics, Thread
-from weft.runtime.emulate.masks import Mask
+from weft.runtime.emulate.masks import WARP, Mask
 from weft.runtime.emulate.memory import ALLOCATED, JUNK, Arena, Space
 from weft.runtime.emulate.program import Program
 from weft.runtime.emulate.ptx_ast import Instruction
 from weft.runtime.emulate.races import THREAD, Order, RaceShadow
+from weft.runtime.emulate.whole_warps import Fragments
 
 Array = Any
-WARP = 32
 
 
 class Launch:
@@ -28,6 +28,7 @@ class Launch:
         if shared_bytes or program.dynamic_at > program.shared_bytes:
             self.shared_bytes = program.dynamic_at + shared_bytes
         self.params, self.arena, self.order = params, arena, order
+        self.private_order = Order(order.first, order.block_threads, 0, private=True)
         self.threads = block[0] * block[1] * block[2]
         self.padded = -(-self.threads // WARP) * WARP
         self.blocks = grid[0] * grid[1] * grid[2]
@@ -50,7 +51,7 @@ class Chunk:
         self.padded = launch.padded
         self.lanes = blocks * launch.padded
         self.warps = self.lanes // WARP
-        self.order = launch.order
+        self.orders = {"global": launch.order, "shared": launch.private_order}
         self.statistics = launch.statistics
         self.clock = 0
         self.everyone = np.arange(self.lanes)
@@ -65,6 +66,7 @@ class Chunk:
         self.local_stride = -(-max(launch.program.local_bytes, 16) // 32) * 32
         self.spaces = self._spaces()
         self.copies = Copies(self.lanes)
+        self.fragments = Fragments()
 
     def _spaces(self) -> dict[str, Space]:
         launch = self.launch
@@ -135,10 +137,10 @@ class Chunk:
 
     def release(self, mask: Mask | None) -> None:
         which = np.flatnonzero(self.blocks_of(mask))
-        self.order.released[self.first + which] = self.block_epoch[which] + 1
+        self.launch.order.released[self.first + which] = self.block_epoch[which] + 1
 
     def acquire(self, mask: Mask | None) -> None:
-        self.order.acquired[self.first + np.flatnonzero(self.blocks_of(mask))] = True
+        self.launch.order.acquired[self.first + np.flatnonzero(self.blocks_of(mask))] = True
 
 
 def _unflatten(number: int, shape: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -27,6 +27,18 @@ def FMA(a: Array, b: Array, c: Array) -> Array:
     return rounding.round_to_odd(s, e)
 
 
+def widen_f16(bits: Array) -> Array:
+    """f16 values given as bits, as f32: exact, and faster than numpy's own conversion."""
+    wide = bits.astype(np.uint32)
+    magnitude = (wide & np.uint32(0x7FFF)) << np.uint32(13)
+    value = magnitude.view(np.float32) * np.float32(2.0**112)
+    special = magnitude >= np.uint32(0x7C00 << 13)
+    if special.any():
+        value = np.where(special, (magnitude | np.uint32(0x7F800000)).view(np.float32), value)
+    sign = (wide & np.uint32(0x8000)) << np.uint32(16)
+    return (value.view(np.uint32) | sign).view(np.float32)
+
+
 def narrow(value: Array, kind: str) -> Array:
     """f32 or f64 values rounded to nearest to 16 bits, as unsigned bits; NaN is canonical."""
     half = KINDS[kind]

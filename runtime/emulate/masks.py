@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+WARP = 32
 Bits = np.ndarray[Any, np.dtype[np.bool_]]
 Index = np.ndarray[Any, np.dtype[np.int64]]
 

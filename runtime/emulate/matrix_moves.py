@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 from weft.runtime.emulate.access import Site
-from weft.runtime.emulate.chunk import WARP
-from weft.runtime.emulate.masks import Mask, full
-from weft.runtime.emulate.mma import put_warps, whole_warps
+from weft.runtime.emulate.masks import WARP, Mask, full
 from weft.runtime.emulate.program import Decoder, Step, Unknown, instruction
 from weft.runtime.emulate.ptx_ast import Address, Instruction
+from weft.runtime.emulate.whole_warps import put_warps, whole_warps
 
 Array = Any
 

@@ -11,19 +11,16 @@ of register r of a thread is, in every shape ("Matrix Fragments for mma", PTX IS
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from weft.runtime.emulate import half
-from weft.runtime.emulate.chunk import WARP
-from weft.runtime.emulate.masks import Mask, full
-from weft.runtime.emulate.memory import Fault
+from weft.runtime.emulate.masks import WARP, Mask
 from weft.runtime.emulate.program import Decoder, Step, Unknown, instruction
 from weft.runtime.emulate.ptx_ast import Instruction
-from weft.runtime.emulate.steps import assign
+from weft.runtime.emulate.whole_warps import Change, put_warps, whole_warps, words_of
 
 Array = Any
 _SHAPE = re.compile(r"m(\d+)n(\d+)k(\d+)$")
@@ -39,24 +36,35 @@ _SHAPES = {
 }  # fmt: skip
 
 
-def fragment_a(rows: int, depth: int, per: int) -> Array:
-    """For each element of A, row by row, its place in the registers of a warp: (register, lane, part)."""
-    row, k = np.divmod(np.arange(rows * depth), depth)
-    high, k = np.divmod(k, 4 * per)
-    register = 2 * high + row // 8 if rows == 16 else high
-    return (register * WARP + (row % 8) * 4 + k // per) * per + k % per
+def matrix_a(values: Array, rows: int, per: int) -> Array:
+    """(registers, threads * per) elements as (warps, rows, depth)."""
+    high = rows // 8
+    parts = values.reshape(-1, high, values.shape[1] // (WARP * per), 8, 4 * per)
+    return parts.transpose(2, 1, 3, 0, 4).reshape(parts.shape[2], rows, -1)
 
 
-def fragment_b(depth: int, per: int) -> Array:
-    k, column = np.divmod(np.arange(depth * 8), 8)
-    register, k = np.divmod(k, 4 * per)
-    return (register * WARP + column * 4 + k // per) * per + k % per
+def matrix_b(values: Array, per: int) -> Array:
+    """(registers, threads * per) elements as (warps, depth, 8)."""
+    parts = values.reshape(values.shape[0], -1, 8, 4 * per)
+    return parts.transpose(1, 2, 0, 3).reshape(parts.shape[1], 8, -1).transpose(0, 2, 1)
 
 
-def fragment_c(rows: int, per: int) -> Array:
-    row, column = np.divmod(np.arange(rows * 8), 8)
-    number = 2 * (row // 8) + column % 2
-    return (number // per * WARP + (row % 8) * 4 + column // 2) * per + number % per
+def from_fragment_c(values: Array, rows: int, per: int) -> Array:
+    """(registers, threads * per) elements as (warps, rows, 8)."""
+    if per == 2:
+        parts = values.reshape(rows // 8, -1, 8, 4, 2).transpose(1, 0, 2, 3, 4)
+    else:
+        parts = values.reshape(rows // 8, 2, -1, 8, 4).transpose(2, 0, 3, 4, 1)
+    return parts.reshape(-1, rows, 8)
+
+
+def to_fragment_c(matrix: Array, per: int) -> Array:
+    """The inverse: (registers, threads * per)."""
+    high = matrix.shape[1] // 8
+    parts = matrix.reshape(-1, high, 8, 4, 2)
+    if per == 2:
+        return np.ascontiguousarray(parts.transpose(1, 0, 2, 3, 4)).reshape(high, -1)
+    return np.ascontiguousarray(parts.transpose(1, 4, 0, 2, 3)).reshape(2 * high, -1)
 
 
 @dataclass
@@ -93,13 +101,12 @@ class _Mma:
         self.b = [d.slot(o, register) for o in b]
         self.c = [d.slot(o, register) for o in c]
         self.into = [d.dest(o, register) for o in into]
-        self.at_a = fragment_a(shape.rows, shape.depth, per)
-        self.at_b = fragment_b(shape.depth, per)
+        self.per = per
         self.sums, self.result = _accumulator(sums), _accumulator(result)
-        self.at_c = fragment_c(shape.rows, 2 if sums == "f16" else 1)
-        self.at_d = fragment_c(shape.rows, 2 if result == "f16" else 1)
+        self.per_c, self.per_d = 1 + (sums == "f16"), 1 + (result == "f16")
         self._check_registers(per)
-        self.rounded = _truncate_tf32 if first == "tf32" else None
+        self.key_a, self.key_b = f"A {first} {shape}", f"B {second} {shape}"
+        self.widen_a, self.widen_b = _widener(first), _widener(second)
 
     def _check_registers(self, per: int) -> None:
         shape = self.shape
@@ -112,19 +119,21 @@ class _Mma:
 
     def run(self, R: Any, m: Mask | None) -> None:
         warps = whole_warps(R, m)
-        a = gather(R, warps, self.a, self.first, self.at_a, self.rounded)
-        b = gather(R, warps, self.b, self.second, self.at_b, self.rounded)
-        c = gather(R, warps, self.c, self.sums, self.at_c, None)
-        shape = self.shape
-        product = np.matmul(_wide(a).reshape(-1, shape.rows, shape.depth),
-                            _wide(b).reshape(-1, shape.depth, shape.columns))  # fmt: skip
-        total = self._sum(product.reshape(c.shape), c)
-        words = np.empty(total.shape, total.dtype)
-        words[:, self.at_d] = total
+        a = R.chunk.fragments.get(R, warps, self.a, self.key_a, self._matrix_a)
+        b = R.chunk.fragments.get(R, warps, self.b, self.key_b, self._matrix_b)
+        rows = self.shape.rows
+        c = from_fragment_c(words_of(R, warps, self.c).view(self.sums), rows, self.per_c)
+        total = self._sum(np.matmul(a, b), c)
         unsigned = np.uint64 if self.wide else np.uint32
-        words = words.view(unsigned).reshape(total.shape[0], len(self.into), WARP)
+        words = to_fragment_c(total, self.per_d).view(unsigned)
         for i, slot in enumerate(self.into):
-            put_warps(R, m, warps, slot, words[:, i])
+            put_warps(R, m, warps, slot, words[i])
+
+    def _matrix_a(self, words: Array) -> Array:
+        return matrix_a(self.widen_a(words), self.shape.rows, self.per)
+
+    def _matrix_b(self, words: Array) -> Array:
+        return matrix_b(self.widen_b(words), self.per)
 
     def _sum(self, product: Array, c: Array) -> Array:
         if self.result.kind == "i":
@@ -144,56 +153,13 @@ def _accumulator(kind: str) -> np.dtype[Any]:
     return np.dtype(known[kind])
 
 
-def _wide(x: Array) -> Array:
-    """Inputs as floats whose products and short sums lose nothing that the hardware keeps."""
-    if x.dtype.kind in "iu" or x.dtype == np.float64:
-        return x.astype(np.float64)
-    return x.astype(np.float32)
-
-
-def _truncate_tf32(x: Array) -> Array:
-    """The hardware reads 19 of the 32 bits."""
-    return (x.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
-
-
-# warps as a whole
-
-
-def whole_warps(R: Any, m: Mask | None) -> Array | None:
-    """The warps that execute an aligned instruction, None for all. Fault where a warp is divided."""
-    if m is None:
-        return None
-    bits = m.bits.reshape(-1, WARP)
-    some, every = bits.any(axis=1), bits.all(axis=1)
-    if (some != every).any():
-        warp = int(np.argmax(some != every))
-        lane = warp * WARP + int(np.argmax(bits[warp]))
-        raise Fault("an instruction of whole warps that not all threads of the warp execute", lane)
-    return np.flatnonzero(every)
-
-
-def gather(
-    R: Any,
-    warps: Array | None,
-    slots: list[int],
-    kind: Any,
-    at: Array,
-    change: Callable[[Array], Array] | None,
-) -> Array:
-    """The elements of a matrix, in its order, for each warp."""
-    rows = [full(R, R[slot]).reshape(-1, WARP) for slot in slots]
-    if warps is not None:
-        rows = [row[warps] for row in rows]
-    values = np.stack(rows, axis=1).reshape(rows[0].shape[0], -1).view(kind)
-    values = change(values) if change is not None else values
-    return values[:, at]
-
-
-def put_warps(R: Any, m: Mask | None, warps: Array | None, slot: int, values: Array) -> None:
-    """Set a register in whole warps to rows of values."""
-    if warps is None:
-        R[slot] = np.ascontiguousarray(values).reshape(-1)
-        return
-    everyone = np.zeros((R.chunk.warps, WARP), values.dtype)
-    everyone[warps] = values
-    assign(R, m, slot, everyone.reshape(-1))
+def _widener(kind: str) -> Change:
+    """From registers to f32 or f64, in which products and short sums lose nothing that the hardware keeps."""
+    if kind == "tf32":
+        return lambda words: (words & np.uint32(0xFFFFE000)).view(np.float32)  # it reads 19 of the 32 bits
+    if kind == "f16":
+        return lambda words: half.widen_f16(words.view(np.uint16))
+    if kind == "bf16":
+        return lambda words: (words.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+    wide = np.float32 if kind in ("e4m3", "e5m2") else np.float64
+    return lambda words: words.view(_INPUTS[kind]).astype(wide)

@@ -30,9 +30,13 @@ MAX_THREADS = 1 << 30
 
 
 class Order:
-    """What orders accesses of different blocks of a launch, and which tokens belong to it."""
+    """What orders accesses of different blocks of a launch, and which tokens belong to it.
 
-    def __init__(self, first_thread: int, block_threads: int, blocks: int) -> None:
+    ``private``: of memory that each block has for itself.
+    """
+
+    def __init__(self, first_thread: int, block_threads: int, blocks: int, private: bool = False) -> None:
+        self.private = private
         self.first = first_thread
         self.base = _U(first_thread << THREAD)
         self.block_threads = block_threads
@@ -144,15 +148,19 @@ def _add_readers(plane: _Plane, units: Array, lost: Array, back: Array, new: Arr
 
 def _joined(old: Array, token: Array, order: Order) -> Array:
     """The token of a reader, with flags for those that read before it and still matter."""
-    live = old >= order.base
-    if not live.any():
-        return np.broadcast_to(token, old.shape)
+    token = np.broadcast_to(token, old.shape)
     x = old ^ token
+    recent = (old >= order.base) & ((x & _BLOCK_EPOCH) == 0) & (x != 0)
+    matters = np.flatnonzero(recent)
+    if matters.size == 0:
+        return token
+    old, x = old.reshape(-1)[matters], x.reshape(-1)[matters]
     same_warp, same_thread = (x >> _U(WARP)) == 0, (x >> _U(THREAD)) == 0
-    block_now, warp_now = (x & _BLOCK_EPOCH) == 0, (x & _WARP_EPOCH) == 0
-    warps = live & block_now & (~same_warp | ((old & _WARPS) != 0))
-    lanes = live & same_warp & warp_now & (~same_thread | ((old & _LANES) != 0))
-    return token | np.where(warps, _WARPS, _U(0)) | np.where(lanes, _LANES, _U(0))
+    warps = ~same_warp | ((old & _WARPS) != 0)
+    lanes = same_warp & ((x & _WARP_EPOCH) == 0) & (~same_thread | ((old & _LANES) != 0))
+    joined = token.copy().reshape(-1)
+    joined[matters] |= np.where(warps, _WARPS, _U(0)) | np.where(lanes, _LANES, _U(0))
+    return joined.reshape(token.shape)
 
 
 def _write(
@@ -172,16 +180,27 @@ def _conflict(record: Array, token: Array, order: Order) -> Array | None:
     if not live.any():
         return None
     x = record ^ token
-    other = (x >> _U(THREAD)) != 0
-    if not (live & (other | ((record & _FLAGS) != 0))).any():
+    live &= (x >> _U(THREAD) != 0) | (record & _FLAGS != 0)
+    if order.private:
+        live &= x & _BLOCK_EPOCH == 0  # a barrier of the block orders everything
+    doubtful = np.flatnonzero(live)
+    if doubtful.size == 0:
         return None
-    same_warp = (x >> _U(WARP)) == 0
+    token = np.broadcast_to(token, record.shape).reshape(-1)[doubtful]
+    conflict = np.zeros(record.size, np.bool_)
+    conflict[doubtful] = _unordered(record.reshape(-1)[doubtful], token, order)
+    return conflict.reshape(record.shape)
+
+
+def _unordered(record: Array, token: Array, order: Order) -> Array:
+    x = record ^ token
+    other, same_warp = (x >> _U(THREAD)) != 0, (x >> _U(WARP)) == 0
     block_now, warp_now = (x & _BLOCK_EPOCH) == 0, (x & _WARP_EPOCH) == 0
     lanes, warps = (record & _LANES) != 0, (record & _WARPS) != 0
-    theirs = np.where(live, order.block_of(record), 0)
-    mine = order.block_of(token)
-    same_block = theirs == mine
     inside = (same_warp & warp_now & (other | lanes)) | (block_now & (~same_warp | warps))
+    if order.private:
+        return inside
+    theirs, mine = order.block_of(record), order.block_of(token)
     epoch = ((record & _BLOCK_EPOCH) >> _U(16)).astype(np.int64)
     ordered = (order.released[theirs] > epoch) & order.acquired[mine]
-    return live & np.where(same_block, inside, ~ordered)
+    return np.where(theirs == mine, inside, ~ordered)

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 from weft.runtime.emulate.barriers import Barriers
-from weft.runtime.emulate.chunk import WARP, Chunk, Launch
+from weft.runtime.emulate.chunk import Chunk, Launch
 from weft.runtime.emulate.faults import EmulationError
-from weft.runtime.emulate.masks import Mask, Registers, full, narrow
+from weft.runtime.emulate.masks import WARP, Mask, Registers, full, narrow
 from weft.runtime.emulate.memory import Fault
 from weft.runtime.emulate.program import Block
 from weft.runtime.emulate.ptx_ast import Instruction

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from weft.runtime.emulate.chunk import WARP, Chunk
+from weft.runtime.emulate.chunk import Chunk
+from weft.runtime.emulate.masks import WARP
 
 Array = Any
 

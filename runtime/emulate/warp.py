@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from weft.runtime.emulate.chunk import WARP
-from weft.runtime.emulate.masks import Mask, full
+from weft.runtime.emulate.masks import WARP, Mask, full
 from weft.runtime.emulate.memory import Fault
 from weft.runtime.emulate.program import Decoder, Step, Unknown, instruction
 from weft.runtime.emulate.ptx_ast import Instruction, Not, Operand, Pair
