@@ -140,12 +140,25 @@ class Forward(Scores):
         b = self.builder(fn)
         factor = b.const(self.scale * LOG2E, self.acc)
         out = [b.binary("mul", b.reg(x, self.acc), factor) for x in products]
+        needed = self.hiding(fn, row0, col0, self.engine.cols)
+        texts = [x.text for x in out]
+
+        def mask() -> list[str]:
+            return self._masked(fn, where, row0, col0, texts)
+
+        texts = fn.replaced(needed, texts, reg_type(self.acc), mask)
+        return [b.reg(x, self.acc) for x in texts]
+
+    def _masked(
+        self, fn: BlockCode, where: tuple[Ix, Ix], row0: Ix, col0: Ix, scores: list[str]
+    ) -> list[str]:
+        b, out = self.builder(fn), list(scores)
         ragged = self.keys % self.engine.cols != 0
         for n, i, j in self._cells(fn, row0, col0):
             ok = fn.below(j, self.keys) if ragged else None
             if self.mask is not None and self.length % self.engine.rows:
                 ok = fn.both(ok, fn.below(i, self.length))
-            out[n] = self.masked(fn, out[n], where, (i, j), ok)
+            out[n] = self.masked(fn, b.reg(scores[n], self.acc), where, (i, j), ok).text
         return out
 
     def _dropped(

@@ -29,6 +29,9 @@ def emit(op: Op, target: GpuTarget, prefix: str) -> DeviceCode:
     return Backward(op, target, prefix).emit()
 
 
+Corner = tuple[Ix, Ix, int]  # of a tile: its first query, its first key and how many keys it has
+
+
 @dataclass(frozen=True)
 class Cell:
     """A thread's score number ``number``, in its row number ``row``, of a query and a key."""
@@ -124,7 +127,8 @@ class Backward(Scores):
         def body(tile: Ix, slot: Ix, values: list[str]) -> list[str]:
             col0 = fn.mul(tile, engine.cols)
             cells = self._cells(fn, engine, row0, col0, False)
-            _, ds = self._gradients(fn, side, (n, h), cells, slot, lambda c: lines[c.row])
+            corner = (row0, col0, engine.cols)
+            _, ds = self._gradients(fn, side, (n, h), corner, cells, slot, lambda c: lines[c.row])
             return engine.add(fn, [x.text for x in ds], side.streams[0], slot, values)
 
         end: Ix = -(-self.keys // engine.cols)
@@ -167,7 +171,13 @@ class Backward(Scores):
                 col0 = fn.mul(tile, engine.cols)
                 cells = self._cells(fn, engine, row0, col0, True)
                 weights, ds = self._gradients(
-                    fn, side, (n, h), cells, slot, lambda c: self._row_numbers(fn, (n, h), c.query)
+                    fn,
+                    side,
+                    (n, h),
+                    (col0, row0, rows),
+                    cells,
+                    slot,
+                    lambda c: self._row_numbers(fn, (n, h), c.query),
                 )
                 dk = engine.add(fn, [x.text for x in ds], side.streams[0], slot, values[: counts[0]])
                 dv = engine.add(fn, [x.text for x in weights], side.streams[1], slot, values[counts[0] :])
@@ -218,29 +228,28 @@ class Backward(Scores):
         return out
 
     def _gradients(
-        self, fn: BlockCode, side: Side, where: tuple[Ix, Ix], cells: list[Cell], slot: Ix,
+        self, fn: BlockCode, side: Side, where: tuple[Ix, Ix], corner: Corner, cells: list[Cell], slot: Ix,
         numbers: Callable[[Cell], tuple[Reg, Reg]],
     ) -> tuple[list[Reg], list[Reg]]:  # fmt: skip
-        """The weights (dropped) and the gradient of the scores of a tile."""
+        """The weights (dropped) and the gradient of the scores of a tile from ``corner`` on."""
         engine, b = side.engine, self.builder(fn)
         products = engine.scores(fn, side.rows[0], side.streams[0], slot)
         slopes = engine.scores(fn, side.rows[1], side.streams[1], slot)
         weights = [b.const(0.0, self.acc)] * len(products)
         ds = list(weights)
         factor = b.const(self.scale * LOG2E, self.acc)
-        ragged = self.keys % engine.cols != 0 or self.keys % engine.rows != 0
-        queries = self.length % engine.rows != 0 or self.length % engine.cols != 0
+        scores = [b.binary("mul", b.reg(x, self.acc), factor).text for x in products]
+
+        def mask() -> list[str]:
+            return self._masked(fn, engine, where, cells, scores)
+
+        scores = fn.replaced(self.hiding(fn, *corner), scores, reg_type(self.acc), mask)
         known: dict[Ix, tuple[Reg, Reg]] = {}
         for c in cells:
             if c.query not in known:
                 known[c.query] = numbers(c)
             lse, delta = known[c.query]
-            ok = fn.below(c.key, self.keys) if ragged else None
-            if self.mask is not None and queries:
-                ok = fn.both(ok, fn.below(c.query, self.length))
-            x = b.binary("mul", b.reg(products[c.number], self.acc), factor)
-            x = self.masked(fn, x, where, (c.query, c.key), ok)
-            p = self.exponential(fn, engine, b.binary("sub", x, lse))
+            p = self.exponential(fn, engine, b.binary("sub", b.reg(scores[c.number], self.acc), lse))
             slope, kept = b.reg(slopes[c.number], self.acc), p
             if self.state is not None:
                 drop = self.kept(fn, where, (c.query, c.key))
@@ -248,6 +257,20 @@ class Backward(Scores):
             weights[c.number] = kept
             ds[c.number] = b.binary("mul", p, b.binary("sub", slope, delta))
         return weights, ds
+
+    def _masked(
+        self, fn: BlockCode, engine: AnyEngine, where: tuple[Ix, Ix], cells: list[Cell], scores: list[str]
+    ) -> list[str]:
+        b, out = self.builder(fn), list(scores)
+        ragged = self.keys % engine.cols != 0 or self.keys % engine.rows != 0
+        queries = self.length % engine.rows != 0 or self.length % engine.cols != 0
+        for c in cells:
+            ok = fn.below(c.key, self.keys) if ragged else None
+            if self.mask is not None and queries:
+                ok = fn.both(ok, fn.below(c.query, self.length))
+            x = b.reg(scores[c.number], self.acc)
+            out[c.number] = self.masked(fn, x, where, (c.query, c.key), ok).text
+        return out
 
     def _store(
         self, fn: BlockCode, side: Side, number: int, where: tuple[Ix, Ix], row0: Ix, sums: list[str],

@@ -143,6 +143,18 @@ class Scores:
             ok = fn.both(ok, fn.op(f"icmp sle i64 {cell[1]}, {cell[0]}"))
         return x if ok is None else b.select(b.reg(ok, bool_), x, low)
 
+    def hiding(self, fn: BlockCode, query: Ix, key: Ix, cols: int) -> str | None:
+        """The i1 that ``cols`` keys from ``key`` on are masked for queries from ``query`` on; None: never."""
+        tests = []
+        end = fn.add(key, cols)
+        if self.keys % cols:
+            tests.append(fn.op(f"icmp sgt i64 {end}, {self.keys}"))
+        if self.causal:
+            tests.append(fn.op(f"icmp sgt i64 {end}, {fn.add(query, 1)}"))
+        if self.mask is not None:
+            return "true"
+        return tests[0] if len(tests) == 1 else fn.op(f"or i1 {', '.join(tests)}") if tests else None
+
     def kept(self, fn: BlockCode, where: tuple[Ix, Ix], cell: Cell) -> Reg:
         """0 or 1 / (1 - dropout)."""
         b = self.builder(fn)

@@ -6,7 +6,7 @@ power of two known to divide it is kept, from which the alignment of accesses fo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from weft.codegen.blocks import Code, Ix
@@ -170,6 +170,23 @@ class BlockCode(Code):
             return
         with self.when(condition):
             yield
+
+    def replaced(
+        self, condition: str | None, values: list[str], ty: str, make: Callable[[], list[str]]
+    ) -> list[str]:
+        """``values``, or what ``make`` gives where the i1 holds; None: it does not."""
+        if condition is None:
+            return values
+        before = self.block
+        with self.when(condition):
+            made, inside = make(), self.block
+        out = []
+        for x, y in zip(values, made, strict=True):
+            phi = self.phi(ty)
+            phi.add(x, before)
+            phi.add(y, inside)
+            out.append(phi.name)
+        return out
 
     def both(self, a: str | None, b: str | None) -> str | None:
         """The i1 of two conditions, of which None always holds."""
