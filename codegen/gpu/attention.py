@@ -12,6 +12,7 @@ from weft.codegen.attention_tiles import LN2, LOG2E
 from weft.codegen.blocks import Ix
 from weft.codegen.emit import Reg
 from weft.codegen.gpu.attention_engine import AnyEngine, first_that_fits
+from weft.codegen.gpu.attention_parts import Parts, parts_of
 from weft.codegen.gpu.attention_scores import Block, Scores
 from weft.codegen.gpu.contract_code import BlockCode
 from weft.codegen.gpu.contract_region import store_aligned
@@ -37,6 +38,10 @@ class Forward(Scores):
         self.engine: AnyEngine = engine
         self.block = self._block(engine)
         self.q, (self.k, self.v) = self.block.fixed[0], self.block.streams
+        self.row_blocks = -(-self.length // engine.rows)
+        tiles = -(-self.keys // engine.cols)
+        blocks = self.batch * self.heads * self.row_blocks
+        self.parts = Parts(self, parts_of(blocks, tiles, target), tiles)
 
     def _block(self, engine: AnyEngine) -> Block:
         q, k, v = self.main.operands[:3]
@@ -47,9 +52,10 @@ class Forward(Scores):
     def emit(self) -> DeviceCode:
         engine, rows = self.engine, self.engine.rows
         fn = self.kernel.start("attention", engine.threads)
-        blocks = -(-self.length // rows)
+        blocks, parts = self.row_blocks, self.parts
         number = fn.block_index("x")
-        head, i = fn.div(number, blocks), fn.mod(number, blocks)
+        part, rest = fn.mod(number, parts.count), fn.div(number, parts.count)
+        head, i = fn.div(rest, blocks), fn.mod(rest, blocks)
         if self.causal:  # rows that see many keys first
             i = fn.sub(blocks - 1, i)
         n, h, kv = self.batch_of(fn, head)
@@ -74,9 +80,13 @@ class Forward(Scores):
         low = self.builder(fn).const(float("-inf"), self.acc).text
         sums = self._sum_count(fn)
         carried = [(t, low)] * count + [(t, "0.0")] * count + engine.zeros(sums)
-        out = self.block.walk(fn, 0, end, carried, load, body)
-        self._finish(fn, (n, h), row0, out)
-        self.kernel.keep(fn, self.batch * self.heads * blocks, self.block.bytes)
+        begin = fn.mul(part, parts.tiles)
+        end = end if parts.count == 1 else fn.min(end, fn.add(begin, parts.tiles))
+        out = self.block.walk(fn, begin, end, carried, load, body)
+        self._finish(fn, (n, h), row0, part, out)
+        self.kernel.keep(fn, self.batch * self.heads * blocks * parts.count, self.block.bytes)
+        if parts.count > 1:
+            parts.combine(lambda f, x: self.exponential(f, engine, x), self._element)
         cells = self.batch * self.heads * self.length * self.keys * (0.5 if self.causal else 1.0)
         return self.kernel.code(self._describe(), int(2 * cells * sum(self.widths)))
 
@@ -169,40 +179,72 @@ class Forward(Scores):
             out[n] = b.binary("mul", out[n], self.kept(fn, where, (i, j)))
         return out
 
-    def _finish(self, fn: BlockCode, where: tuple[Ix, Ix], row0: Ix, values: list[str]) -> None:
-        """Divide by the totals; store the result and the logarithms of the totals."""
+    def _finish(
+        self, fn: BlockCode, where: tuple[Ix, Ix], row0: Ix, part: Ix, values: list[str]
+    ) -> None:  # fmt: skip
+        """Divide by the totals; store the result and their logarithms, or leave all that to later."""
         engine, b, count = self.engine, self.builder(fn), len(self.engine.thread_rows)
-        one, zero = b.const(1.0, self.acc), b.const(0.0, self.acc)
         totals: list[Reg] = []
         for x in values[count : 2 * count]:
             text = engine.reduce(fn, x, lambda p, q: fn.op(f"fadd {reg_type(self.acc)} {p}, {q}"))
             totals.append(b.reg(text, self.acc))
-        factors = []
-        for x in totals:
-            none = b.compare("eq", x, zero)
-            empty = b.const(float("nan"), self.acc) if self.main.attrs["nan_rows"] else zero
-            factors.append(b.select(none, empty, b.binary("div", one, x)))
+        if self.parts.count > 1:
+            numbers = (values[:count], totals, values[2 * count :])
+            self.parts.store(
+                fn, engine, lambda row: self.parts.row(fn, part, self._line(fn, where, row)), row0, numbers
+            )
+            return
         out, lse = self.main.results
-        n, h = where
+        factors = [self._factor(fn, x) for x in totals]
 
         def at(row: Ix) -> Ix:
-            if self.main.attrs["heads_inside"]:
-                return fn.mul(
-                    fn.add(fn.mul(fn.add(fn.mul(n, self.length), row), self.heads), h), self.out_width
-                )
-            return fn.mul(self._line(fn, where, row), self.out_width)
+            return self._start(fn, where, row)
 
         self.store_rows(fn, engine, out, at, row0, self.length, values[2 * count :], factors)
+        if lse not in self.graph.results:
+            return
+        first = fn.op(f"icmp eq i32 {engine.column}, 0")
+        for r, offset in enumerate(engine.thread_rows):
+            row = fn.add(row0, fn.index(offset))
+            got = self._logarithm(fn, b.reg(values[r], self.acc), totals[r])
+            with fn.only(fn.both(first, fn.below(row, self.length))):
+                store_aligned(fn, got.text, self.result(lse), self._line(fn, where, row), self.acc, 0)
+
+    def _element(self, fn: BlockCode, line: Ix, col: Ix, top: str, total: str, out: str) -> None:
+        """Store one element, of which the parts were put together, and the logarithm beside the first."""
+        b, (result, lse) = self.builder(fn), self.main.results
+        sum_, peak = b.reg(total, self.acc), b.reg(top, self.acc)
+        head, row = fn.div(line, self.length), fn.mod(line, self.length)
+        where = (fn.div(head, self.heads), fn.mod(head, self.heads))
+        if result in self.graph.results:
+            got = b.convert(b.binary("mul", b.reg(out, self.acc), self._factor(fn, sum_)), self.dtype)
+            index = fn.add(self._start(fn, where, row), col)
+            store_aligned(fn, got.text, self.result(result), index, self.dtype, 0)
         if lse in self.graph.results:
-            base = self.pointer(len(self.op.operands) + self.graph.results.index(lse))
-            for r, offset in enumerate(engine.thread_rows):
-                row = fn.add(row0, fn.index(offset))
-                got = b.binary("add", b.reg(values[r], self.acc), b.log2(totals[r]))
-                got = b.binary("mul", got, b.const(LN2, self.acc))
-                got = b.select(b.compare("eq", totals[r], zero), b.const(float("-inf"), self.acc), got)
-                first = fn.op(f"icmp eq i32 {engine.column}, 0")
-                with fn.only(fn.both(first, fn.below(row, self.length))):
-                    store_aligned(fn, got.text, base, self._line(fn, where, row), self.acc, 0)
+            got = self._logarithm(fn, peak, sum_)
+            with fn.only(fn.op(f"icmp eq i64 {col}, 0") if isinstance(col, str) else None):
+                store_aligned(fn, got.text, self.result(lse), line, self.acc, 0)
+
+    def _factor(self, fn: BlockCode, total: Reg) -> Reg:
+        """What sums are multiplied with: 1 / total, of a row that sees no key 0 or NaN."""
+        b = self.builder(fn)
+        empty = b.const(float("nan") if self.main.attrs["nan_rows"] else 0.0, self.acc)
+        none = b.compare("eq", total, b.const(0.0, self.acc))
+        return b.select(none, empty, b.binary("div", b.const(1.0, self.acc), total))
+
+    def _logarithm(self, fn: BlockCode, top: Reg, total: Reg) -> Reg:
+        """The logarithm of a row's sum; -inf where it sees no key."""
+        b = self.builder(fn)
+        got = b.binary("mul", b.binary("add", top, b.log2(total)), b.const(LN2, self.acc))
+        none = b.compare("eq", total, b.const(0.0, self.acc))
+        return b.select(none, b.const(float("-inf"), self.acc), got)
+
+    def _start(self, fn: BlockCode, where: tuple[Ix, Ix], row: Ix) -> Ix:
+        """The first element of a row of the result."""
+        if self.main.attrs["heads_inside"]:
+            n, h = where
+            return fn.mul(fn.add(fn.mul(fn.add(fn.mul(n, self.length), row), self.heads), h), self.out_width)
+        return fn.mul(self._line(fn, where, row), self.out_width)
 
     def _line(self, fn: BlockCode, where: tuple[Ix, Ix], row: Ix) -> Ix:
         """The number of a row [B, H, L]."""
@@ -214,5 +256,6 @@ class Forward(Scores):
         return "\n".join([
             f"attention {self.batch} x {self.heads} ({self.kv}) heads, {self.length} queries of "
             f"{self.width}, {self.keys} keys, {self.dtype.name}",
-            f"  {how}: {e.rows} queries by {e.cols} keys, {e.threads} threads, {self.block.slots} slots",
+            f"  {how}: {e.rows} queries by {e.cols} keys, {e.threads} threads, {self.block.slots} slots, "
+            f"{self.parts.count} parts",
         ])  # fmt: skip

@@ -178,21 +178,29 @@ class Scores:
         """Sums of every row, times its factor, to a result whose row begins at element ``at(row)``."""
         if v not in self.graph.results:
             return
-        b, width = self.builder(fn), v.type.shape[-1]
-        base = self.pointer(len(self.op.operands) + self.graph.results.index(v))
-        runs = engine.sums(fn, width)
+        dtype, width = v.type.dtype, v.type.shape[-1]
+        self.store_sums(fn, engine, self.result(v), dtype, width, at, row0, rows, sums, factors)
+
+    def result(self, v: Value) -> str:
+        """The address of a result of the kernel."""
+        return self.pointer(len(self.op.operands) + self.graph.results.index(v))
+
+    def store_sums(
+        self, fn: BlockCode, engine: AnyEngine, base: str, dtype: DType, width: int, at: Callable[[Ix], Ix],
+        row0: Ix, rows: int, sums: list[str], factors: list[Reg],
+    ) -> None:  # fmt: skip
+        """Sums of every row, times its factor, to an array at ``base`` as ``dtype``."""
+        b, runs = self.builder(fn), engine.sums(fn, width)
         for r, offset in enumerate(engine.thread_rows):
             row = fn.add(row0, fn.index(offset))
             with fn.only(fn.below(row, rows)):
                 start = at(row)
                 for run in (x for x in runs if x.row == r):
                     values = [
-                        b.convert(
-                            b.binary("mul", b.reg(sums[run.first + e], self.acc), factors[r]), v.type.dtype
-                        )
+                        b.convert(b.binary("mul", b.reg(sums[run.first + e], self.acc), factors[r]), dtype)
                         for e in range(run.count)
                     ]
-                    self._store_run(fn, values, base, start, run, width, v.type.dtype)
+                    self._store_run(fn, values, base, start, run, width, dtype)
 
     def _store_run(
         self, fn: BlockCode, values: list[Reg], base: str, start: Ix, run: Run, width: int, dtype: DType

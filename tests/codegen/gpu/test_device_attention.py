@@ -94,6 +94,15 @@ def test_forward_dropout_draws_the_same_bits() -> None:
     forward((1, 2, 2, 20, 70, 16, 16), "broadcast", dropout=0.3)
 
 
+def test_few_queries_cut_the_keys_into_parts() -> None:
+    kernel = forward((1, 4, 2, 1, 1200, 16, 24), heads_inside=True)
+    assert [x.symbol for x in kernel.code.launches] == ["k0_attention", "k0_combine"]
+    assert "4 parts" in kernel.code.loops
+    forward((1, 2, 2, 3, 600, 16, 16), "infinite", dropout=0.2, nan_rows=True)
+    causal = forward((1, 1, 1, 20, 600, 16, 16), causal=True)  # parts that see nothing
+    assert len(causal.code.launches) == 2
+
+
 def test_forward_f64() -> None:
     forward((1, 2, 1, 20, 30, 16, 16), dtype=np.float64, bound=1e-14)
 
