@@ -9,6 +9,7 @@ from typing import Any
 from weft.codegen.emit import Reg, memory_form, memory_literal
 from weft.codegen.gpu.body import DeviceBody
 from weft.codegen.gpu.device import DeviceFunction, narrow_divmod
+from weft.codegen.gpu.hoist import hoist_uniforms, reads
 from weft.codegen.gpu.kernel import DeviceCode, DeviceLaunch
 from weft.codegen.gpu.mapping import Mapping, map_nest, team_loops
 from weft.codegen.gpu.target import WARP, GpuTarget
@@ -44,7 +45,7 @@ def emit(op: Op, target: GpuTarget, symbol_prefix: str) -> DeviceCode:
     """The code of a ``kernel`` op of form ``loop``."""
     name = op.attrs.get("name") or "loop"
     for tiles in (TILES, SHARED_TILES, 0):
-        kernel = schedule(op.regions[0], name, gpu_shape(target.multiprocessors, tiles))
+        kernel = hoist_uniforms(schedule(op.regions[0], name, gpu_shape(target.multiprocessors, tiles)))
         if not tiles or _fits(kernel, target):
             break
     return emit_loops(kernel, target, symbol_prefix)
@@ -316,7 +317,7 @@ class _Nest:
         """Folds of a row that nothing but partial results of the same kind use."""
         users: dict[str, list[Any]] = {}
         for s in statements(self.nest.body):
-            for n in _reads(s):
+            for n in reads(s):
                 users.setdefault(n, []).append(s)
         for loop in team_loops(self.nest):
             for f in loop.folds:
@@ -454,21 +455,3 @@ class _Nest:
         at = e.times(piece, m.lanes)
         e.frame = Frame(var, 0, [e.add(at, e.i64(k)) for k in range(m.lanes)], [mask])
         e.run(nest.body)
-
-
-def _reads(s: Any) -> tuple[Any, ...]:
-    """Names of values that a statement uses."""
-    from weft.ir.loops import Affine, Compute
-
-    if isinstance(s, Compute):
-        return s.args
-    if isinstance(s, (Store, Accumulate)):
-        return (s.source, *s.index.names(), *([s.mask] if isinstance(s, Store) and s.mask else []))
-    if isinstance(s, (Load, Affine)):
-        return (*s.index.names(), *([s.mask] if isinstance(s, Load) and s.mask else []))
-    if isinstance(s, Check):
-        return (s.source, *([s.mask] if s.mask else []))
-    if isinstance(s, Loop):
-        return tuple(n for f in s.folds for n in (f.source, f.index) if n)
-    return ()
-

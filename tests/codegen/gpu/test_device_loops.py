@@ -184,3 +184,23 @@ def test_sums_are_the_same_in_every_run():
         np.testing.assert_array_equal(a, b)
     np.testing.assert_allclose(first[1], x.astype(np.float64).sum(), rtol=1e-5)
     assert not any(s.atomics for s in kernel.statistics)
+
+
+def test_the_step_size_of_a_large_step_is_computed_once():
+    """The powers of Adam's corrections are in a launch of their own, a block for each parameter."""
+    parameters = [nn.Parameter(weft.randn(100, 96)) for _ in range(3)]
+    for p in parameters:
+        p.grad = weft.randn(*p.shape)
+    optimizer = weft.optim.Adam(parameters, lr=1e-2)
+    op = only(lambda: optimizer.step())
+    kernel = DeviceStandalone(op, SM80)
+    first, second = kernel.code.launches
+    assert first.grid == (3, 1, 1)
+    whole = "".join(kernel.ptx.split(f".entry {second.symbol}(")[1:])
+    assert "f64" not in whole.split(".entry")[0]
+    types = [v.type for v in op.operands]
+    arrays = [np.abs(rng.standard_normal(t.shape)).astype(t.dtype.np) for t in types]
+    with np.errstate(all="ignore"):
+        want = op.prim.evaluate(arrays, op.attrs, op.regions)
+    for got, w in zip(kernel(*arrays), want, strict=True):
+        np.testing.assert_allclose(got, w, rtol=2e-5, atol=1e-6)
