@@ -52,8 +52,10 @@ from weft.dtypes import (
     device,
     dtype,
     finfo,
+    get_default_device,
     get_default_dtype,
     iinfo,
+    set_default_device,
     set_default_dtype,
 )
 from weft.indexing import index_put
@@ -158,17 +160,6 @@ def is_nonzero(input: Tensor) -> Any:
 def numel(input: Tensor) -> Any:
     """The number of elements."""
     return input.numel()
-
-
-def set_default_device(device: Any) -> None:
-    """Only the CPU holds eager tensors; RuntimeError for others."""
-    from weft.dtypes import as_device
-
-    as_device(device)
-
-
-def get_default_device() -> Any:
-    return device("cpu")
 
 
 def use_deterministic_algorithms(mode: Any, *, warn_only: Any = False) -> None:

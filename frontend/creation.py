@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 from weft import dtypes as D
+from weft.devices import cuda, put
 from weft.dispatch import apply, interpreter, wrap
 from weft.dtypes import as_device, as_dtype, get_default_dtype
 from weft.ir import prims as P
 from weft.ir import types as T
-from weft.ir.types import DType
+from weft.ir.types import CPU, Device, DType
 from weft.promotion import promote_types, scalar_category, scalar_dtype
 from weft.runtime import buffers
 from weft.tensor import Tensor
@@ -43,16 +44,20 @@ def _finish(t: Tensor, requires_grad: bool) -> Tensor:
     return t.requires_grad_(True) if requires_grad else t
 
 
-def _filled(shape: tuple[int, ...], value: Any, dtype: DType) -> Tensor:
+def _filled(shape: tuple[int, ...], value: Any, dtype: DType, device: Device = CPU) -> Tensor:
     """A fresh tensor of one value: real memory in eager mode, a ``full`` in capture."""
     _check_size(shape)
     if getattr(value, "_weft_scalar", False):
         from weft.ops.common import scalar_tensor
 
-        return scalar_tensor(value, dtype).expand(shape).clone()
-    if interpreter().recording:
-        return apply(P.full_p, shape=shape, dtype=dtype, value=value)
+        return scalar_tensor(value, dtype).to(device).expand(shape).clone()
+    if device is not CPU or interpreter().recording:
+        return apply(P.full_p, shape=shape, dtype=dtype, value=_plain(value), device=device)
     return wrap(buffers.filled(shape, value, dtype))
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def zeros(
@@ -63,28 +68,31 @@ def zeros(
     >>> zeros(2)
     tensor([0., 0.])
     """
-    as_device(device)
+    place = as_device(device)
     shape = shape_of_args(size or (kw.get("size", ()),))
     d = as_dtype(dtype) if dtype is not None else get_default_dtype()
-    return _finish(_filled(shape, 0, d), requires_grad)
+    return _finish(_filled(shape, 0, d, place), requires_grad)
 
 
 def ones(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False, **kw: Any) -> Tensor:
     """Ones of a shape."""
-    as_device(device)
+    place = as_device(device)
     shape = shape_of_args(size or (kw.get("size", ()),))
     d = as_dtype(dtype) if dtype is not None else get_default_dtype()
-    return _finish(_filled(shape, 1, d), requires_grad)
+    return _finish(_filled(shape, 1, d, place), requires_grad)
 
 
 def empty(
     *size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False, **kw: Any
 ) -> Tensor:
     """Memory of a shape, uninitialised (zeros in capture)."""
-    as_device(device)
+    place = as_device(device)
     shape = _check_size(shape_of_args(size or (kw.get("size", ()),)))
     d = as_dtype(dtype) if dtype is not None else get_default_dtype()
-    t = _filled(shape, 0, d) if interpreter().recording else wrap(buffers.empty(shape, d))
+    if interpreter().recording:
+        t = _filled(shape, 0, d, place)
+    else:
+        t = wrap(buffers.empty(shape, d) if place is CPU else cuda.array.empty(shape, d.np, place.index))
     return _finish(t, requires_grad)
 
 
@@ -92,27 +100,30 @@ def empty_strided(
     size: Any, stride: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
 ) -> Tensor:
     """Uninitialised memory with the strides (in elements) given."""
-    as_device(device)
+    place = as_device(device)
     d = as_dtype(dtype) if dtype is not None else get_default_dtype()
     n = 1 + sum((s - 1) * st for s, st in zip(size, stride, strict=True)) if all(size) else 0
     flat = np.empty(n, d.np)
     strides = tuple(s * d.itemsize for s in stride)
-    return _finish(wrap(np.lib.stride_tricks.as_strided(flat, tuple(size), strides)), requires_grad)
+    if place is CPU:
+        return _finish(wrap(np.lib.stride_tricks.as_strided(flat, tuple(size), strides)), requires_grad)
+    memory = cuda.array.empty((n,), d.np, place.index)
+    return _finish(wrap(memory.as_strided(tuple(size), strides)), requires_grad)
 
 
 def full(
     size: Any, fill_value: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
 ) -> Tensor:
     """One value in a shape; the dtype follows the value (bool, int64 or the default float)."""
-    as_device(device)
+    place = as_device(device)
     shape = shape_of_args((size,))
     if isinstance(fill_value, Tensor):
         if fill_value.ndim:
             raise TypeError("full(): argument 'fill_value' must be a number or a 0-d tensor")
         d = as_dtype(dtype) if dtype is not None else fill_value.dtype
-        return _finish(fill_value.detach().to(d).expand(shape).clone(), requires_grad)
+        return _finish(fill_value.detach().to(place, d).expand(shape).clone(), requires_grad)
     d = as_dtype(dtype) if dtype is not None else scalar_dtype(scalar_category(fill_value))
-    return _finish(_filled(shape, fill_value, d), requires_grad)
+    return _finish(_filled(shape, fill_value, d, place), requires_grad)
 
 
 def scalar_tensor(s: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
@@ -123,9 +134,9 @@ def scalar_tensor(s: Any, *, dtype: Any = None, device: Any = None, requires_gra
 def _like(x: Tensor, value: Any, dtype: Any, device: Any, requires_grad: bool) -> Tensor:
     if not isinstance(x, Tensor):
         raise TypeError(f"argument 'input' must be Tensor, not {type(x).__name__}")
-    as_device(device)
+    place = x.device if device is None else as_device(device)
     d = as_dtype(dtype) if dtype is not None else x.dtype
-    return _finish(_filled(tuple(x.shape), value, d), requires_grad)
+    return _finish(_filled(tuple(x.shape), value, d, place), requires_grad)
 
 
 def zeros_like(
@@ -147,7 +158,8 @@ def empty_like(
 ) -> Tensor:
     """Uninitialised memory of the shape and dtype of ``input``."""
     d = as_dtype(dtype) if dtype is not None else input.dtype
-    return empty(tuple(input.shape), dtype=d, device=device, requires_grad=requires_grad)
+    place = input.device if device is None else device
+    return empty(tuple(input.shape), dtype=d, device=place, requires_grad=requires_grad)
 
 
 def full_like(
@@ -164,7 +176,7 @@ def full_like(
         tuple(input.shape),
         fill_value,
         dtype=input.dtype if dtype is None else dtype,
-        device=device,
+        device=input.device if device is None else device,
         requires_grad=requires_grad,
     )
 
@@ -199,7 +211,7 @@ def arange(
     >>> arange(3)
     tensor([0, 1, 2])
     """
-    as_device(device)
+    place = as_device(device)
     if end is None:
         start, end = 0, start
     d = as_dtype(dtype) if dtype is not None else _range_dtype(start, end, step)
@@ -210,7 +222,7 @@ def arange(
         raise RuntimeError("upper bound and lower bound inconsistent with step sign")
     exact = all(isinstance(v, int) for v in (start, end, step))
     n = -((start - end) // step) if exact else math.ceil((end - start) / step)
-    t = _affine(n, start, step, d)
+    t = _affine(n, start, step, d, place)
     return _finish(t, requires_grad)
 
 
@@ -219,17 +231,16 @@ def _number(v: Any) -> Any:
     return v.item() if isinstance(v, np.generic) else v
 
 
-def _affine(n: int, start: Any, step: Any, d: DType) -> Tensor:
+def _affine(n: int, start: Any, step: Any, d: DType, device: Device) -> Tensor:
     """``start + i * step``, computed in int64 or float64 (as numpy and torch do on the CPU) and then
     converted.
     """
     wide = T.i64 if isinstance(start, int) and isinstance(step, int) else T.f64
     if not interpreter().recording:
         i = np.arange(n, dtype=wide.np)
-        return wrap(
-            (start + i * step).astype(d.np) if (start, step) != (0, 1) else i.astype(d.np, copy=False)
-        )
-    i = apply(P.iota_p, shape=(n,), dtype=wide, axis=0)
+        plain = (start, step) == (0, 1)
+        return wrap(put(i.astype(d.np, copy=False) if plain else (start + i * step).astype(d.np), device))
+    i = apply(P.iota_p, shape=(n,), dtype=wide, axis=0, device=device)
     return (i * step + start).to(d)
 
 
@@ -242,13 +253,13 @@ def linspace(
     start: Any, end: Any, steps: int, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
 ) -> Tensor:
     """``steps`` values from ``start`` to ``end``, both included, symmetric about the middle as torch's."""
-    as_device(device)
+    place = as_device(device)
     if steps < 0:
         raise RuntimeError("number of steps must be non-negative")
     d = as_dtype(dtype) if dtype is not None else get_default_dtype()
     start, end = _number(start), _number(end)
     values = _linspace_values(start, end, steps, d)
-    return _finish(constant(values.astype(d.np)), requires_grad)
+    return _finish(constant(values.astype(d.np), place), requires_grad)
 
 
 def _linspace_values(start: Any, end: Any, steps: int, d: DType) -> np.ndarray:
@@ -277,31 +288,33 @@ def logspace(
     requires_grad: bool = False,
 ) -> Tensor:
     """``base ** x`` for ``x`` in a linspace."""
-    as_device(device)
+    place = as_device(device)
     d = as_dtype(dtype) if dtype is not None else get_default_dtype()
     x = np.linspace(_number(start), _number(end), steps, dtype=np.float64)
-    return _finish(constant(np.power(float(base), x).astype(d.np)), requires_grad)
+    return _finish(constant(np.power(float(base), x).astype(d.np), place), requires_grad)
 
 
 def eye(
     n: int, m: int | None = None, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
 ) -> Tensor:
     """Ones on the diagonal of an n by m matrix."""
-    as_device(device)
+    place = as_device(device)
     m = n if m is None else m
     if n < 0 or m < 0:
         raise RuntimeError(f"n must be greater or equal to 0, got {min(n, m)}")
     d = as_dtype(dtype) if dtype is not None else get_default_dtype()
     if not interpreter().recording:
-        return _finish(wrap(np.eye(n, m, dtype=d.np)), requires_grad)
-    rows = apply(P.iota_p, shape=(n, m), dtype=T.i64, axis=0)
-    cols = apply(P.iota_p, shape=(n, m), dtype=T.i64, axis=1)
+        return _finish(wrap(put(np.eye(n, m, dtype=d.np), place)), requires_grad)
+    rows, cols = (apply(P.iota_p, shape=(n, m), dtype=T.i64, axis=i, device=place) for i in (0, 1))
     return _finish(apply(P.convert_p, apply(P.eq_p, rows, cols), dtype=d), requires_grad)
 
 
-def constant(a: np.ndarray) -> Tensor:
-    """A tensor of an array nobody else writes to: itself, or a constant of the captured graph."""
-    return apply(P.constant_p, value=a) if interpreter().recording else wrap(a)
+def constant(a: np.ndarray, device: Device = CPU) -> Tensor:
+    """A tensor of an array nobody else writes to: itself, a copy of it on a GPU, or a constant of the
+    captured graph."""
+    if interpreter().recording:
+        return apply(P.constant_p, value=a, device=device)
+    return wrap(put(a, device))
 
 
 # -- from data ----------------------------------------------------------------------------------------------
@@ -317,15 +330,18 @@ def tensor(
     >>> tensor([[1.0, 2.0], [3.0, 4.0]]).shape
     weft.Size([2, 2])
     """
-    as_device(device)
+    place = as_device(device)
     d = None if dtype is None else as_dtype(dtype)
     if isinstance(data, Tensor):
+        place = data.device if device is None else place
         t = data.detach().clone()
-        t = t if d is None else t.to(d)
+        t = t.to(place) if d is None else t.to(place, d)
     elif _has_tensors(data):
-        t = _from_tensors(data, d)
+        t = _from_tensors(data, d).to(place)
     else:
-        t = constant(array_of(data, d))
+        t = constant(array_of(data, d), place)
+    if pin_memory and place is CPU and not interpreter().recording:
+        t = t.pin_memory()
     return _finish(t, requires_grad)
 
 
@@ -431,14 +447,15 @@ def _flatten(data: Any, shape: tuple[int, ...], depth: int, out: list[Any]) -> N
 
 def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
     """``data`` as a tensor, sharing memory with a tensor or numpy array where dtypes allow."""
-    as_device(device)
+    place = as_device(device)
     d = None if dtype is None else as_dtype(dtype)
     if isinstance(data, Tensor):
-        return data if d is None else data.to(d)
+        place = data.device if device is None else place
+        return data.to(place) if d is None else data.to(place, d)
     if isinstance(data, np.ndarray):
-        t = from_numpy(data)
+        t = from_numpy(data).to(place)
         return t if d is None else t.to(d)
-    return tensor(data, dtype=d)
+    return tensor(data, dtype=d, device=place)
 
 
 def asarray(

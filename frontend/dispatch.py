@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from weft.autograd.grad_mode import mode
 from weft.autograd.tape import record
+from weft.devices import as_payload, may_share
 from weft.dtypes import dtype_of_array, type_name
 from weft.eager import LEAST_BYTES, kernels, switch
 from weft.ir.graph import Value
@@ -79,7 +80,15 @@ class Direct(Wrapper):
     def bind(self, prim: Primitive, operands: Sequence[Any], attrs: Any, regions: Any) -> Any:
         if regions:
             return self.inner.bind(prim, operands, attrs, regions)
-        arrays = [x if type(x) is _ndarray else _asarray(x) for x in operands]
+        arrays = []
+        for x in operands:
+            if type(x) is not _ndarray:
+                if getattr(x, "on_device", False):
+                    return self.inner.bind(prim, operands, attrs, regions)
+                x = _asarray(x)
+            arrays.append(x)
+        if not arrays and attrs["device"].type != "cpu":
+            return self.inner.bind(prim, operands, attrs, regions)
         out = None
         for a in arrays:
             if a.nbytes >= LEAST_BYTES:
@@ -152,7 +161,7 @@ def _escaped(t: Tensor) -> Any:
 
 
 def concrete(t: Tensor, why: str) -> np.ndarray:
-    """The value of ``t`` as an ndarray (shared memory). In capture the recorder is asked for it."""
+    """The value of ``t`` as an array, that of the tensor. In capture the recorder is asked for it."""
     interp: Any = interpreter()
     return interp.concretize(t, why) if interp.recording else payload(t, interp)
 
@@ -167,10 +176,14 @@ def apply(prim: Primitive, *tensors: Tensor, regions: Any = (), **attrs: Any) ->
     try:
         arrays = [t._data for t in tensors]
         for a in arrays:
+            if type(a) is not _ndarray:
+                return _apply(interp, prim, tensors, attrs, regions)
             if a.nbytes >= LEAST_BYTES:
                 out = _large(prim, arrays, attrs)
                 break
         else:
+            if not arrays and attrs["device"].type != "cpu":
+                return _apply(interp, prim, tensors, attrs, regions)
             token = _enter()
             try:
                 if prim.real_only and arrays[0].dtype.kind == "c":
@@ -242,7 +255,7 @@ def _apply(interp: Any, prim: Primitive, tensors: Sequence[Tensor], attrs: Any, 
     out = interp.bind(prim, payloads, attrs, regions)
     single = not isinstance(out, tuple)
     raw = (out,) if single else out
-    outs = tuple([wrap_value(interp, o) if type(o) is Value else wrap(_asarray(o)) for o in raw])
+    outs = tuple([wrap_value(interp, o) if type(o) is Value else wrap(as_payload(o)) for o in raw])
     if mode.grad:
         _maybe_record(prim, tensors, payloads, outs, attrs, regions)
     return outs[0] if single else outs
@@ -268,12 +281,13 @@ def _maybe_record(
                 "Inference tensors cannot be saved for backward. To work around you can make a clone to get "
                 "a normal tensor and use it in autograd."
             )
-        if prim.kind is Kind.MOVE and type(outs[0]._data) is _ndarray and outs[0]._data.base is not None:
+        d = outs[0]._data
+        if prim.kind is Kind.MOVE and type(d) is not Value and d.base is not None:
             _share_version(outs[0], tensors[0])
         record(prim, tensors, payloads or [t._data for t in tensors], outs, attrs, regions)
 
 
 def _share_version(out: Tensor, x: Tensor) -> None:
     """A moved array on the memory of its operand: writing to the one changes what was saved of the other."""
-    if np.may_share_memory(out._data, x._data):
+    if may_share(out._data, x._data):
         out._vc = x._vc

@@ -149,14 +149,33 @@ class device(metaclass=_DeviceMeta):
         return CPU if name == "cpu" and index is None else Device(name, index)
 
 
+class _DefaultDevice:
+    value = CPU
+
+
 def as_device(d: Any) -> Device:
-    """The device meant by ``d`` (None is the CPU). RuntimeError for one that this machine cannot hold tensors
-    on.
+    """The device meant by ``d`` (None is the default one), with its index. RuntimeError for one that this
+    machine cannot hold tensors on.
     """
-    found: Any = CPU if d is None else device(d)
-    if found.type != "cpu":
-        raise RuntimeError(f"weft holds eager tensors on the CPU only; device {found} is not available")
-    return CPU
+    found: Any = _DefaultDevice.value if d is None else device(d)
+    if found is CPU:
+        return CPU
+    from weft.devices import resolved
+
+    return resolved(found)
+
+
+def set_default_device(device_: Any) -> None:
+    """Make tensors on this device where none is asked for. None is the CPU.
+
+    >>> set_default_device("cpu")
+    """
+    _DefaultDevice.value = CPU if device_ is None else as_device(device_)
+
+
+def get_default_device() -> Device:
+    """The device on which tensors are made where none is asked for."""
+    return _DefaultDevice.value
 
 
 class Size(tuple):

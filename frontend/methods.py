@@ -269,7 +269,7 @@ def attach() -> None:
         "bincount": O.bincount,
         "histc": O.histc,
         "resize_as_": lambda self, other: I.resize_(self, tuple(other.shape)),
-        "pin_memory": lambda self, device=None: self,
+        "pin_memory": C.pin_memory,
         "share_memory_": lambda self: self,
         "__reversed__": E.reversed_,
         "softmax": keywords(A.softmax),
@@ -285,6 +285,7 @@ def attach() -> None:
         "real": M.real,
         "imag": M.imag,
         "retains_grad": hooks.retains_grad,
+        "__cuda_array_interface__": C.cuda_array_interface,
     }
     for name, fn in properties.items():
         setattr(Tensor, name, property(fn))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from weft.dtypes import default_complex, get_default_dtype
+from weft.dtypes import default_complex, get_default_device, get_default_dtype
 from weft.ir import types as T
 from weft.ir.record import record
 from weft.tensor import Tensor
@@ -164,6 +164,8 @@ def _suffixes(t: Tensor, empty: bool) -> list[str]:
         usual = d is get_default_dtype()
     if not usual:
         out.append(f"dtype=weft.{d.long_name}")
+    if t.device != get_default_device() or t.device.type != "cpu":
+        out.insert(0, f"device='{t.device}'")
     return out
 
 

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from weft.autograd.grad_mode import no_grad
 from weft.creation import constant, shape_of_args
+from weft.devices import put
 from weft.dispatch import apply, interpreter, wrap
 from weft.dtypes import as_device, as_dtype, get_default_dtype
 from weft.eager import kernels, switch
 from weft.ir import prims as P
 from weft.ir import types as T
 from weft.ir.prims.base import _NUMPY
-from weft.ir.types import CPU, DType
+from weft.ir.types import CPU, Device, DType
 from weft.ops.common import as_tensor, broadcast_shapes, broadcast_to, convert, shape_of
 from weft.runtime import buffers
 from weft.tensor import Tensor
@@ -28,6 +30,15 @@ from weft.views import check_inplace, write_
 
 _MASK = 2**64 - 1
 _MANY = 1 << 15  # words that are worth a kernel
+
+
+class _Seeds:
+    """The seed that was set last, from which the generators of other devices start."""
+
+    last = 67280421310721
+
+
+_seeds = _Seeds()
 
 
 class Generator:
@@ -39,10 +50,9 @@ class Generator:
     """
 
     def __init__(self, device: Any = "cpu") -> None:
-        as_device(device)
-        self.device = CPU
-        self._state = wrap(np.array([0, 0], np.int64))
-        self.manual_seed(67280421310721)
+        self.device = as_device(device)
+        self._state = wrap(put(np.array([0, 0], np.int64), self.device))
+        self.manual_seed(_seeds.last)
 
     def manual_seed(self, seed: int) -> Generator:
         """Start the stream of this seed; returns the generator."""
@@ -51,7 +61,7 @@ class Generator:
             raise RuntimeError(f"Overflow when unpacking long: seed {seed} does not fit in 64 bits")
         signed = np.array([value & _MASK, 0], np.uint64).view(np.int64)
         with no_grad():
-            write_(self._state, constant(signed) if interpreter().recording else wrap(signed))
+            write_(self._state, constant(signed, self.device) if interpreter().recording else wrap(signed))
         return self
 
     def seed(self) -> int:
@@ -72,19 +82,48 @@ class Generator:
         if not isinstance(new_state, Tensor) or new_state.dtype is not T.i64 or shape_of(new_state) != (2,):
             raise RuntimeError("RNG state must be an int64 tensor of two elements, as get_state returns it")
         with no_grad():
-            write_(self._state, new_state.detach())
+            write_(self._state, new_state.detach().to(self.device))
         return self
 
     def clone_state(self) -> Generator:
-        return Generator().set_state(self.get_state())
+        return Generator(self.device).set_state(self.get_state())
 
 
 default_generator = Generator()
+_defaults: dict[Device, Generator] = {CPU: default_generator}
+
+
+def default_generator_of(device: Device) -> Generator:
+    """The generator from which numbers on a device are drawn where none is given."""
+    found = _defaults.get(device)
+    if found is None:
+        found = _defaults[device] = Generator(device)
+    return found
+
+
+def defaults() -> list[Generator]:
+    """The default generators of all devices that have drawn numbers."""
+    return list(_defaults.values())
+
+
+def _drawing(generator: Generator | None, device: Device) -> Generator:
+    """The generator to draw from for a device. RuntimeError for one of another device."""
+    if generator is None:
+        return default_generator_of(device)
+    if generator.device.type != device.type:
+        raise RuntimeError(
+            f"Expected a '{device.type}' device type for generator but found '{generator.device.type}'"
+        )
+    return generator
 
 
 def manual_seed(seed: int) -> Generator:
-    """Seed the default generator; returns it."""
-    return default_generator.manual_seed(seed)
+    """Seed the default generators of all devices; returns that of the CPU."""
+    default_generator.manual_seed(seed)
+    _seeds.last = int(seed)
+    for g in defaults():
+        g.manual_seed(seed)
+    return default_generator
 
 
 def seed() -> int:
@@ -114,11 +153,12 @@ class fork_rng:
         self.enabled = enabled
 
     def __enter__(self) -> None:
-        self.saved = get_rng_state()
+        self.saved = [(g, g.get_state()) for g in defaults()]
 
     def __exit__(self, *exc: Any) -> None:
         if self.enabled:
-            set_rng_state(self.saved)
+            for g, state in self.saved:
+                g.set_state(state)
 
 
 # -- bits and distributions ---------------------------------------------------------------------------------
@@ -128,16 +168,16 @@ def bits(shape: tuple[int, ...], generator: Generator | None) -> Tensor:
     """Random u32 words; advances the generator by one block for every four words."""
     state, n = (generator or default_generator)._state, math.prod(shape)
     words = None
-    if n >= _MANY and switch.on and interpreter() is _NUMPY:
+    if n >= _MANY and switch.on and type(state._data) is np.ndarray and interpreter() is _NUMPY:
         words = kernels.random_words(state._data, n)
     out = apply(P.random_bits_p, state, shape=shape) if words is None else wrap(words.reshape(shape))
     _advance(state, n)
     return out
 
 
-def drawn(n: int) -> Tensor:
-    """The state of the default generator, which goes on as if ``n`` words had been drawn."""
-    state = default_generator._state
+def drawn(n: int, device: Device = CPU) -> Tensor:
+    """The state of the default generator of a device, which goes on as if ``n`` words had been drawn."""
+    state = default_generator_of(device)._state
     with no_grad():
         before = apply(P.copy_p, state)
     _advance(state, n)
@@ -146,7 +186,8 @@ def drawn(n: int) -> Tensor:
 
 def _advance(state: Tensor, n: int) -> None:
     with no_grad():
-        write_(state, apply(P.add_p, state, constant(np.array([0, -(-n // 4)], np.int64))))
+        step = constant(np.array([0, -(-n // 4)], np.int64), state.device)
+        write_(state, apply(P.add_p, state, step))
 
 
 def _narrow(words: Tensor, shift: int) -> Tensor:
@@ -207,7 +248,7 @@ def rand(
     **kw: Any,
 ) -> Tensor:
     """Uniform numbers in [0, 1) of a shape."""
-    as_device(device)
+    generator = _drawing(generator, as_device(device))
     d = as_dtype(dtype) if dtype is not None else get_default_dtype()
     with no_grad():
         t = uniform(shape_of_args(size or (kw.get("size", ()),)), d, generator)
@@ -223,7 +264,7 @@ def randn(
     **kw: Any,
 ) -> Tensor:
     """Standard normal numbers of a shape."""
-    as_device(device)
+    generator = _drawing(generator, as_device(device))
     d = as_dtype(dtype) if dtype is not None else get_default_dtype()
     with no_grad():
         t = normal_values(shape_of_args(size or (kw.get("size", ()),)), d, generator)
@@ -254,7 +295,7 @@ def randint(
     **kw: Any,
 ) -> Tensor:
     """``randint(high, size)`` or ``randint(low, high, size)``: integers in [low, high)."""
-    as_device(device)
+    generator = _drawing(generator, as_device(device))
     args = (*args, *(kw[k] for k in ("low", "high", "size") if k in kw))
     if len(args) == 2:
         args = (0, *args)
@@ -274,7 +315,7 @@ def randperm(
     requires_grad: bool = False,
 ) -> Tensor:
     """A random permutation of 0 to n - 1: the order of n random words."""
-    as_device(device)
+    generator = _drawing(generator, as_device(device))
     if n < 0:
         raise RuntimeError(f"n must be non-negative, got {n}")
     with no_grad():
@@ -283,24 +324,35 @@ def randperm(
     return _finish(t, requires_grad)
 
 
-def rand_like(input: Tensor, *, dtype: Any = None, requires_grad: bool = False, **kw: Any) -> Tensor:
-    """As rand, with the shape and dtype of ``input``."""
-    return rand(tuple(input.shape), dtype=dtype or input.dtype, requires_grad=requires_grad)
+def rand_like(
+    input: Tensor, *, dtype: Any = None, device: Any = None, requires_grad: bool = False, **kw: Any
+) -> Tensor:
+    """As rand, with the shape, dtype and device of ``input``."""
+    place = input.device if device is None else device
+    return rand(
+        tuple(input.shape), dtype=dtype or input.dtype, device=place, requires_grad=requires_grad
+    )
 
 
-def randn_like(input: Tensor, *, dtype: Any = None, requires_grad: bool = False, **kw: Any) -> Tensor:
-    """As randn, with the shape and dtype of ``input``."""
-    return randn(tuple(input.shape), dtype=dtype or input.dtype, requires_grad=requires_grad)
+def randn_like(
+    input: Tensor, *, dtype: Any = None, device: Any = None, requires_grad: bool = False, **kw: Any
+) -> Tensor:
+    """As randn, with the shape, dtype and device of ``input``."""
+    place = input.device if device is None else device
+    return randn(
+        tuple(input.shape), dtype=dtype or input.dtype, device=place, requires_grad=requires_grad
+    )
 
 
 def randint_like(
-    input: Tensor, *args: int, dtype: Any = None, requires_grad: bool = False, **kw: Any
+    input: Tensor, *args: int, dtype: Any = None, device: Any = None, requires_grad: bool = False, **kw: Any
 ) -> Tensor:
-    """As randint, with the shape and dtype of ``input``."""
+    """As randint, with the shape, dtype and device of ``input``."""
     return randint(
         *args,
         tuple(input.shape),
         dtype=dtype or input.dtype,
+        device=input.device if device is None else device,
         requires_grad=requires_grad,
         **{k: v for k, v in kw.items() if k in ("low", "high")},
     )
@@ -310,6 +362,7 @@ def bernoulli(input: Tensor, p: float | None = None, *, generator: Generator | N
     """One with probability ``input`` (elementwise), else zero, in the dtype of ``input``."""
     if not input.dtype.is_floating_point and p is None:
         raise RuntimeError(f'"bernoulli_tensor_cpu_p_" not implemented for {input.dtype.long_name}')
+    generator = _drawing(generator, input.device)
     with no_grad():
         wide = input.dtype if input.dtype in (T.f32, T.f64) else T.f32
         u = uniform(shape_of(input), wide, generator)
@@ -329,18 +382,20 @@ def normal(
     tensors = [x for x in (mean, std) if isinstance(x, Tensor)]
     shape = shape_of_args((size,)) if size is not None else broadcast_shapes(*(shape_of(x) for x in tensors))
     d = as_dtype(dtype) if dtype is not None else tensors[0].dtype if tensors else get_default_dtype()
+    place = tensors[0].device if tensors else as_device(device)
     with no_grad():
-        return normal_values(shape, d, generator) * std + mean
+        return normal_values(shape, d, _drawing(generator, place)) * std + mean
 
 
 def poisson(input: Tensor, generator: Generator | None = None) -> Tensor:
     """Poisson counts of the rates given, by inversion of the distribution function (rates up to a few
     hundred).
     """
+    generator = _drawing(generator, input.device)
     with no_grad():
         rate = input.to(T.f64)
         top = int(rate.max().item() + 12 * math.sqrt(rate.max().item() + 1) + 12) if input.numel() else 1
-        k = constant(np.arange(top, dtype=np.float64))
+        k = constant(np.arange(top, dtype=np.float64), input.device)
         logs = k * rate.unsqueeze(-1).log() - rate.unsqueeze(-1) - (k + 1).lgamma()
         below = logs.exp().cumsum(-1)
         u = uniform(shape_of(input), T.f64, generator)
@@ -355,6 +410,7 @@ def multinomial(
         raise RuntimeError("cannot sample n_sample <= 0 samples")
     if not replacement and num_samples > shape_of(input)[-1]:
         raise RuntimeError("cannot sample n_sample > prob_dist.size(-1) samples without replacement")
+    generator = _drawing(generator, input.device)
     with no_grad():
         p = input.detach().to(T.f64)
         lead = shape_of(p)[:-1]
@@ -369,10 +425,10 @@ def multinomial(
 # -- in-place -----------------------------------------------------------------------------------------------
 
 
-def _store(x: Tensor, make: Any) -> Tensor:
+def _store(x: Tensor, generator: Generator | None, make: Callable[[Generator], Tensor]) -> Tensor:
     check_inplace(x)
     with no_grad():
-        value = make()
+        value = make(_drawing(generator, x.device))
     return write_(x, convert(value, x.dtype))
 
 
@@ -383,7 +439,7 @@ def uniform_(
     a, b = kw.get("from", a), kw.get("to", b)
     if a > b:
         raise RuntimeError(f"uniform_ expects to return a [from, to) range, but found from={a} > to={b}")
-    return _store(self, lambda: uniform(shape_of(self), self.dtype, generator) * (b - a) + a)
+    return _store(self, generator, lambda g: uniform(shape_of(self), self.dtype, g) * (b - a) + a)
 
 
 def normal_(
@@ -392,23 +448,25 @@ def normal_(
     """Fill with normal numbers."""
     if std < 0:
         raise RuntimeError(f"normal expects std >= 0.0, but found std {std}")
-    return _store(self, lambda: normal_values(shape_of(self), self.dtype, generator) * std + mean)
+    return _store(self, generator, lambda g: normal_values(shape_of(self), self.dtype, g) * std + mean)
 
 
 def bernoulli_(self: Tensor, p: Any = 0.5, *, generator: Generator | None = None) -> Tensor:
     """Fill with ones (with probability p) and zeros."""
-    return _store(self, lambda: uniform(shape_of(self), T.f32, generator) < p)
+    return _store(self, generator, lambda g: uniform(shape_of(self), T.f32, g) < p)
 
 
 def exponential_(self: Tensor, lambd: float = 1.0, *, generator: Generator | None = None) -> Tensor:
     """Fill with exponential numbers of rate ``lambd``."""
-    return _store(self, lambda: (1.0 - uniform(shape_of(self), self.dtype, generator)).log() / -lambd)
+    return _store(self, generator, lambda g: (1.0 - uniform(shape_of(self), self.dtype, g)).log() / -lambd)
 
 
 def log_normal_(
     self: Tensor, mean: float = 1.0, std: float = 2.0, *, generator: Generator | None = None
 ) -> Tensor:
-    return _store(self, lambda: (normal_values(shape_of(self), self.dtype, generator) * std + mean).exp())
+    return _store(
+        self, generator, lambda g: (normal_values(shape_of(self), self.dtype, g) * std + mean).exp()
+    )
 
 
 def cauchy_(
@@ -416,13 +474,14 @@ def cauchy_(
 ) -> Tensor:
     return _store(
         self,
-        lambda: ((uniform(shape_of(self), self.dtype, generator) - 0.5) * math.pi).tan() * sigma + median,
+        generator,
+        lambda g: ((uniform(shape_of(self), self.dtype, g) - 0.5) * math.pi).tan() * sigma + median,
     )
 
 
 def geometric_(self: Tensor, p: float, *, generator: Generator | None = None) -> Tensor:
     return _store(
-        self, lambda: ((1.0 - uniform(shape_of(self), T.f32, generator)).log() / math.log1p(-p)).ceil()
+        self, generator, lambda g: ((1.0 - uniform(shape_of(self), T.f32, g)).log() / math.log1p(-p)).ceil()
     )
 
 
@@ -433,7 +492,7 @@ def random_(
     if high is None and low:
         low, high = 0, low
     top = high if high is not None else _largest(self.dtype)
-    return _store(self, lambda: _integers(low, top, shape_of(self), T.i64, generator))
+    return _store(self, generator, lambda g: _integers(low, top, shape_of(self), T.i64, g))
 
 
 def _largest(d: DType) -> int:

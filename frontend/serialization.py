@@ -16,18 +16,21 @@ import zipfile
 from typing import Any
 
 import numpy as np
-from weft.dispatch import concrete, recording, wrap
-from weft.dtypes import Size, as_device
+from weft.devices import copy_of, put
+from weft.dispatch import recording, wrap
+from weft.dtypes import Size, as_device, device
 from weft.ir.types import Device, DType, dtype_named
 from weft.tensor import Tensor
 
 _VERSION = b"weft 1\n"
 
 
-def rebuild_tensor(data: bytes, dtype: str, shape: tuple[int, ...], requires_grad: bool) -> Tensor:
-    """A tensor of its raw bytes: the inverse of pickling."""
+def rebuild_tensor(
+    data: bytes, dtype: str, shape: tuple[int, ...], requires_grad: bool, place: str = "cpu"
+) -> Tensor:
+    """A tensor of its raw bytes, on the device ``place``: the inverse of pickling."""
     a = np.frombuffer(bytearray(data), dtype=dtype_named(dtype).np).reshape(shape)
-    t = wrap(a)
+    t = wrap(put(a, as_device(place)))
     t._rg = requires_grad
     return t
 
@@ -61,8 +64,9 @@ def reduce_tensor(t: Tensor) -> Any:
     """How a tensor pickles: bytes, dtype, shape; the class and attributes of subclasses. History is left
     behind.
     """
-    a = np.ascontiguousarray(concrete(t, "pickling a tensor"))
-    base = (rebuild_tensor, (a.tobytes(), t.dtype.name, tuple(t.shape), t.requires_grad and t.is_leaf))
+    a = np.ascontiguousarray(t._array("pickling a tensor"))
+    what = (a.tobytes(), t.dtype.name, tuple(t.shape), t.requires_grad and t.is_leaf, str(t.device))
+    base = (rebuild_tensor, what)
     if type(t) is Tensor:
         return base
     return rebuild_subclass, (type(t), rebuild_tensor(*base[1]), t.requires_grad, _attributes(t))
@@ -91,7 +95,7 @@ def deepcopy_tensor(t: Tensor, memo: dict[int, Any]) -> Tensor:
     if recording():
         fresh = t.detach().clone()
     else:
-        fresh = wrap(np.array(t._data))
+        fresh = wrap(copy_of(t._data))
     out = fresh if type(t) is Tensor else Tensor._make_subclass(type(t), fresh, False)
     out._rg = t._rg
     memo[id(t)] = out
@@ -125,6 +129,7 @@ class _Pickler(pickle.Pickler):
             tuple(obj.shape),
             obj.requires_grad and obj.is_leaf,
             cls.__name__ if cls is not None else None,
+            str(obj.device),
         )
 
 
@@ -147,9 +152,11 @@ _SAFE: dict[tuple[str, str], Any] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: Any, archive: zipfile.ZipFile, weights_only: bool) -> None:
+    def __init__(
+        self, file: Any, archive: zipfile.ZipFile, weights_only: bool, map_location: Any = None
+    ) -> None:
         super().__init__(file)
-        self.archive, self.weights_only = archive, weights_only
+        self.archive, self.weights_only, self.map_location = archive, weights_only, map_location
         self.made: dict[int, Tensor] = {}
 
     def find_class(self, module: str, name: str) -> Any:
@@ -169,13 +176,38 @@ class _Unpickler(pickle.Unpickler):
         return found
 
     def persistent_load(self, pid: Any) -> Tensor:
-        kind, n, dtype, shape, requires_grad, cls = pid
+        kind, n, dtype, shape, requires_grad, cls, *place = pid
         if kind != "tensor":
             raise pickle.UnpicklingError(f"unknown reference {kind!r}")
         if n not in self.made:
-            t = rebuild_tensor(self.archive.read(f"data/{n}"), dtype, shape, requires_grad)
+            t = rebuild_tensor(self.archive.read(f"data/{n}"), dtype, shape, False)
+            t = _located(t, place[0] if place else "cpu", self.map_location)
+            t._rg = requires_grad
             self.made[n] = _as_parameter(t) if cls == "Parameter" else t
         return self.made[n]
+
+
+def _located(t: Tensor, place: str, map_location: Any) -> Tensor:
+    """A loaded tensor on the device that ``map_location`` gives for the one it was saved from."""
+    if map_location is None:
+        return t if place == "cpu" else t.to(_saved_device(place))
+    if isinstance(map_location, dict):
+        return t.to(as_device(map_location.get(place, place)))
+    if not callable(map_location):
+        return t.to(as_device(map_location))
+    found = map_location(t, place)
+    return t.to(_saved_device(place)) if found is None else found
+
+
+def _saved_device(place: str) -> Device:
+    try:
+        return as_device(place)
+    except RuntimeError as e:
+        raise RuntimeError(
+            f"Attempting to deserialize object on device {place}, which is not there. If you are running on "
+            "a CPU-only machine, please use weft.load with map_location=weft.device('cpu') to map your "
+            f"storages to the CPU. ({e})"
+        ) from None
 
 
 _extra_safe: dict[tuple[str, str], Any] = {}
@@ -209,17 +241,18 @@ def save(obj: Any, f: Any, pickle_protocol: int = 2, **kw: Any) -> None:
         z.writestr("version", _VERSION)
         z.writestr("data.pkl", buffer.getvalue())
         for i, t in enumerate(tensors):
-            z.writestr(f"data/{i}", np.ascontiguousarray(concrete(t, "save()")).tobytes())
+            z.writestr(f"data/{i}", np.ascontiguousarray(t._array("save()")).tobytes())
 
 
 def load(f: Any, map_location: Any = None, *, weights_only: bool | None = None, **kw: Any) -> Any:
     """Read what :func:`save` wrote. With ``weights_only`` (the default) a file cannot run code.
 
-    ``map_location``: a device, or a dict or function to one; tensors are on the CPU whatever it says.
-    RuntimeError for a file that is not one of ours.
+    ``map_location``: the device to put tensors on, a dict from the name of the device they were saved from,
+    or a function of a tensor (on the CPU) and that name; without it they return to where they were.
+    RuntimeError for a file that is not one of ours, and for a device that is not there.
     """
-    if map_location is not None and not callable(map_location) and not isinstance(map_location, dict):
-        as_device(map_location)
+    if isinstance(map_location, (str, int, Device)):
+        map_location = device(map_location)
     source = f if hasattr(f, "read") else os.fspath(f)
     try:
         archive = zipfile.ZipFile(source)
@@ -228,4 +261,4 @@ def load(f: Any, map_location: Any = None, *, weights_only: bool | None = None, 
     with archive as z:
         if "version" not in z.namelist() or z.read("version") != _VERSION:
             raise RuntimeError(f"{f}: not a file written by weft.save (or of another version)")
-        return _Unpickler(io.BytesIO(z.read("data.pkl")), z, weights_only is not False).load()
+        return _Unpickler(io.BytesIO(z.read("data.pkl")), z, weights_only is not False, map_location).load()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from weft.views import View
 
 _new = object.__new__
+_ndarray = np.ndarray
 
 
 class Tensor:
@@ -71,7 +72,7 @@ class Tensor:
     @property
     def _ir_type(self) -> TensorType:
         d = self._data
-        return d.type if type(d) is Value else TensorType(d.shape, dtype_of_array(d), CPU)
+        return TensorType(d.shape, dtype_of_array(d), CPU) if type(d) is _ndarray else d.type
 
     @property
     def _node(self) -> Node | None:
@@ -99,7 +100,7 @@ class Tensor:
     @property
     def device(self) -> Device:
         d = self._data
-        return d.type.device if type(d) is Value else CPU
+        return CPU if type(d) is _ndarray else d.type.device
 
     @property
     def ndim(self) -> int:
@@ -141,12 +142,11 @@ class Tensor:
         d = self._data
         if type(d) is Value or self._view is None or type(self._view.base._data) is Value:
             return 0
-        base = self._view.base._data
-        return (d.__array_interface__["data"][0] - base.__array_interface__["data"][0]) // d.itemsize
+        return (address(d) - address(self._view.base._data)) // d.itemsize
 
     def data_ptr(self) -> int:
         """The address of the first element. A request for the value in capture."""
-        return self._array("data_ptr()").__array_interface__["data"][0]
+        return address(self._data if type(self._data) is not Value else self._array("data_ptr()"))
 
     def is_contiguous(self, memory_format: Any = None) -> bool:
         return self._layout().flags.c_contiguous
@@ -154,7 +154,7 @@ class Tensor:
     def _layout(self) -> np.ndarray:
         """An array with the strides of this tensor; in capture one without memory behind it."""
         d = self._data
-        if type(d) is np.ndarray:
+        if type(d) is not Value:
             return d
         from weft.views import phantom
 
@@ -169,17 +169,29 @@ class Tensor:
     def is_signed(self) -> bool:
         return self.dtype.is_signed
 
-    is_cuda = is_sparse = is_quantized = is_meta = is_mps = False
-    is_cpu = True
+    is_sparse = is_quantized = is_meta = is_mps = False
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.device is CPU
 
     def is_inference(self) -> bool:
         return self._inference
 
-    def is_pinned(self) -> bool:
-        return False
+    def is_pinned(self, device: Any = None) -> bool:
+        """Whether the memory is pinned: copies from it to a GPU need not wait."""
+        from weft.devices import is_pinned
+
+        return is_pinned(self._data)
 
     def get_device(self) -> int:
-        return -1
+        """The index of the GPU; -1 on the CPU."""
+        index = self.device.index
+        return -1 if index is None else index
 
     @property
     def layout(self) -> str:
@@ -281,10 +293,12 @@ class Tensor:
 
     # -- values ---------------------------------------------------------------------------------------------
     def _array(self, why: str) -> np.ndarray:
-        """The value as an ndarray that shares memory; in capture this asks the recorder for it."""
+        """The value as an ndarray, which shares the tensor's memory on the CPU and is a copy of what is on a
+        GPU; in capture this asks the recorder for it."""
         from weft.dispatch import concrete
 
-        return concrete(self, why)
+        d = concrete(self, why)
+        return d if type(d) is _ndarray else d.copy_to_host()  # type: ignore[attr-defined]
 
     def __hash__(self) -> int:
         return id(self)
@@ -352,6 +366,11 @@ class Tensor:
         def __int__(self) -> int: ...
         def __float__(self) -> float: ...
         def __index__(self) -> int: ...
+
+
+def address(a: Any) -> int:
+    """The address of the first element of an array, on the CPU or a GPU."""
+    return a.__array_interface__["data"][0] if type(a) is _ndarray else a.address
 
 
 def contiguous_strides(shape: Any) -> tuple[int, ...]:

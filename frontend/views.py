@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from weft.autograd.grad_mode import mode
 from weft.autograd.tape import Edge, Node, TypeStub, edge_of, keep_old_value, record_types
+from weft.devices import may_share, to_host
+from weft.devices import write as write_array
 from weft.dispatch import apply, interpreter, wrap, wrap_value
 from weft.eager import is_whole
 from weft.ir import prims as P
@@ -191,9 +193,11 @@ def phantom(x: Tensor) -> np.ndarray:
     if type(d) is np.ndarray:
         return d
     v = x._view
-    if v is None:
+    if v is None or type(d) is not Value:
         t = x._ir_type
-        strides = [s * t.dtype.itemsize for s in contiguous_strides(t.shape)]
+        strides = d.strides if type(d) is not Value else [
+            s * t.dtype.itemsize for s in contiguous_strides(t.shape)
+        ]  # fmt: skip
         return np.lib.stride_tricks.as_strided(np.empty(1, t.dtype.np), t.shape, strides)
     a = phantom(v.base)
     for prim, attrs in v.steps:
@@ -225,12 +229,12 @@ def _eager_view(x: Tensor, prim: Primitive, data: Any, attrs: dict[str, Any]) ->
     return out
 
 
-def _aliases(a: np.ndarray, b: np.ndarray) -> bool:
+def _aliases(a: Any, b: Any) -> bool:
     if a is b or a.base is b:
         return True
     if a.base is None:
         return False
-    return a.base is b.base or np.may_share_memory(a, b)
+    return a.base is b.base or may_share(a, b)
 
 
 def views(x: Tensor, steps: Sequence[Step], data: Any = None) -> Tensor:
@@ -261,6 +265,8 @@ def own(t: Tensor, *sources: Tensor) -> Tensor:
         not is_whole(d) or not d.flags.writeable or any(d is s._data for s in sources)
     ):
         t._data, t._vc = np.array(d), [0]
+    elif getattr(d, "on_device", False) and (d.base is not None or any(d is s._data for s in sources)):
+        t._data, t._vc = d.copy(), [0]
     return t
 
 
@@ -325,6 +331,8 @@ def write_(t: Tensor, new: Tensor, mark: int | None = None, replaces: bool = Fal
         t._vc[0] += 1
         return t
     check_inplace(t)
+    if new.device != t.device and (mode.grad or interpreter().recording):
+        new = apply(P.transfer_p, new, device=t.device)
     tracked = mode.grad and (t.requires_grad or new._rg)
     old_edge = edge_of(t) if tracked else None
     base = t._view.base if t._view is not None and t._view.differentiable else None
@@ -346,18 +354,26 @@ def write_(t: Tensor, new: Tensor, mark: int | None = None, replaces: bool = Fal
 
 def _write_array(t: Tensor, new: Tensor) -> None:
     d = t._data
+    if type(d) is not np.ndarray:
+        if any(n > 1 and s == 0 for n, s in zip(d.shape, d.strides, strict=True)):
+            raise RuntimeError(OVERLAP)
+        write_array(d, new._data)
+        return
     if not d.flags.writeable:
         if t._view is not None:
             if any(n > 1 and s == 0 for n, s in zip(d.shape, d.strides, strict=True)):
                 raise RuntimeError(OVERLAP)
             d.flags.writeable = True
-            np.copyto(d, new._data)
+            write_array(d, new._data)
             return
         if not is_whole(d) and type(d.base) is not np.ndarray:
             raise RuntimeError("the memory of this tensor is read-only")
-        t._data = np.array(new._data)
+        t._data = np.array(to_host(new._data))
         return
-    np.copyto(d, new._data)
+    if type(new._data) is np.ndarray:
+        np.copyto(d, new._data)
+    else:
+        write_array(d, new._data)
 
 
 def _write_captured(interp: Any, t: Tensor, new: Tensor) -> None:

@@ -16,23 +16,13 @@ if TYPE_CHECKING:
     from weft.ir.prims.base import Primitive
 
 
-class Value:
-    """One SSA value: a graph parameter or one result of one operation. Compared by identity.
+class Operators:
+    """Arithmetic operators that bind primitives, so that gradient rules read like formulas. They neither
+    broadcast nor promote; a Python number takes the type of the other operand."""
 
-    The arithmetic operators bind primitives, so that gradient rules read like formulas. They neither
-    broadcast nor promote; a Python number takes the type of the other operand.
-    """
+    __slots__ = ()
 
-    __slots__ = ("__weakref__", "name", "type")
-
-    def __init__(self, type: TensorType, name: str | None = None) -> None:
-        self.type = type
-        self.name = name
-
-    def __repr__(self) -> str:
-        return f"Value({self.name or hex(id(self))}: {self.type})"
-
-    # numpy must not try to loop over a Value in ``ndarray * value``
+    # numpy must not try to loop over one in ``ndarray * value``
     __array_ufunc__ = None
 
     def __add__(self, other: Any) -> Any:
@@ -63,10 +53,23 @@ class Value:
         return _operator("neg", self)
 
 
+class Value(Operators):
+    """One SSA value: a graph parameter or one result of one operation. Compared by identity."""
+
+    __slots__ = ("__weakref__", "name", "type")
+
+    def __init__(self, type: TensorType, name: str | None = None) -> None:
+        self.type = type
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"Value({self.name or hex(id(self))}: {self.type})"
+
+
 def _operator(name: str, *operands: Any) -> Any:
     from weft.ir.prims.base import PRIMITIVES, lift_scalar
 
-    like = next(x for x in operands if isinstance(x, Value))
+    like = next(x for x in operands if isinstance(x, Operators))
     return PRIMITIVES[name].bind(*(lift_scalar(x, like) for x in operands))
 
 

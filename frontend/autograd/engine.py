@@ -24,6 +24,7 @@ from weft.autograd.tape import (
     type_stub,
     version_error,
 )
+from weft.devices import as_payload, copy_of
 from weft.dispatch import Direct, Taping, Wrapper, interpreter, payload, quiet, wrap, wrap_value
 from weft.eager import LEAST_BYTES, is_whole, kernels, switch
 from weft.ir.graph import Graph, Value
@@ -89,7 +90,7 @@ class Walk:
         """A tensor of something that flows."""
         if isinstance(x, Tensor):
             return x
-        return wrap_value(self.outer, x) if type(x) is Value else wrap(np.asarray(x))
+        return wrap_value(self.outer, x) if type(x) is Value else wrap(as_payload(x))
 
     def unpack(self, s: Any, edge: Edge | None, node: Node, index: int) -> Any:
         """A saved operand or result as it flows."""
@@ -166,6 +167,9 @@ class Gradient:
 
     def vjp(self, ct: Any, out: Any, *operands: Any, **attrs: Any) -> Sequence[Any]:
         prim = self.prim
+        first = ct[0] if type(ct) is tuple else ct
+        if getattr(first, "on_device", False):
+            return prim.vjp(ct, out, *operands, **attrs)
         if type(ct) is Spoiled or type(out) is Spoiled or any(type(x) is Spoiled for x in operands):
             return prim.vjp(ct, out, *operands, **attrs)
         if switch.on:
@@ -293,9 +297,9 @@ def _accumulate_all(
         g = grads.get((n, 0))
         if g is None:
             continue
-        if n.variable._grad is None and not create_graph and type(g._data) is np.ndarray:
+        if n.variable._grad is None and not create_graph and type(g._data) is not Value:
             if id(g._data) in held:
-                g = wrap(np.array(g._data, order="C"))
+                g = wrap(copy_of(g._data))
             held.add(id(g._data))
         accumulate_grad(n.variable, g, create_graph)
 
@@ -307,7 +311,7 @@ def accumulate_grad(leaf: Tensor, g: Tensor, create_graph: bool) -> None:
         leaf._grad = g if create_graph else _own_grad(g)
     elif create_graph:
         leaf._grad = old + g
-    elif not old._rg and interpreter() is _NUMPY:
+    elif not old._rg and interpreter() is _NUMPY and type(old._data) is np.ndarray:
         token = quiet.enter()
         try:
             np.add(old._data, g._data, out=old._data)
@@ -334,6 +338,8 @@ def _own_grad(g: Tensor) -> Tensor:
         else:
             return wrap(d) if g._edge is not None else g
         return wrap(d)
+    if type(d) is not Value and (d.base is not None or not d.contiguous):
+        return wrap(d.copy())
     return g
 
 
@@ -347,7 +353,7 @@ def _root_gradient(t: Tensor, gradient: Tensor | None) -> Tensor:
             raise RuntimeError(
                 f"grad can be implicitly created only for real scalar outputs but got {t.dtype}"
             )
-        if interpreter() is _NUMPY:
+        if interpreter() is _NUMPY and type(t._data) is np.ndarray:
             return wrap(np.ones(t._data.shape, t._data.dtype))
         return ones_like(t.detach())
     if not isinstance(gradient, Tensor):

@@ -129,7 +129,7 @@ class _FunctionPrimitive:
             from weft.creation import zeros
 
             t = type_of(out)
-            return zeros(t.shape, dtype=t.dtype)
+            return zeros(t.shape, dtype=t.dtype, device=t.device)
         if isinstance(ct, Tensor):
             return ct
         return wrap_value(outer, ct) if type(ct) is Value else wrap(ct)

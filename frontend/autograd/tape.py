@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from weft.devices import copy_of, may_share
 from weft.ir.graph import Value
 from weft.ir.prims.base import Primitive
 from weft.ir.types import CPU, TensorType, dtype_of_numpy
@@ -199,7 +200,7 @@ def record(
         if which is None or i in which:
             operands.append(Saved(d, t._vc))
         else:
-            operands.append(d if type(d) is Value else (d.shape, d.dtype))
+            operands.append(_meta(d))
     results = [Saved(o._data, o._vc) if outputs else _meta(o._data) for o in outs]
     node = Node(prim, attrs, regions, edges, operands, results)
     for i, o in enumerate(outs):
@@ -231,7 +232,9 @@ def record_types(prim: Primitive, tensors: Sequence[Tensor], attrs: Any) -> Tens
 
 
 def _meta(d: Any) -> Any:
-    return d if type(d) is Value or type(d) is TypeStub else (d.shape, d.dtype)
+    if type(d) is np.ndarray:
+        return d.shape, d.dtype
+    return d if type(d) is Value or type(d) is TypeStub else TypeStub(d.type)
 
 
 def type_stub(meta: Any) -> Any:
@@ -272,13 +275,9 @@ def keep_old_value(new: Tensor, target: Tensor, mark: int) -> None:
                 continue
             if type(s.data) is Value and s.vc is target._vc:  # captured values never change
                 s.vc = None
-            elif _same_memory(s.data, target._data):
-                s.data = copies.setdefault(id(s.data), np.array(s.data))
+            elif may_share(s.data, target._data):
+                s.data = copies.setdefault(id(s.data), copy_of(s.data))
                 s.vc = None
-
-
-def _same_memory(a: Any, b: Any) -> bool:
-    return type(a) is np.ndarray and type(b) is np.ndarray and np.may_share_memory(a, b)
 
 
 def version_error(s: Saved, node: Node, shape: Any, dtype: Any, index: int) -> RuntimeError:

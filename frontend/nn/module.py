@@ -326,8 +326,13 @@ class Module:
             raise TypeError(
                 f"nn.Module.to only accepts floating point or complex dtypes, but got desired dtype={dtype}"
             )
-        as_device(device)
-        return self._apply(lambda t: t.to(dtype) if dtype is not None and t.dtype.is_inexact else t)
+        place = None if device is None else as_device(device)
+
+        def move(t: Tensor) -> Tensor:
+            cast = dtype if dtype is not None and t.dtype.is_inexact else t.dtype
+            return t.to(device=t.device if place is None else place, dtype=cast)
+
+        return self._apply(move)
 
     def _cast(self: Self, dtype: Any) -> Self:
         return self._apply(lambda t: t.to(dtype) if t.is_floating_point() else t)
@@ -356,7 +361,12 @@ class Module:
         return self._apply(lambda t: t.to(dst_type))
 
     def cpu(self: Self) -> Self:
+        """Move all parameters and buffers to the CPU, in place."""
         return self.to("cpu")
+
+    def cuda(self: Self, device: Any = None) -> Self:
+        """Move all parameters and buffers to a GPU (the current one), in place."""
+        return self.to("cuda" if device is None else device)
 
     def train(self: Self, mode: bool = True) -> Self:
         """Set training mode here and below; compiled functions that read it are guarded on it."""

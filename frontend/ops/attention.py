@@ -53,7 +53,8 @@ def scaled_dot_product_attention(
         operands.append(heads.mask(attn_mask, shape_of(query)[-2], shape_of(key)[-2]))
     dropped = dropout_p if dropout_p < 1 else 0.0
     if dropped:
-        operands.append(drawn(math.prod((*heads.lead, shape_of(query)[-2], shape_of(key)[-2]))))
+        n = math.prod((*heads.lead, shape_of(query)[-2], shape_of(key)[-2]))
+        operands.append(drawn(n, query.device))
     wanted = attn_mask is not None and attn_mask.requires_grad
     how = {"causal": bool(is_causal), "scale": float(scale), "dropout": float(dropped), "mask_grad": wanted}
     out = apply(P.attention_p, *operands, **how)[0]

@@ -104,7 +104,7 @@ def broadcast_to(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     if have == shape:
         return x
     out = apply(P.broadcast_p, x, shape=shape, axes=tuple(range(len(shape) - len(have), len(shape))))
-    if type(out._data) is np.ndarray:  # the same memory: a later write to x must be noticed by who saves this
+    if type(out._data) is not Value:  # the same memory: a later write to x must be noticed by who saves this
         out._vc = x._vc
     return out
 

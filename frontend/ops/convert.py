@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from weft.autograd.grad_mode import mode
 from weft.creation import empty, full, ones, tensor, zeros
+from weft.devices import pinned, transfer
+from weft.dispatch import apply, recording, wrap
 from weft.dtypes import as_device, as_dtype
+from weft.ir import prims as P
 from weft.ir import types as T
-from weft.ir.types import Device, DType
+from weft.ir.types import CPU, Device, DType
 from weft.ops.common import convert
 from weft.ops.shape import clone
 from weft.tensor import Tensor
@@ -26,7 +30,8 @@ def to(
 ) -> Tensor:
     """The tensor in another dtype or on another device: ``to(dtype)``, ``to(device, dtype)``, ``to(other)``.
 
-    Itself where nothing changes and ``copy`` is False.
+    Itself where nothing changes and ``copy`` is False. With ``non_blocking`` a copy from pinned memory, or
+    into it, does not wait.
     """
     for a in args:
         if isinstance(a, Tensor):
@@ -35,11 +40,23 @@ def to(
             dtype = a
         elif isinstance(a, (str, Device, int)) and not isinstance(a, bool):
             device = a
-    as_device(device)
+    here = input.device
+    place = here if device is None else as_device(device)
     d = input.dtype if dtype is None else as_dtype(dtype)
-    if d is not input.dtype:
-        return convert(input, d)
+    if d is not input.dtype and d.itemsize <= input.itemsize:  # the fewer bytes travel
+        return moved(convert(input, d), place, non_blocking)
+    if place != here or d is not input.dtype:
+        return convert(moved(input, place, non_blocking), d)
     return clone(input) if copy else input
+
+
+def moved(input: Tensor, device: Device, non_blocking: bool = False) -> Tensor:
+    """The tensor on a device: itself if it is there already."""
+    if input.device == device:
+        return input
+    if non_blocking and not recording() and not (mode.grad and input.requires_grad):
+        return wrap(transfer(input._data, device, non_blocking=True))
+    return apply(P.transfer_p, input, device=device)
 
 
 def type_(input: Tensor, dtype: Any = None, non_blocking: bool = False) -> Any:
@@ -96,12 +113,25 @@ CASTS: dict[str, Any] = {
 
 
 def cpu(input: Tensor, memory_format: Any = None) -> Tensor:
-    return input
+    """The tensor on the CPU: itself if it is there."""
+    return moved(input, CPU)
 
 
-def cuda(input: Tensor, device: Any = None, non_blocking: bool = False) -> Tensor:
-    as_device("cuda" if device is None else device)
-    return input
+def cuda(
+    input: Tensor, device: Any = None, non_blocking: bool = False, memory_format: Any = None
+) -> Tensor:
+    """The tensor on a GPU (the current one): itself if it is there. RuntimeError where there is none."""
+    return moved(input, as_device("cuda" if device is None else device), non_blocking)
+
+
+def pin_memory(input: Tensor, device: Any = None) -> Tensor:
+    """A copy in pinned memory, from which copies to a GPU need not wait; itself if it is there already.
+    RuntimeError for tensors that are not on the CPU."""
+    if input.device is not CPU:
+        raise RuntimeError(f"cannot pin '{input.type()}' only dense CPU tensors can be pinned")
+    if input.is_pinned():
+        return input
+    return wrap(pinned(input._array("pin_memory()")))
 
 
 def detach(input: Tensor) -> Tensor:
@@ -151,6 +181,11 @@ def numpy(input: Tensor, *, force: bool = False) -> np.ndarray:
         raise RuntimeError(
             "Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead."
         )
+    if input.device is not CPU and not force:
+        raise TypeError(
+            f"can't convert {input.device} device type tensor to numpy. Use Tensor.cpu() to copy the tensor "
+            "to host memory first."
+        )
     return input._array("numpy()")
 
 
@@ -166,13 +201,26 @@ def dlpack(input: Tensor, *, stream: Any = None, **kwargs: Any) -> Any:
     """The DLPack capsule of the tensor's memory. BufferError for dtypes DLPack lacks here (bfloat16)."""
     if input.requires_grad:
         raise BufferError("Can't export tensors that require gradient, use tensor.detach()")
-    a = input._array("__dlpack__()")
+    a = input._data if input.device is not CPU and not recording() else input._array("__dlpack__()")
     kwargs.pop("dl_device", None)
     return a.__dlpack__(stream=stream, **kwargs)
 
 
 def dlpack_device(input: Tensor) -> tuple[Any, int]:
-    return (1, 0)
+    """The kind and number of the device, as DLPack has them."""
+    return (1, 0) if input.device is CPU else input._data.__dlpack_device__()
+
+
+def cuda_array_interface(input: Tensor) -> dict[str, Any]:
+    """The ``__cuda_array_interface__`` of a tensor on a GPU. AttributeError for others."""
+    if input.device is CPU:
+        raise AttributeError("Can't get __cuda_array_interface__ on non-CUDA tensor")
+    if input.requires_grad:
+        raise RuntimeError(
+            "Can't get __cuda_array_interface__ on Variable that requires grad. If gradients aren't "
+            "required, use var.detach() to get Variable that doesn't require grad."
+        )
+    return input._data.__cuda_array_interface__
 
 
 def _truth_of(x: Tensor) -> Any:
@@ -253,7 +301,7 @@ def _new(maker: Any) -> Any:
         return maker(
             *size,
             dtype=input.dtype if dtype is None else dtype,
-            device=device,
+            device=input.device if device is None else device,
             requires_grad=requires_grad,
             **kw,
         )
@@ -274,10 +322,12 @@ def new_full(
     device: Any = None,
     requires_grad: bool = False,
 ) -> Tensor:
-    return full(size, fill_value, dtype=input.dtype if dtype is None else dtype, requires_grad=requires_grad)
+    d, place = input.dtype if dtype is None else dtype, input.device if device is None else device
+    return full(size, fill_value, dtype=d, device=place, requires_grad=requires_grad)
 
 
 def new_tensor(
     input: Tensor, data: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
 ) -> Tensor:
-    return tensor(data, dtype=input.dtype if dtype is None else dtype, requires_grad=requires_grad)
+    d, place = input.dtype if dtype is None else dtype, input.device if device is None else device
+    return tensor(data, dtype=d, device=place, requires_grad=requires_grad)

@@ -20,7 +20,7 @@ from weft.ops.math import where
 from weft.ops.neural import maybe_inplace
 from weft.ops.padding import pad
 from weft.ops.shape import unfold as _unfold
-from weft.random import uniform
+from weft.random import default_generator_of, uniform
 from weft.tensor import Tensor
 
 # -- linear, embedding --------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ def _dropped(input: Tensor, p: float, shape: tuple[int, ...]) -> Tensor:
         return input * 0.0
     with no_grad():
         wide = T.f32 if input.dtype.itemsize < 8 else T.f64
-        keep = uniform(shape, T.f32, None) >= p
+        keep = uniform(shape, T.f32, default_generator_of(input.device)) >= p
         scale = convert(convert(keep, wide) * (1.0 / (1.0 - p)), input.dtype)
     return input * scale
 
@@ -144,7 +144,7 @@ def alpha_dropout(input: Tensor, p: float = 0.5, training: bool = False, inplace
     low = -1.7580993408473766
     a = (1.0 - p + low * low * p * (1.0 - p)) ** -0.5 if p < 1 else 0.0
     with no_grad():
-        keep = uniform(shape_of(input), T.f32, None) >= p
+        keep = uniform(shape_of(input), T.f32, default_generator_of(input.device)) >= p
     return maybe_inplace(lambda x: where(keep, x, low) * a - low * p * a, input, inplace)
 
 

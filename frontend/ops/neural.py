@@ -14,7 +14,7 @@ from weft.ops.activation import softmax as _softmax
 from weft.ops.common import in_float32, shape_of
 from weft.ops.inplace import inplace as _inplace
 from weft.ops.math import where
-from weft.random import uniform
+from weft.random import default_generator_of, uniform
 from weft.tensor import Tensor
 
 
@@ -233,7 +233,8 @@ def gumbel_softmax(
 ) -> Tensor:
     """A sample of the Gumbel-softmax distribution; ``hard`` gives one-hot values with the soft gradient."""
     with no_grad():
-        noise = -(-(1.0 - uniform(shape_of(logits), logits.dtype, None)).log()).log()
+        g = default_generator_of(logits.device)
+        noise = -(-(1.0 - uniform(shape_of(logits), logits.dtype, g)).log()).log()
     soft = softmax((logits + noise) / tau, dim)
     if not hard:
         return soft

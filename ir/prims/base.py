@@ -137,15 +137,32 @@ class Interpreter:
         raise RuntimeError("abstract")
 
 
+INTERPRETERS: dict[str, Interpreter] = {}
+"""By device type, who runs operations on arrays that live there; the frontend fills it."""
+
+
 class NumpyInterpreter(Interpreter):
-    """Runs primitives at once on numpy arrays."""
+    """Runs primitives at once on numpy arrays. Where an operand lives on another device (its ``on_device``
+    is true), or the result shall, that device's interpreter does."""
 
     def bind(
         self, prim: Primitive, operands: Sequence[Any], attrs: Mapping[str, Any], regions: Sequence[Graph]
     ) -> Any:
+        elsewhere = INTERPRETERS and _elsewhere(operands, attrs)
+        if elsewhere:
+            return INTERPRETERS[elsewhere].bind(prim, operands, attrs, regions)
         with np.errstate(all="ignore"):
             out = prim.evaluate([np.asarray(x) for x in operands], attrs, regions)
         return out[0] if prim.n_results == 1 and len(out) == 1 else out
+
+
+def _elsewhere(operands: Sequence[Any], attrs: Mapping[str, Any]) -> str | None:
+    """The type of the device that an operation belongs to; None for numpy's."""
+    for x in operands:
+        if getattr(x, "on_device", False):
+            return x.device.type
+    device = attrs.get("device", CPU)
+    return device.type if device.type in INTERPRETERS else None
 
 
 class GraphInterpreter(Interpreter):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from weft.ir.prims.base import PRIMITIVES
+from weft.ir.graph import Operators
 from weft.ir.types import Device, TensorType, dtype_of_numpy
 from weft.runtime.cuda.device import DeviceState, current_device, device_state
 from weft.runtime.cuda.stream import current_stream
@@ -38,7 +38,7 @@ def contiguous_strides(shape: Sequence[int], itemsize: int) -> Ints:
     return tuple(reversed(out))
 
 
-class DeviceArray:
+class DeviceArray(Operators):
     """``shape`` elements of a numpy ``dtype`` at ``address`` of a device, ``strides`` bytes apart.
 
     ``owner`` keeps the memory; a view has that of its ``base``. Made by :func:`empty`, :func:`from_host`
@@ -47,6 +47,8 @@ class DeviceArray:
 
     __slots__ = ("__weakref__", "_contiguous", "address", "base", "dtype", "owner", "shape", "state",
                  "strides")  # fmt: skip
+
+    on_device = True
 
     def __init__(
         self, state: DeviceState, address: int, shape: Ints, dtype: np.dtype[Any],
@@ -288,36 +290,6 @@ class DeviceArray:
         """The value of an array of one element; waits for it."""
         return self.copy_to_host().item()
 
-    # as on graph Values: gradient rules read like formulas; operands neither broadcast nor promote
-    __array_ufunc__ = None
-
-    def __add__(self, other: Any) -> Any:
-        return _operator("add", self, other)
-
-    def __radd__(self, other: Any) -> Any:
-        return _operator("add", other, self)
-
-    def __sub__(self, other: Any) -> Any:
-        return _operator("sub", self, other)
-
-    def __rsub__(self, other: Any) -> Any:
-        return _operator("sub", other, self)
-
-    def __mul__(self, other: Any) -> Any:
-        return _operator("mul", self, other)
-
-    def __rmul__(self, other: Any) -> Any:
-        return _operator("mul", other, self)
-
-    def __truediv__(self, other: Any) -> Any:
-        return _operator("div", self, other)
-
-    def __rtruediv__(self, other: Any) -> Any:
-        return _operator("div", other, self)
-
-    def __neg__(self) -> Any:
-        return _operator("neg", self)
-
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
         raise TypeError(f"can't convert a {self.device} array to numpy; copy it to the host first")
 
@@ -347,14 +319,6 @@ class DeviceArray:
         from weft.runtime.cuda.dlpack import export
 
         return export(self, stream)
-
-
-def _operator(name: str, *operands: Any) -> Any:
-    from weft.runtime.cuda.eager import run
-
-    dtype = next(x.dtype for x in operands if type(x) is DeviceArray)
-    given = [x if isinstance(x, (DeviceArray, np.ndarray)) else np.asarray(x, dtype) for x in operands]
-    return run(PRIMITIVES[name], given, {})
 
 
 def _is_contiguous(shape: Ints, strides: Ints, itemsize: int) -> bool:
