@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from weft.creation import as_tensor, constant
-from weft.dispatch import apply, recording, wrap
+from weft.dispatch import apply, at_hand, recording, wrap
 from weft.ir import prims as P
 from weft.ir import types as T
 from weft.ops import shape as S
@@ -98,13 +98,14 @@ def _basic(x: Tensor, items: list[Any]) -> tuple[Tensor, list[Tensor | None]]:
     for k in items:
         if k is None or isinstance(k, bool):
             final.append(1)
-            arrays.append(None if k is not False else constant(np.empty(0, np.int64)))
+            arrays.append(None if k is not False else constant(np.empty(0, np.int64), x.device))
         elif isinstance(k, slice):
             start[dim], stop[dim], step[dim] = _slice_bounds(k, shape[dim])
             final.append(len(range(start[dim], stop[dim], step[dim])))
             arrays.append(None)
             dim += 1
         elif isinstance(k, Tensor):
+            k = _beside(k, x)
             if k.dtype is T.bool_:
                 dim = _mask(k, shape, dim, final, arrays)
             elif k.ndim == 0 and not recording():
@@ -136,21 +137,31 @@ def _pick(i: int, shape: tuple[int, ...], dim: int, start: list[int], stop: list
 def _make_view(x: Tensor, shape: Any, start: Any, stop: Any, step: Any, final: list[int]) -> Tensor:
     """The view of a box with steps, in the final shape (extents of 1 taken out and put in)."""
     steps: list[Any] = []
-    data: Any = None
-    eager = not recording()
-    if eager:
-        data = x._data
+    data: Any = at_hand(x)
     if any(start) or any(s != 1 for s in step) or tuple(stop) != tuple(shape):
         attrs = {"start": tuple(start), "stop": tuple(stop), "step": tuple(step)}
         steps.append((P.slice_p, attrs))
         shape = tuple(len(range(a, b, s)) for a, b, s in zip(start, stop, step, strict=True))
-        if eager:
+        if data is not None:
             data = data[tuple([slice(a, b, s) for a, b, s in zip(start, stop, step, strict=True)])]
     if tuple(final) != tuple(shape) or not steps:
         steps.append((P.reshape_p, {"shape": tuple(final)}))
-        if eager:
+        if data is not None:
             data = data.reshape(final)
     return views(x, steps, data)
+
+
+def _beside(k: Tensor, x: Tensor) -> Tensor:
+    """An index on the device of what it indexes: one from the CPU may be used anywhere."""
+    here = x.device
+    if k.device == here or (k.ndim == 0 and k.device.type == "cpu"):
+        return k
+    if k.device.type != "cpu":
+        raise RuntimeError(
+            "indices should be either on cpu or on the same device as the indexed tensor "
+            f"({here}), but found one on {k.device}"
+        )
+    return k.to(here)
 
 
 def _mask(k: Tensor, shape: tuple[int, ...], dim: int, final: list[int], arrays: list[Tensor | None]) -> int:
@@ -164,19 +175,19 @@ def _mask(k: Tensor, shape: tuple[int, ...], dim: int, final: list[int], arrays:
     where_true = np.nonzero(k._array("indexing with a mask (the size of the result depends on its values)"))
     if k.ndim == 0:
         final.append(1)
-        arrays.append(constant(np.zeros(1 if where_true[0].size else 0, np.int64)))
+        arrays.append(constant(np.zeros(1 if where_true[0].size else 0, np.int64), k.device))
         return dim
     for j, index in enumerate(where_true):
         final.append(shape[dim + j])
-        arrays.append(constant(np.ascontiguousarray(index)))
+        arrays.append(constant(np.ascontiguousarray(index), k.device))
     return dim + k.ndim
 
 
 def _wrap_negative(k: Tensor, n: int, dim: int) -> Tensor:
     k = convert(k, T.i64)
-    if recording():
+    a = at_hand(k)
+    if a is None:
         return where(k < 0, k + n, k)
-    a = k._data
     if a.size and (a.min() < -n or a.max() >= n):
         bad = a[(a < -n) | (a >= n)].flat[0]
         raise IndexError(f"index {bad} is out of bounds for dimension {dim} with size {n}")
@@ -245,7 +256,7 @@ def _value_tensor(value: Any, like: Tensor) -> Tensor:
         return scalar_tensor(value, like.dtype)
     from weft.creation import tensor
 
-    return convert(tensor(value), like.dtype)
+    return convert(tensor(value, device=like.device), like.dtype)
 
 
 def setitem(x: Tensor, key: Any, value: Any) -> None:

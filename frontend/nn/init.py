@@ -157,7 +157,8 @@ def orthogonal_(tensor: Tensor, gain: float = 1, generator: Any = None) -> Tenso
     if tensor.ndim < 2:
         raise ValueError("Only tensors with 2 or more dimensions are supported")
     rows, cols = tensor.shape[0], math.prod(tensor.shape[1:])
-    flat = normal_(empty(rows, cols), 0.0, 1.0, generator).numpy().astype(np.float64)
+    drawn = normal_(empty(rows, cols, device=tensor.device), 0.0, 1.0, generator)
+    flat = drawn.cpu().numpy().astype(np.float64)
     q, r = np.linalg.qr(flat.T if rows < cols else flat)
     q = q * np.sign(np.diag(r))
     q = q.T if rows < cols else q

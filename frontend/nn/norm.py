@@ -45,7 +45,7 @@ class _BatchNorm(Module):
             "running_mean", zeros(num_features, device=device, dtype=dtype) if stats else None
         )
         self.register_buffer("running_var", ones(num_features, device=device, dtype=dtype) if stats else None)
-        self.register_buffer("num_batches_tracked", tensor(0, dtype=i64) if stats else None)
+        self.register_buffer("num_batches_tracked", tensor(0, dtype=i64, device=device) if stats else None)
         self.reset_parameters()
 
     def reset_running_stats(self) -> None:

@@ -138,7 +138,7 @@ def reversed_(input: Tensor) -> Tensor:
 
 def vander(x: Tensor, N: int | None = None, increasing: bool = False) -> Tensor:
     """The matrix of powers of a vector."""
-    powers = arange(shape_of(x)[0] if N is None else N)
+    powers = arange(shape_of(x)[0] if N is None else N, device=x.device)
     return x.unsqueeze(-1) ** (powers if increasing else powers.flip(0)).to(x.dtype)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from weft.dispatch import apply, recording, wrap
+from weft.devices import put
+from weft.dispatch import apply, at_hand, wrap
 from weft.ir import prims as P
 from weft.ir import types as T
 from weft.ops.common import (
@@ -31,11 +32,10 @@ def _check_index(index: Tensor, name: str) -> Tensor:
 
 def _positions(index: Tensor, n: int, name: str) -> Tensor:
     """Indices that must lie in [0, n); checked here in eager mode for torch's words."""
-    if not recording():
-        a = index._data
-        if a.size and (a.min() < 0 or a.max() >= n):
-            bad = a[(a < 0) | (a >= n)].flat[0]
-            raise IndexError(f"index {bad} is out of bounds for dimension 0 with size {n}")
+    a = at_hand(index)
+    if a is not None and a.size and (a.min() < 0 or a.max() >= n):
+        bad = a[(a < 0) | (a >= n)].flat[0]
+        raise IndexError(f"index {bad} is out of bounds for dimension 0 with size {n}")
     return index
 
 
@@ -94,9 +94,9 @@ def gather(input: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False)
 
 
 def _gather_range(index: Tensor, n: int, d: int) -> None:
-    if recording() or not index.numel():
+    a = at_hand(index)
+    if a is None or not a.size:
         return
-    a = index._data
     if a.min() < 0 or a.max() >= n:
         bad = a[(a < 0) | (a >= n)].flat[0]
         raise RuntimeError(f"index {bad} is out of bounds for dimension {d} with size {n}")
@@ -263,8 +263,8 @@ def nonzero(input: Tensor, *, as_tuple: bool = False) -> Any:
     """The indices of the elements that are not zero, one row each (or one vector per dimension)."""
     a = np.nonzero(np.atleast_1d(input._array("nonzero() (the size of the result depends on values)")))
     if as_tuple:
-        return tuple(wrap(np.ascontiguousarray(i)) for i in a)
-    return wrap(np.stack(a, 1) if input.ndim else np.empty((a[0].size, 0), np.int64))
+        return tuple(wrap(put(np.ascontiguousarray(i), input.device)) for i in a)
+    return wrap(put(np.stack(a, 1) if input.ndim else np.empty((a[0].size, 0), np.int64), input.device))
 
 
 argwhere = nonzero
@@ -276,14 +276,14 @@ def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
         raise RuntimeError("one_hot is only applicable to index tensor of type LongTensor.")
     if num_classes == -1:
         num_classes = int(tensor.max().item()) + 1
-    if not recording() and tensor.numel():
-        a = tensor._data
+    a = at_hand(tensor)
+    if a is not None and a.size:
         if a.min() < 0:
             raise RuntimeError("Class values must be non-negative.")
         if a.max() >= num_classes:
             raise RuntimeError("Class values must be smaller than num_classes.")
     shape = (*shape_of(tensor), num_classes)
-    classes = apply(P.iota_p, shape=shape, dtype=T.i64, axis=tensor.ndim)
+    classes = apply(P.iota_p, shape=shape, dtype=T.i64, axis=tensor.ndim, device=tensor.device)
     labels = apply(P.broadcast_p, tensor, shape=shape, axes=tuple(range(tensor.ndim)))
     return convert(apply(P.eq_p, labels, classes), T.i64)
 

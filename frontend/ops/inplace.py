@@ -90,7 +90,7 @@ def zero_(input: Tensor) -> Tensor:
 
 def set_(input: Tensor, source: Any = None) -> Tensor:
     """Take over the storage of another tensor."""
-    input.data = source if source is not None else full((0,), 0, dtype=input.dtype)
+    input.data = source if source is not None else full((0,), 0, dtype=input.dtype, device=input.device)
     return input
 
 
@@ -105,7 +105,7 @@ def resize_(input: Tensor, *sizes: Any) -> Tensor:
     from weft.creation import empty, shape_of_args
 
     shape = shape_of_args(sizes)
-    out = empty(shape, dtype=input.dtype)
+    out = empty(shape, dtype=input.dtype, device=input.device)
     n = min(out.numel(), input.numel())
     out.reshape(-1)[:n].copy_(input.detach().reshape(-1)[:n])
     input.data = out

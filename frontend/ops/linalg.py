@@ -252,7 +252,7 @@ def matrix_power(input: Tensor, n: int) -> Tensor:
         raise RuntimeError("matrix_power: negative powers need an inverse, which this function does not take")
     from weft.creation import eye
 
-    out = eye(input.shape[-1], dtype=input.dtype).expand(*shape_of(input)).clone()
+    out = eye(input.shape[-1], dtype=input.dtype, device=input.device).expand(*shape_of(input)).clone()
     base = input
     while n:
         if n & 1:

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from weft.composite import composite, composite_of_results
-from weft.dispatch import apply
+from weft.dispatch import apply, at_hand
 from weft.ir import prims as P
 from weft.ir import types as T
 from weft.ops import math as M
@@ -143,11 +143,9 @@ def _label_loss(
 
 def _check_range(target: Tensor, classes: int, ignore_index: int) -> None:
     """Labels out of range are an error where their values are at hand."""
-    from weft.dispatch import recording
-
-    if recording():
+    a = at_hand(target)
+    if a is None:
         return
-    a = target._data
     bad = ((a < 0) | (a >= classes)) & (a != ignore_index)
     if bad.any():
         raise IndexError(f"Target {a[bad].flat[0]} is out of bounds.")

@@ -597,7 +597,7 @@ def isnan(input: Tensor) -> Tensor:
 def _always(x: Tensor, value: bool) -> Tensor:
     from weft.creation import full
 
-    return full(tuple(x.shape), value, dtype=T.bool_)
+    return full(tuple(x.shape), value, dtype=T.bool_, device=x.device)
 
 
 def isinf(input: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: Any = 
         before, after = pad[2 * i], pad[2 * i + 1]
         d = input.ndim - 1 - i
         if before or after:
-            out = index_select(out, d, constant(_INDEX[mode](shape_of(out)[d], before, after)))
+            out = index_select(out, d, constant(_INDEX[mode](shape_of(out)[d], before, after), out.device))
     return out.clone() if out is input else out
 
 

@@ -280,7 +280,7 @@ def _arg(input: Tensor, dim: Any, keepdim: bool, name: str, prim: Any) -> Tensor
     d = wrap_dim(dim, x.ndim)
     _check_nonempty(x, name, (d,))
     if x.ndim == 0:
-        return apply(P.full_p, shape=(), dtype=T.i64, value=0).clone()
+        return apply(P.full_p, shape=(), dtype=T.i64, value=0, device=x.device).clone()
     return keep_dims(apply(prim, x, axis=d), shape_of(x), (d,), keepdim)
 
 
@@ -341,7 +341,7 @@ def _running_extreme(input: Tensor, dim: int, name: str, prim: Any) -> Any:
         return pair_type(name)(input.clone(), (input != input).to(T.i64) * 0)
     x = input.detach()
     best = apply(prim, x, axis=d, reverse=False)
-    here = apply(P.iota_p, shape=shape_of(x), dtype=T.i64, axis=d)
+    here = apply(P.iota_p, shape=shape_of(x), dtype=T.i64, axis=d, device=x.device)
     hit = (x == best) | isnan(x) if x.dtype.is_inexact else x == best
     index = apply(P.cummax_p, where(hit, here, 0), axis=d, reverse=False)
     return pair_type(name)(apply(P.take_along_p, input, index, axis=d), index)

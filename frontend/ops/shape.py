@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from weft.creation import shape_of_args
-from weft.dispatch import apply, interpreter, recording
+from weft.dispatch import apply, at_hand
 from weft.ir import prims as P
 from weft.ir import types as T
 from weft.ir.types import DType
@@ -305,8 +305,8 @@ def select(input: Tensor, dim: int, index: Any) -> Tensor:
     zeros, ones, n = (0,) * d, (1,) * len(s), len(s) - d - 1
     box = {"start": (*zeros, i, *(0,) * n), "stop": (*s[:d], i + 1, *s[d + 1 :]), "step": ones}
     steps = [(P.slice_p, box), (P.reshape_p, {"shape": s[:d] + s[d + 1 :]})]
-    eager = not recording()
-    return views(input, steps, input._data[(*(slice(None),) * d, i, ...)] if eager else None)
+    a = at_hand(input)
+    return views(input, steps, None if a is None else a[(*(slice(None),) * d, i, ...)])
 
 
 def unbind(input: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
@@ -381,9 +381,10 @@ def diagonal(input: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Te
     lead = tuple(i for i in range(len(s)) if i not in (a, b))
     steps = [(P.permute_p, {"perm": (*lead, a, b)}), (P.diagonal_p, {"offset": offset})]
     data = None
-    if not interpreter().recording:
-        data = np.diagonal(input._data, offset, a, b)
-        if input._data.flags.writeable:
+    d = at_hand(input)
+    if d is not None:
+        data = np.diagonal(d, offset, a, b)
+        if d.flags.writeable:
             data.flags.writeable = True
     return views(input, steps, data)
 
@@ -399,7 +400,8 @@ def unfold(input: Tensor, dimension: int, size: int, step: int) -> Tensor:
     count = (s[d] - size) // step + 1
     from weft.creation import arange
 
-    index = arange(count).reshape(count, 1) * step + arange(size)
+    place = input.device
+    index = arange(count, device=place).reshape(count, 1) * step + arange(size, device=place)
     moved = apply(P.gather_p, movedim(input, d, 0), index.reshape(count, size, 1), axes=(0,))
     n = len(s)
     return movedim(movedim(moved, 1, n), 0, d)
@@ -594,7 +596,7 @@ def repeat_interleave(
     from weft.creation import constant
     from weft.ops.index import index_select
 
-    return index_select(x, d, constant(np.repeat(np.arange(n), counts)))
+    return index_select(x, d, constant(np.repeat(np.arange(n), counts), x.device))
 
 
 def constant_pad(x: Tensor, lo: Sequence[int], hi: Sequence[int], value: Any = 0) -> Tensor:
@@ -609,8 +611,7 @@ def _triangle(input: Tensor, diagonal: int, upper: bool) -> Tensor:
     if len(s) < 2:
         raise RuntimeError("tril/triu: input tensor must have at least 2 dimensions")
     shape = s[-2:]
-    rows = apply(P.iota_p, shape=shape, dtype=T.i64, axis=0)
-    cols = apply(P.iota_p, shape=shape, dtype=T.i64, axis=1)
+    rows, cols = (apply(P.iota_p, shape=shape, dtype=T.i64, axis=i, device=input.device) for i in (0, 1))
     keep = cols - rows >= diagonal if upper else cols - rows <= diagonal
     zero = broadcast_to(scalar_tensor(0, input.dtype), s)
     return apply(P.where_p, broadcast_to(keep, s), input, zero)
@@ -655,7 +656,7 @@ def diag_embed(input: Tensor, offset: int = 0, dim1: int = -2, dim2: int = -1) -
 def _eye_like(x: Tensor, n: int) -> Tensor:
     from weft.creation import eye
 
-    return eye(n, dtype=x.dtype)
+    return eye(n, dtype=x.dtype, device=x.device)
 
 
 def meshgrid(*tensors: Any, indexing: str = "ij") -> tuple[Tensor, ...]:
@@ -736,7 +737,7 @@ def as_strided(
     index = np.full(tuple(size), offset)
     for d, (n, s) in enumerate(zip(size, stride, strict=True)):
         index = index + (np.arange(n) * s).reshape([-1 if j == d else 1 for j in range(len(size))])
-    flat = index_select(reshape(base, -1), 0, constant(index.reshape(-1)))
+    flat = index_select(reshape(base, -1), 0, constant(index.reshape(-1), base.device))
     return reshape(flat, *size)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from weft.devices import put
 from weft.dispatch import apply, wrap
 from weft.ir import prims as P
 from weft.ir import types as T
@@ -121,11 +122,12 @@ def unique(
     a = input._array("unique() (the size of the result depends on values)")
     out = np.unique(a, return_inverse=True, return_counts=True, axis=dim)
     values, inverse, counts = out[0], out[1], out[2]
-    result = [wrap(np.ascontiguousarray(values))]
+    result = [wrap(put(np.ascontiguousarray(values), input.device))]
     if return_inverse:
-        result.append(wrap(np.asarray(inverse, np.int64).reshape(a.shape if dim is None else -1)))
+        inverse = np.asarray(inverse, np.int64).reshape(a.shape if dim is None else -1)
+        result.append(wrap(put(inverse, input.device)))
     if return_counts:
-        result.append(wrap(np.asarray(counts, np.int64)))
+        result.append(wrap(put(np.asarray(counts, np.int64), input.device)))
     return result[0] if len(result) == 1 else tuple(result)
 
 
@@ -139,13 +141,13 @@ def unique_consecutive(
     new = np.ones(rows.shape[0], bool)
     new[1:] = (flat[1:] != flat[:-1]).any(1)
     values = rows[new] if dim is None else np.moveaxis(rows[new], 0, dim)
-    result = [wrap(np.ascontiguousarray(values))]
+    result = [wrap(put(np.ascontiguousarray(values), input.device))]
     starts = np.flatnonzero(new)
     if return_inverse:
         inverse = np.cumsum(new) - 1
         result.append(wrap(inverse.reshape(a.shape) if dim is None else inverse))
     if return_counts:
-        result.append(wrap(np.diff(np.append(starts, rows.shape[0]))))
+        result.append(wrap(put(np.diff(np.append(starts, rows.shape[0])), input.device)))
     return result[0] if len(result) == 1 else tuple(result)
 
 
@@ -160,7 +162,9 @@ def searchsorted(
     """Where each value would be inserted to keep the last dimension sorted."""
     from weft.creation import tensor
 
-    v = values if isinstance(values, Tensor) else tensor(values, dtype=sorted_sequence.dtype)
+    v = values if isinstance(values, Tensor) else tensor(
+        values, dtype=sorted_sequence.dtype, device=sorted_sequence.device
+    )
     right = right or side == "right"
     s = sorted_sequence.unsqueeze(-2) if sorted_sequence.ndim > 1 else sorted_sequence
     less = s <= v.unsqueeze(-1) if right else s < v.unsqueeze(-1)
@@ -175,7 +179,7 @@ def bincount(input: Tensor, weights: Tensor | None = None, minlength: int = 0) -
     """How often each non-negative integer occurs."""
     a = input._array("bincount() (the size of the result depends on values)")
     w = None if weights is None else weights._array("bincount()")
-    return wrap(np.bincount(a, w, minlength))
+    return wrap(put(np.bincount(a, w, minlength), input.device))
 
 
 def histc(input: Tensor, bins: int = 100, min: float = 0, max: float = 0) -> Tensor:

@@ -15,7 +15,7 @@ from weft.tensor import Tensor
 def _ranks(q: Any, input: Tensor) -> Tensor:
     from weft.creation import tensor
 
-    levels = q if isinstance(q, Tensor) else tensor(q, dtype=input.dtype)
+    levels = q if isinstance(q, Tensor) else tensor(q, dtype=input.dtype, device=input.device)
     if levels.dtype is not input.dtype:
         raise RuntimeError("quantile() q tensor must be same dtype as the input tensor")
     return levels

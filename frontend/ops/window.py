@@ -403,7 +403,7 @@ def _avg_pool(
     first = int(counts.flat[0]) if counts.size else 1
     if (counts == first).all():
         return total / first
-    return total / constant(counts.astype(input.dtype.np))
+    return total / constant(counts.astype(input.dtype.np), input.device)
 
 
 def avg_pool1d(
@@ -502,7 +502,7 @@ def _pooled_by_matrices(x: Tensor, rank: int, matrices: Sequence[np.ndarray]) ->
     lead = x.ndim - rank
     for m in matrices:
         x = apply(
-            P.dot_general_p, x, constant(m.astype(x.dtype.np)), contract=((lead,), (0,)), batch=((), ())
+            P.dot_general_p, x, constant(m.astype(x.dtype.np), x.device), contract=((lead,), (0,)), batch=((), ())
         )
     return x
 
@@ -578,7 +578,7 @@ def unfold(input: Tensor, kernel_size: Any, dilation: Any = 1, padding: Any = 0,
     lead = shape_of(x)[:-2]
     flat = apply(P.reshape_p, x, shape=(*lead, math.prod(shape_of(x)[-2:])))
     n = len(lead)
-    got = apply(P.gather_p, flat, constant(index.reshape(-1, 1)), axes=(n,))
+    got = apply(P.gather_p, flat, constant(index.reshape(-1, 1), flat.device), axes=(n,))
     got = apply(P.permute_p, got, perm=(*range(1, n + 1), 0))
     return apply(P.reshape_p, got, shape=(*lead[:-1], lead[-1] * k[0] * k[1], count))
 
@@ -599,8 +599,8 @@ def fold(
         )
     src = apply(P.reshape_p, input, shape=(math.prod(lead) * c, k[0] * k[1] * count))
     src = apply(P.permute_p, src, perm=(1, 0))
-    zero = apply(P.full_p, shape=(size[0] * size[1], shape_of(src)[1]), dtype=input.dtype, value=0)
-    out = apply(P.scatter_p, zero, constant(index.reshape(-1, 1)), src, axes=(0,), mode="add")
+    zero = apply(P.full_p, shape=(size[0] * size[1], shape_of(src)[1]), dtype=input.dtype, value=0, device=src.device)
+    out = apply(P.scatter_p, zero, constant(index.reshape(-1, 1), src.device), src, axes=(0,), mode="add")
     out = apply(P.reshape_p, apply(P.permute_p, out, perm=(1, 0)), shape=(*lead, c, *size))
     return constant_pad(out, [0] * (len(lead) + 1) + [-q for q in p], [0] * (len(lead) + 1) + [-q for q in p])
 

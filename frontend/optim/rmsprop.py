@@ -47,7 +47,7 @@ class RMSprop(Optimizer):
         super().__init__(params, defaults)
 
     def new_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-        state = {"step": tensor(0.0, dtype=f32), "square_avg": zeros_like(p)}
+        state = {"step": tensor(0.0, dtype=f32, device=p.device), "square_avg": zeros_like(p)}
         if group["momentum"] > 0:
             state["momentum_buffer"] = zeros_like(p)
         if group["centered"]:
@@ -108,7 +108,7 @@ class Adagrad(Optimizer):
 
     def new_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         start = full_like(p, group["initial_accumulator_value"])
-        return {"step": tensor(0.0, dtype=f32), "sum": start}
+        return {"step": tensor(0.0, dtype=f32, device=p.device), "sum": start}
 
     @pure
     def update(self, p: Tensor, grad: Tensor, state: dict[str, Any], options: dict[str, Any]) -> None:
