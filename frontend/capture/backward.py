@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from weft.autograd.engine import Spoiled, Walk, _run_hooks, grad
 from weft.autograd.grad_mode import enable_grad, no_grad
-from weft.autograd.tape import AccumulateGrad, Node, Saved, edge_of, reachable
+from weft.autograd.tape import AccumulateGrad, Node, Saved, TypeStub, edge_of, reachable
 from weft.capture.recorder import Recorder
 from weft.capture.state import paused, recorder
+from weft.devices import copy_of, put, write
 from weft.dispatch import wrap, wrap_value
 from weft.ir.graph import Graph, Value
 from weft.ir.prims.base import current_interpreter, interpreting
@@ -158,7 +159,9 @@ class Backward:
 
     @staticmethod
     def _cotangent(ct: Any, type: TensorType) -> Any:
-        return np.zeros(type.shape, type.dtype.np) if ct is None else ct
+        if ct is not None:
+            return ct
+        return put(np.zeros(type.shape, type.dtype.np), type.device)
 
     def _again(self, cts: Sequence[Any]) -> Sequence[Any]:
         """The gradients as tensors with a history: runs the function again, eagerly."""
@@ -172,16 +175,16 @@ class Backward:
                     "operation: "
                     f"an input of {self.name} of shape {list(t.shape)} changed before its double backward"
                 )
-        now = [(t, t._data.copy()) for t, _ in r.before]
+        now = [(t, copy_of(t._data)) for t, _ in r.before]
         outer = recorder()
         with paused() if outer is None else interpreting(outer), enable_grad():
             for t, data in r.before:
-                np.copyto(t._data, data)
+                write(t._data, data)
             try:
                 outs = r.select(r.fn(*r.args, **r.kwargs))
             finally:
                 for t, data in now:
-                    np.copyto(t._data, data)
+                    write(t._data, data)
             pairs = [(o, c) for o, c in zip(outs, cts, strict=True) if c is not None and o.requires_grad]
             wrt = [r.inputs[i] for i in self.plan.joint.used]
             return grad(
@@ -233,8 +236,8 @@ class BackwardPlan:
     ) -> CompiledNode:
         """The node of one call; ``edges`` of the differentiated inputs, as they were before the call."""
         prim = None if self.is_freed else Backward(self, saved, rerun)
-        operands = tuple((t._data.shape, t._data.dtype) for t in inputs)
-        results = tuple((t.shape, t.dtype.np) for t in self.types)
+        operands = tuple(TypeStub(t._ir_type) for t in inputs)
+        results = tuple(TypeStub(t) for t in self.types)
         node = CompiledNode(prim, {}, (), edges, operands, results)
         node.freed = self.is_freed
         return node

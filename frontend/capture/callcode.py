@@ -16,7 +16,8 @@ from weft.capture.recorder import overlap, shares
 from weft.capture.signature import NATIVE
 from weft.capture.sources import Source, spell
 from weft.capture.state import EPOCH
-from weft.dtypes import _defaults
+from weft.devices import write
+from weft.dtypes import _DefaultDevice, _defaults
 from weft.ir.graph import Value
 from weft.ir.prims.base import _NUMPY, _current
 from weft.tensor import Tensor
@@ -26,7 +27,7 @@ CALL_HELPERS: dict[str, Any] = {
     "Tensor": Tensor,
     "ndarray": np.ndarray,
     "new": object.__new__,
-    "copyto": np.copyto,
+    "copyto": write,
     "ascontiguous": np.ascontiguousarray,
     "asarray": np.asarray,
     "clash": shares,
@@ -34,6 +35,7 @@ CALL_HELPERS: dict[str, Any] = {
     "same": same,
     "mode": mode,
     "defaults": _defaults,
+    "default_device": _DefaultDevice,
     "current": _current.get,
     "EAGER": _NUMPY,
     "Saved": Saved,
@@ -78,7 +80,7 @@ class CallWriter(OutputWriter):
         if not isinstance(s, Tensor):
             return self.number(s._weft_expr)
         src = self.source(s)
-        if src.contiguous or donated:
+        if src.contiguous or donated or type(s._data) is not np.ndarray:
             return src.array
         return (
             f"ascontiguous({src.array}).reshape({s._data.shape!r})"
@@ -117,11 +119,14 @@ class CallWriter(OutputWriter):
         miss = self._miss(f"grad mode changed from {'on' if grad else 'off'}")
         dtype = _defaults.dtype
         other = self._miss(f"the default dtype changed from {dtype}")
+        place = _DefaultDevice.value
+        moved = self._miss(f"the default device changed from {place}")
         return [
             f"if current() is not EAGER: return {self._miss('called inside another capture')}",
             *self.code.lines,
             f"if mode.grad is not {grad} or mode.inference is not {inference}: return {miss}",
             f"if defaults.dtype is not {self.code.const(dtype, 'dt')}: return {other}",
+            f"if default_device.value is not {self.code.const(place, 'D')}: return {moved}",
             *self._guard_lines(),
         ]
 

@@ -18,6 +18,7 @@ from weft.capture.environment import CALL, MISSING, TRACE, Environment, Place, s
 from weft.capture.recorder import shares
 from weft.capture.signature import Code
 from weft.capture.state import EPOCH
+from weft.devices import home
 from weft.tensor import Tensor
 
 
@@ -52,7 +53,9 @@ class Hidden:
         if type(t) is not type(self.tensor):
             return f"{self.path} changed from {type(self.tensor).__name__} to {type(t).__name__}"
         d = t._data
-        if type(d) is not np.ndarray or d.dtype != self.array.dtype:
+        if type(d) is not type(self.array) or t.device != home(self.array):
+            return f"device of {self.path} changed from {home(self.array)} to {t.device}"
+        if d.dtype != self.array.dtype:
             return f"dtype of {self.path} changed from {self.array.dtype} to {t.dtype}"
         if d.shape != self.array.shape:
             return f"shape of {self.path} changed from {list(self.array.shape)} to {list(d.shape)}"
@@ -65,8 +68,10 @@ class Hidden:
         return None
 
 
-def root_of(a: np.ndarray) -> Any:
+def root_of(a: Any) -> Any:
     """The object that owns the memory of an array."""
+    if type(a) is not np.ndarray:
+        return a if a.base is None else a.base
     while isinstance(a.base, np.ndarray):
         a = a.base
     return a if a.base is None else a.base
@@ -75,7 +80,8 @@ def root_of(a: np.ndarray) -> Any:
 def clashes(a: np.ndarray, roots: set[int], written: Sequence[np.ndarray]) -> bool:
     """Whether an argument shares memory with a written input; ``roots``: the ids of the owners of those."""
     root = root_of(a)
-    if id(root) not in roots and (type(root) is np.ndarray or type(root).__name__ == "Lease"):
+    whole = type(root) is np.ndarray or type(root).__name__ == "Lease" or getattr(root, "on_device", False)
+    if id(root) not in roots and whole:
         return False
     return any(shares(a, w) for w in written)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 
-import numpy as np
+from weft.devices import span
 from weft.tensor import Tensor
 
 
@@ -19,12 +19,12 @@ class Memory:
 
     def near(self, t: Tensor) -> list[Tensor]:
         """The tensors, ``t`` itself included, whose ranges may overlap that of ``t``."""
-        start, end = _bounds(t._data)
+        start, end = span(t._data)
         first, last = self._span(start, end)
         return [u for k in range(first, last) for u in self._tensors[k]]
 
     def add(self, t: Tensor) -> None:
-        start, end = _bounds(t._data)
+        start, end = span(t._data)
         if start == end:
             return
         first, last = self._span(start, end)
@@ -39,12 +39,3 @@ class Memory:
         if start == end:
             return 0, 0
         return bisect_right(self._ends, start), bisect_left(self._starts, end)
-
-
-def _bounds(a: np.ndarray) -> tuple[int, int]:
-    """The addresses of the first byte of an array and of that after its last; equal where it is empty."""
-    start = a.__array_interface__["data"][0]
-    if a.flags.forc or not a.size:
-        return start, start + a.nbytes
-    steps = [(n - 1) * s for n, s in zip(a.shape, a.strides, strict=True)]
-    return start + sum(s for s in steps if s < 0), start + sum(s for s in steps if s > 0) + a.itemsize

@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,12 @@ from weft.autograd.tape import edge_of
 from weft.capture.signature import is_data
 from weft.capture.sources import SourceFinder, Unfit
 from weft.capture.state import TracedScalar
+from weft.devices import to_host
 from weft.dispatch import payload
 from weft.ir import prims as P
 from weft.ir.graph import Op, Value
-from weft.ir.types import Device, DType
+from weft.ir.prims.base import _NUMPY
+from weft.ir.types import CPU, Device, DType
 from weft.tensor import Tensor
 from weft.views import View, views
 
@@ -27,6 +30,12 @@ CONSTANTS = (
 
 class OutputWriter(SourceFinder):
     """Writes the expression of the outputs, and the statements that wrap results in tensors."""
+
+    @cached_property
+    def on_device(self) -> bool:
+        """Whether the graph runs on a GPU."""
+        values = [*self.seg.builder.params, *(r for op in self.seg.builder.ops for r in op.results)]
+        return any(v.type.device.type == "cuda" for v in values)
 
     def _output(self, o: Any) -> str:
         """An expression that makes the output afresh (statements it needs go to ``after``)."""
@@ -89,6 +98,8 @@ class OutputWriter(SourceFinder):
         if spread:
             make, attrs = self.code.const(_broadcast, "spread"), self.code.const(spread.attrs, "attrs")
             data = f"{make}({data}, {attrs})"
+        if value.type.device is CPU and self.on_device:
+            data = f"{self.code.const(to_host, 'host')}({data})"
         self.after += [f"{var} = new(Tensor)", f"{var}._data = {data}", f"{var}._vc = [0]"]
         if self.made.modes[1]:
             self.after.append(f"{var}._inference = True")
@@ -137,8 +148,8 @@ class OutputWriter(SourceFinder):
         return var
 
 
-def _broadcast(x: np.ndarray, attrs: Mapping[str, Any]) -> np.ndarray:
-    return P.broadcast_p.eval(x, **attrs)
+def _broadcast(x: Any, attrs: Mapping[str, Any]) -> Any:
+    return _NUMPY.bind(P.broadcast_p, (x,), attrs, ())
 
 
 def tensor_paths(o: Any, path: tuple[Any, ...] = ()) -> list[tuple[tuple[Any, ...], Tensor]]:

@@ -45,7 +45,7 @@ class Planner(CallWriter):
         made, seg = self.made, self.seg
         inputs = [s for s in seg.sources if isinstance(s, Tensor)]
         for s in seg.sources:
-            if isinstance(s, np.ndarray):
+            if isinstance(s, np.ndarray) or getattr(s, "on_device", False):
                 raise Unfit("it uses a value of an earlier capture")
         for t in inputs:
             self.source(t)

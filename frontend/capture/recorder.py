@@ -20,11 +20,12 @@ from weft.capture.errors import CaptureError
 from weft.capture.memory import Memory
 from weft.capture.state import ScalarLog, TracedScalar, plain, recorder
 from weft.capture.userland import quote, user_loc
+from weft.devices import as_payload, copy_of, may_share, mixed, write
 from weft.ir import prims as P
 from weft.ir.graph import Graph, GraphBuilder, Value
-from weft.ir.prims.base import Interpreter, Primitive
+from weft.ir.prims.base import _NUMPY, Interpreter, Primitive
 from weft.ir.record import field, record
-from weft.ir.types import CPU, TensorType, f64, i64
+from weft.ir.types import CPU, Device, TensorType, f64, i64
 from weft.passes.autodiff import backprop
 from weft.tensor import Tensor
 from weft.views import OVERLAP
@@ -166,6 +167,8 @@ class Recorder(Interpreter):
     # -- operations -----------------------------------------------------------------------------------------
     def bind(self, prim: Primitive, operands: Sequence[Any], attrs: Any, regions: Sequence[Graph]) -> Any:
         values = [self.value(x) for x in operands]
+        if any(v.type.device is not CPU for v in values) and prim is not P.transfer_p:
+            values = self._on_one_device(prim, values)
         attrs = {k: plain_attr(a) for k, a in attrs.items()}
         out = self.segment.builder.add(prim, values, attrs, regions, self._loc())
         self.segment.known.update(out)
@@ -183,6 +186,31 @@ class Recorder(Interpreter):
         (out,) = self.segment.builder.add(P.constant_p, (), {"value": array}, (), user_loc())
         self.segment.known.add(out)
         return out
+
+    def _on_one_device(self, prim: Primitive, values: list[Value]) -> list[Value]:
+        """The operands with numbers from the CPU moved to where the others are. RuntimeError, as eagerly, for
+        tensors on several devices."""
+        main = next(v.type.device for v in values if v.type.device.type != "cpu")
+        places = [main if self._is_number(v) else v.type.device for v in values]
+        if any(d != main for d in places):
+            raise mixed(prim, places)
+        return [v if v.type.device == main else self._moved(v, main) for v in values]
+
+    def _moved(self, v: Value, device: Device) -> Value:
+        (out,) = self.segment.builder.add(P.transfer_p, (v,), {"device": device}, (), self._loc())
+        self.segment.known.add(out)
+        return out
+
+    def _is_number(self, v: Value) -> bool:
+        """Whether a value of the CPU is 0-d, or repeats one that is."""
+        if v.type.device.type != "cpu":
+            return False
+        while v.type.shape:
+            op = next((op for op in reversed(self.segment.builder.ops) if v in op.results), None)
+            if op is None or op.prim not in (P.broadcast_p, P.convert_p, P.reshape_p):
+                return False
+            v = op.operands[0]
+        return True
 
     def _present(self, v: Value) -> Value:
         """A value of an earlier segment comes back as an input of this one."""
@@ -307,7 +335,7 @@ class Recorder(Interpreter):
             wanted = list(dict.fromkeys([*wanted, *(r for op in seg.builder.ops for r in op.results)]))
         arrays = self._execute(seg, wanted)
         for key, t in seg.written.items():
-            np.copyto(t._data, arrays[seg.current[key]])
+            write(t._data, arrays[seg.current[key]])
         self._settle(seg, tensors, saved, arrays)
 
     def _execute(self, seg: Segment, wanted: list[Value]) -> dict[Value, np.ndarray]:
@@ -316,7 +344,7 @@ class Recorder(Interpreter):
         inputs = [source_array(s) for s in seg.sources]
         given = dict(zip(seg.builder.params, inputs, strict=True))
         computed = [v for v in wanted if v not in given]
-        out = {v: np.array(given[v]) for v in wanted if v in given}
+        out = {v: copy_of(as_payload(given[v])) for v in wanted if v in given}
         if computed:
             out.update(zip(computed, self.run(seg.builder.finish(computed), inputs), strict=True))
         return out
@@ -349,8 +377,8 @@ class Recorder(Interpreter):
         fresh = t._data in self.done
         data: Any = base._data
         for prim, attrs in view.steps:
-            data = prim.eval(data, **prim.normalize_attrs(attrs))
-        if np.may_share_memory(data, base._data) or not fresh:
+            data = _NUMPY.bind(prim, (data,), prim.normalize_attrs(attrs), ())
+        if may_share(data, base._data) or not fresh:
             t._data = data
         else:
             t._data = self.done[t._data]
@@ -395,11 +423,11 @@ def plain_attr(a: Any) -> Any:
     return a
 
 
-def source_array(s: Any) -> np.ndarray:
+def source_array(s: Any) -> Any:
     """The array that a source stands for now."""
-    if isinstance(s, np.ndarray):
-        return s
-    return np.asarray(s._weft_value) if type(s) is TracedScalar else s._data
+    if type(s) is TracedScalar:
+        return np.asarray(s._weft_value)
+    return s._data if isinstance(s, Tensor) else s
 
 
 def overlap(a: Tensor, b: Tensor) -> bool:
@@ -412,10 +440,12 @@ def overlap(a: Tensor, b: Tensor) -> bool:
 _MAX_WORK: Any = 10_000  # candidate solutions; beyond, the answer is yes
 
 
-def shares(a: np.ndarray, b: np.ndarray) -> bool:
+def shares(a: Any, b: Any) -> bool:
     """Whether two arrays have an element in common; True where that is hard to tell."""
-    if not np.may_share_memory(a, b):
+    if not may_share(a, b):
         return False
+    if type(a) is not np.ndarray:
+        return True
     try:
         return bool(np.shares_memory(a, b, max_work=_MAX_WORK))
     except np.exceptions.TooHardError:

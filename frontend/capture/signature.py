@@ -16,7 +16,7 @@ import numpy as np
 from weft.capture.environment import same
 from weft.capture.state import TracedScalar
 from weft.ir.record import record
-from weft.ir.types import Device
+from weft.ir.types import CPU, Device
 from weft.tensor import Tensor
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
@@ -163,9 +163,10 @@ class Signature:
             "rg": rg,
             "leaf": x.is_leaf,
             "c": contiguous,
+            "device": x.device,
         }
         text = lambda a, k: _tensor_change(label, full, known, a, k)  # noqa: E731
-        cls, nd = code.const(type(x), "T"), code.const(np.ndarray, "nd")
+        cls, nd = code.const(type(x), "T"), code.const(type(d), "nd")
         rg_test = f"{var}._rg is not {rg} or {var}._view is not None and {var}.requires_grad is not {rg}"
         if x._view is not None:
             rg_test = f"{var}.requires_grad is not {rg}"
@@ -173,9 +174,10 @@ class Signature:
         code.fail_if(f"type({var}) is not {cls} or {rg_test}{leaf}", text)
         code.emit(f"{array} = {var}._data")
         # The native call looks at these itself: they are left out of the fast version of the check.
-        native = NATIVE if contiguous else ""
+        native = NATIVE if contiguous and type(d) is np.ndarray else ""
+        elsewhere = "" if native or x.device is CPU else f" or {array}.device != {code.const(x.device, 'D')}"
         code.fail_if(
-            f"type({array}) is not {nd} or {array}.dtype is not {code.const(d.dtype, 'dt')} "
+            f"type({array}) is not {nd}{elsewhere} or {array}.dtype is not {code.const(d.dtype, 'dt')} "
             f"or {array}.shape != {d.shape!r} or {array}.flags.c_contiguous is not {contiguous}{native}",
             text,
         )
@@ -274,6 +276,8 @@ def _tensor_change(label: str, access: str, known: dict[str, Any], args: Any, kw
         return f"{label} changed"
     if type(x) is not known["cls"]:
         return f"{label} changed from {known['cls'].__name__} to {type(x).__name__}"
+    if x.device != known["device"]:
+        return f"device of {label} changed from {known['device']} to {x.device}"
     if x._data.dtype != known["dtype"]:
         return f"dtype of {label} changed from {known['dtype']} to {x._data.dtype}"
     if x._data.shape != known["shape"]:

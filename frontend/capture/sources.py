@@ -12,7 +12,7 @@ from weft.capture.signature import Given
 from weft.capture.trace import Trace, environment
 from weft.ir.graph import Value
 from weft.ir.record import record
-from weft.random import default_generator
+from weft.random import defaults
 from weft.tensor import Tensor
 
 
@@ -74,7 +74,7 @@ class SourceFinder:
         for owner in (b.tensor for b in self.rec.states.values() if b.grad is t):
             if self._is_reachable(owner):
                 return self._grad_source(owner, t)
-        if t is default_generator._state:
+        if any(t is g._state for g in defaults()):
             n = len(self.guards.hidden)
             h = self.guards.hidden[id(t)] = Hidden(t, "the state of the random generator", f"H{n}", f"A{n}")
             self.guards.namespace |= {h.name: t, h.array_name: t._data}
@@ -94,7 +94,8 @@ class SourceFinder:
         miss = self._miss(f"the gradient of {self._label(owner)} is no longer a tensor of the same kind")
         contiguous = bool(d.flags.c_contiguous)
         self.body.append(
-            f"if type({var}) is not Tensor or type({array} := {var}._data) is not ndarray or "
+            f"if type({var}) is not Tensor or type({array} := {var}._data) is not "
+            f"{code.const(type(d), 'nd')} or {var}.device != {code.const(g.device, 'D')} or "
             f"{array}.dtype is not {code.const(d.dtype, 'dt')} or {array}.shape != {d.shape!r} or "
             f"{array}.flags.c_contiguous is not {contiguous} or {var}.requires_grad is not "
             f"{g.requires_grad}: return {miss}"

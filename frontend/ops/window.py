@@ -501,9 +501,8 @@ def _pooled_by_matrices(x: Tensor, rank: int, matrices: Sequence[np.ndarray]) ->
     """
     lead = x.ndim - rank
     for m in matrices:
-        x = apply(
-            P.dot_general_p, x, constant(m.astype(x.dtype.np), x.device), contract=((lead,), (0,)), batch=((), ())
-        )
+        m = constant(m.astype(x.dtype.np), x.device)
+        x = apply(P.dot_general_p, x, m, contract=((lead,), (0,)), batch=((), ()))
     return x
 
 
@@ -599,7 +598,8 @@ def fold(
         )
     src = apply(P.reshape_p, input, shape=(math.prod(lead) * c, k[0] * k[1] * count))
     src = apply(P.permute_p, src, perm=(1, 0))
-    zero = apply(P.full_p, shape=(size[0] * size[1], shape_of(src)[1]), dtype=input.dtype, value=0, device=src.device)
+    shape = (size[0] * size[1], shape_of(src)[1])
+    zero = apply(P.full_p, shape=shape, dtype=input.dtype, value=0, device=src.device)
     out = apply(P.scatter_p, zero, constant(index.reshape(-1, 1), src.device), src, axes=(0,), mode="add")
     out = apply(P.reshape_p, apply(P.permute_p, out, perm=(1, 0)), shape=(*lead, c, *size))
     return constant_pad(out, [0] * (len(lead) + 1) + [-q for q in p], [0] * (len(lead) + 1) + [-q for q in p])

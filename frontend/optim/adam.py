@@ -50,7 +50,8 @@ class Adam(Optimizer):
         super().__init__(params, defaults)
 
     def new_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-        state = {"step": tensor(0.0, dtype=f32, device=p.device), "exp_avg": zeros_like(p), "exp_avg_sq": zeros_like(p)}
+        step = tensor(0.0, dtype=f32, device=p.device)
+        state = {"step": step, "exp_avg": zeros_like(p), "exp_avg_sq": zeros_like(p)}
         if group["amsgrad"]:
             state["max_exp_avg_sq"] = zeros_like(p)
         return state

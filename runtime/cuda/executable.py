@@ -182,8 +182,16 @@ class DeviceExecutable:
 
     # -- calls ------------------------------------------------------------------------------------------
     def native_runner(self, slow: Callable[..., Any]) -> Callable[..., Any] | None:
-        """None: calls of a GPU's code go through Python once each."""
-        return None
+        """The runner, which turns to ``slow(*arrays)`` where an array from the host is not as expected."""
+        types = [(t.shape, t.dtype.np) for t in self.in_types]
+
+        def run(*arrays: Any) -> Any:
+            for a, (shape, dtype) in zip(arrays, types, strict=True):
+                if type(a) is np.ndarray and (a.shape != shape or a.dtype != dtype):
+                    return slow(*arrays)
+            return self._run(*arrays)
+
+        return run
 
     def call(self, arrays: Sequence[Any]) -> list[Any]:
         """As ``runner``, on a sequence; numpy arrays of any size are copied to the device first."""
