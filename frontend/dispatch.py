@@ -178,7 +178,7 @@ def apply(prim: Primitive, *tensors: Tensor, regions: Any = (), **attrs: Any) ->
     interp = _current.get()
     if prim.defaults:
         attrs = {**prim.defaults, **attrs}
-    if interp is not _NUMPY or regions:
+    if interp is not _NUMPY or regions or ("device" in attrs and attrs["device"].type != "cpu"):
         return _apply(interpreter_below(interp), prim, tensors, attrs, regions)
     try:
         arrays = [t._data for t in tensors]
@@ -189,8 +189,6 @@ def apply(prim: Primitive, *tensors: Tensor, regions: Any = (), **attrs: Any) ->
                 out = _large(prim, arrays, attrs)
                 break
         else:
-            if "device" in attrs and attrs["device"].type != "cpu":
-                return _apply(interp, prim, tensors, attrs, regions)
             token = _enter()
             try:
                 if prim.real_only and arrays[0].dtype.kind == "c":

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-from weft.ir.prims.base import Kind, Primitive, type_of
+from weft.ir.prims.base import Kind, Primitive
 from weft.ir.record import record
-from weft.ir.types import DTYPES, Device, TensorType
+from weft.ir.types import DTYPES, TensorType
 
-__all__ = ["HOST_FUNCTIONS", "HostFunction", "host_call_p", "register_host", "transfer_p"]
+__all__ = ["HOST_FUNCTIONS", "HostFunction", "host_call_p", "register_host"]
 
 
 @record(frozen=True)
@@ -62,15 +61,4 @@ host_call_p = Primitive(
     "host_call", Kind.HOST, vjp=_host_vjp, dtypes=DTYPES,
     infer=lambda *types, fn, **attrs: _function(fn).infer(*types, **attrs),
     eval=lambda *xs, fn, **attrs: _function(fn).eval(*xs, **attrs),
-)  # fmt: skip
-
-
-def _transfer_vjp(ct: Any, out: Any, x: Any, *, device: Device) -> tuple[Any]:
-    return (transfer_p.bind(ct, device=type_of(x).device),)
-
-
-transfer_p = Primitive(
-    "transfer", Kind.HOST, vjp=_transfer_vjp, needs="", dtypes=DTYPES,
-    infer=lambda x, device: TensorType(x.shape, x.dtype, device),
-    eval=lambda x, device: np.array(x),
 )  # fmt: skip

@@ -141,6 +141,11 @@ def device_state(index: int) -> DeviceState:
     return found
 
 
+def is_pinned(array: Any) -> bool:
+    """Whether a numpy array lies in pinned memory of this process."""
+    return any(state.pinned.contains(array) for state in list(_states.values()))
+
+
 _tls = threading.local()
 
 

@@ -82,6 +82,21 @@ class _Parameter:
         self.shape, self.dtype = t.shape, t.dtype.np
 
 
+def runner_or(
+    slow: Callable[..., Any], run: Callable[..., Any], types: Sequence[TensorType]
+) -> Callable[..., Any]:
+    """``run(*arrays)``, or ``slow(*arrays)`` where a numpy array is not of the type of its parameter."""
+    expected = [(t.shape, t.dtype.np) for t in types]
+
+    def checked(*arrays: Any) -> Any:
+        for a, (shape, dtype) in zip(arrays, expected, strict=True):
+            if type(a) is np.ndarray and (a.shape != shape or a.dtype != dtype):
+                return slow(*arrays)
+        return run(*arrays)
+
+    return checked
+
+
 class DeviceExecutable:
     """A compiled graph of a GPU, with the interface of :class:`weft.runtime.executable.Executable`.
 
@@ -183,15 +198,7 @@ class DeviceExecutable:
     # -- calls ------------------------------------------------------------------------------------------
     def native_runner(self, slow: Callable[..., Any]) -> Callable[..., Any] | None:
         """The runner, which turns to ``slow(*arrays)`` where an array from the host is not as expected."""
-        types = [(t.shape, t.dtype.np) for t in self.in_types]
-
-        def run(*arrays: Any) -> Any:
-            for a, (shape, dtype) in zip(arrays, types, strict=True):
-                if type(a) is np.ndarray and (a.shape != shape or a.dtype != dtype):
-                    return slow(*arrays)
-            return self._run(*arrays)
-
-        return run
+        return runner_or(slow, self._run, self.in_types)
 
     def call(self, arrays: Sequence[Any]) -> list[Any]:
         """As ``runner``, on a sequence; numpy arrays of any size are copied to the device first."""

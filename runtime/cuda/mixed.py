@@ -13,6 +13,7 @@ from weft.ir.graph import Graph, Op, Value
 from weft.ir.record import record
 from weft.ir.types import CPU
 from weft.runtime.cuda.array import DeviceArray
+from weft.runtime.cuda.executable import runner_or
 
 
 @record
@@ -129,6 +130,10 @@ class MixedExecutable:
     def call(self, arrays: Sequence[Any]) -> list[Any]:
         """As ``runner``, on a sequence."""
         return self.runner(*arrays)
+
+    def native_runner(self, slow: Callable[..., Any]) -> Callable[..., Any]:
+        """The runner, which turns to ``slow(*arrays)`` where an array from the host is not as expected."""
+        return runner_or(slow, self.runner, self.in_types)
 
     def argument(self, i: int, a: Any) -> Any:
         """Argument ``i`` as the runner takes it."""

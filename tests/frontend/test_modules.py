@@ -49,12 +49,10 @@ def test_special() -> None:
 
 
 def test_questions_about_devices() -> None:
-    assert not torch.cuda.is_available() and torch.cuda.device_count() == 0
+    assert torch.cuda.is_available() == (torch.cuda.device_count() > 0)
     assert not torch.backends.mps.is_available()
     torch.backends.cudnn.benchmark = True
     torch.cuda.manual_seed_all(0)
-    with pytest.raises(RuntimeError):
-        torch.cuda.current_device()
 
 
 def test_unknown_names() -> None:

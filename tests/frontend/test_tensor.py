@@ -25,11 +25,18 @@ def test_attributes() -> None:
 
 def test_devices() -> None:
     assert torch.device("cuda:1") == torch.device("cuda", 1) and isinstance(torch.device("cpu"), torch.device)
-    with pytest.raises(RuntimeError, match="CPU only"):
-        torch.zeros(1, device="cuda")
+    with pytest.raises(RuntimeError, match="cannot hold tensors on device null"):
+        torch.zeros(1, device="null")
     with pytest.raises(RuntimeError, match="device string"):
         torch.device("cake")
-    assert not torch.cuda.is_available()
+
+
+def test_a_gpu_that_is_not_there_is_an_error_that_says_what_to_install(monkeypatch) -> None:
+    monkeypatch.setenv("WEFT_CUDA", "off")
+    assert not torch.cuda.is_available() and torch.cuda.device_count() == 0
+    for make in (lambda: torch.zeros(1, device="cuda"), torch.zeros(1).cuda, torch.cuda.current_device):
+        with pytest.raises(RuntimeError, match="CUDA"):
+            make()
 
 
 def test_python_conversions() -> None:
