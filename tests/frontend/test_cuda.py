@@ -43,7 +43,8 @@ def test_a_tensor_says_where_it_is() -> None:
 
 @pytest.mark.parametrize("make", [
     lambda **k: weft.zeros(2, 3, **k), lambda **k: weft.full((2,), 7, **k),
-    lambda **k: weft.arange(1, 9, 2, **k), lambda **k: weft.linspace(0, 1, 5, **k), lambda **k: weft.eye(3, **k),
+    lambda **k: weft.arange(1, 9, 2, **k), lambda **k: weft.linspace(0, 1, 5, **k),
+    lambda **k: weft.eye(3, **k),
     lambda **k: weft.tensor([[True, False]], **k), lambda **k: weft.as_tensor(np.arange(3), **k),
     lambda **k: weft.empty(0, 2, **k), lambda **k: weft.tensor(3.0, **k),
 ])  # fmt: skip
