@@ -23,6 +23,8 @@ class _Cuda:
     """Stands for the modules of :mod:`weft.runtime.cuda`, of which importing weft loads none."""
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
         found = self.__dict__[name] = importlib.import_module(f"weft.runtime.cuda.{name}")
         return found
 
