@@ -28,6 +28,7 @@ NAMES = (
     "bytes_allocated",  # fresh memory taken from the system by the caching allocator
     "blocks_allocated",
     "device_launches",  # kernels launched on GPUs
+    "device_graph_launches",  # captured graphs issued again
     "device_allocations",  # segments taken from the driver by the caching allocator
     "device_bytes_allocated",
     "device_synchronisations",  # times that the host waited for a stream

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,8 @@ class Flags:
         self.c_contiguous, self.aligned, self.writeable = c_contiguous, aligned, True
 
 
-def contiguous_strides(shape: Sequence[int], itemsize: int) -> Ints:
+@lru_cache(4096)
+def contiguous_strides(shape: Ints, itemsize: int) -> Ints:
     """Row-major strides in bytes."""
     out = []
     n = itemsize

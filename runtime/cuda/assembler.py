@@ -38,6 +38,14 @@ def find_ptxas() -> str | None:
     return None
 
 
+@cache
+def ptxas_release(ptxas: str) -> tuple[int, int]:
+    """The release of CUDA that a ``ptxas`` is of; (0, 0) where it does not tell."""
+    said = subprocess.run([ptxas, "--version"], capture_output=True, text=True).stdout
+    found = re.search(r"release (\d+)\.(\d+)", said)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
 _KERNEL = re.compile(r"(?:Compiling entry function|Function properties for) '?([\w.$]+)'?")
 _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _USED = re.compile(r"Used (\d+) registers(?:, used (\d+) barriers)?(.*)")

@@ -77,11 +77,12 @@ def _make(
 
 def _cubin(ptx: str, target: GpuTarget, state: DeviceState | None) -> bytes:
     """Machine code of the device by ``ptxas``; empty where the driver is to compile the PTX."""
-    if state is None or not state.driver.takes_cubin:
+    if state is None:
         return b""
     from weft.runtime.cuda.assembler import assemble, find_ptxas
 
-    if find_ptxas() is None or not state.driver.runs_cubins_of(find_ptxas()):
+    ptxas = find_ptxas()
+    if ptxas is None or not state.driver.runs_cubins_of(ptxas):
         return b""
     stats.count("cubins_assembled")
     return assemble(ptx, target.name)[0]

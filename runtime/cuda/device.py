@@ -31,6 +31,7 @@ class DeviceState:
         self.allocator = Allocator(of, self.context, f"GPU {index}")
         self.pinned = PinnedPool(of, self.context)
         self.status = StatusWords(self)
+        self.capturing: set[int] = set()  # streams whose work is recorded, not run
         self.functions: dict[Any, int] = {}  # kernels of the runtime's own
         self._pid = os.getpid()
 
@@ -50,6 +51,8 @@ class DeviceState:
 
     def synchronize(self, stream: int) -> None:
         """Wait for a stream; IndexError for an index that a kernel found out of range."""
+        if stream in self.capturing:
+            raise CudaError("the host cannot wait for a stream whose work is being captured")
         self.activate()
         self.status.fetch(stream)
         stats.count("device_synchronisations")

@@ -62,7 +62,6 @@ class Driver:
     """
 
     kind = ""  # how executables of this driver are kept apart on disk
-    takes_cubin = True
 
     def __init__(self, functions: Mapping[str, Any]) -> None:
         self.functions = functions
@@ -88,9 +87,9 @@ class Driver:
         """What a failed call says."""
         return f"{name} failed: {api.ERRORS.get(code, f'CUresult {code}')}"
 
-    def runs_cubins_of(self, ptxas: str | None) -> bool:
-        """Whether machine code of this ``ptxas`` can be loaded."""
-        return self.takes_cubin and ptxas is not None
+    def runs_cubins_of(self, ptxas: str) -> bool:
+        """Whether machine code of this ``ptxas`` can be loaded, in place of PTX."""
+        return False
 
     # -- calls ------------------------------------------------------------------------------------------
     def call(self, name: str, *args: Any) -> None:
@@ -103,6 +102,16 @@ class Driver:
         out = c_uint64()
         self.call(name, byref(out), *args)
         return out.value
+
+    def word(self, name: str, handle: int) -> int:
+        """The word that a function writes to its second argument."""
+        out = c_uint64()
+        self.call(name, handle, byref(out))
+        return out.value
+
+    def instantiate(self, graph: int) -> int:
+        """A graph made ready to be launched."""
+        return self._word("cuGraphInstantiateWithFlags", graph, 0)
 
     def activate(self, context: int) -> None:
         """Make a context that of the calling thread."""

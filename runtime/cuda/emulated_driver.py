@@ -50,7 +50,6 @@ class EmulatedDriver(Driver):
     """Devices of one architecture, each a machine of its own. ``machines`` gives access to their findings."""
 
     kind = "emulate"
-    takes_cubin = False
 
     def __init__(self, architecture: str, devices: int) -> None:
         from weft.runtime.emulate.faults import EmulationError  # the emulator loads with the first device

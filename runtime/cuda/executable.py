@@ -220,13 +220,14 @@ class DeviceExecutable:
         stream = current_stream(state.index).cuda_stream
         allocator, late = state.allocator, []
         words, base = self._block()
-        arena = allocator.take(self._arena_bytes, stream) if self._arena_bytes else None
-        start = arena.address if arena else 0
+        arena = allocator.take(self._arena_bytes, stream) if self._scalars_at else None
         try:
             scalars, held = 0, []
             for i, (a, p) in enumerate(zip(arrays, self._parameters, strict=True)):
                 if type(a) is not DeviceArray:
-                    words[i] = start + self._scalars_at + p.scalar_at
+                    if arena is None:
+                        arena = allocator.take(self._arena_bytes, stream)
+                    words[i] = arena.address + self._scalars_at + p.scalar_at
                     scalars = max(scalars, self._scalar(words, i, a, p))
                     continue
                 if a.shape != p.shape or a.dtype != p.dtype or a.state is not state:
@@ -240,7 +241,7 @@ class DeviceExecutable:
             if self.donate:
                 self._separate(arrays, words, held)
             outs = self._results(arrays, words, stream)
-            self._fill(words, base, start, stream, scalars)
+            self._fill(words, arena.address if arena else 0, stream, scalars)
             self._entry(base)
             self._finish(words, base, stream)
         finally:
@@ -257,10 +258,15 @@ class DeviceExecutable:
             return self._blocks.pop()
         except IndexError:
             words = self._words()
+            self._fill_for_good(words, ctypes.addressof(words))
             return words, ctypes.addressof(words)
 
     def _scalar(self, words: Any, i: int, a: Any, p: _Parameter) -> int:
         """Put a value of the host among those that come with the call; the bytes up to its end."""
+        state: Any = self.state
+        if state.capturing and current_stream(state.index).cuda_stream in state.capturing:
+            raise CudaError(f"argument {i} of {self.name} comes from the host, which a captured graph cannot "
+                            "read again; put it on the device first")
         value = np.asarray(a, p.dtype) if isinstance(a, (bool, int, float, complex)) else np.asarray(a)
         if value.dtype != p.dtype or value.shape != p.shape or p.scalar_at < 0:
             self._complain(i, value, p)
@@ -301,20 +307,25 @@ class DeviceExecutable:
             k += 1
         return outs
 
-    def _fill(self, words: Any, base: int, arena: int, stream: int, scalars: int) -> None:
-        """What follows the addresses of inputs and outputs."""
+    def _fill_for_good(self, words: Any, base: int) -> None:
+        """What is the same in every call with this block."""
         state, n, f = self.state, self._n, self._frame
         assert state is not None
-        words[n] = arena
         words[n + 1] = state.status.address(self._word) if self._word >= 0 else 0
         words[n + 2] = base + 8 * f
         words[n + 3] = self._constants.address if self._constants else 0
-        words[f + _CUDA], words[f + _STREAM], words[f + _ERROR] = state.context, stream, 0
-        words[f + _HOSTS], words[f + _FUNCTIONS] = self._hosts, ctypes.addressof(self._functions)
-        words[f + _SCALARS], words[f + _N] = base + 8 * self._values, scalars
-        words[f + _AT] = arena + self._scalars_at
-        words[f + _FLAG], words[f + _LAUNCHES] = base + 8 * (f + len(FRAME)), 0
-        words[f + _WAITS] = 0
+        words[f + _CUDA], words[f + _HOSTS] = state.context, self._hosts
+        words[f + _FUNCTIONS] = ctypes.addressof(self._functions)
+        words[f + _SCALARS], words[f + _FLAG] = base + 8 * self._values, base + 8 * (f + len(FRAME))
+
+    def _fill(self, words: Any, arena: int, stream: int, scalars: int) -> None:
+        """What follows the addresses of inputs and outputs."""
+        f = self._frame
+        words[self._n] = arena
+        words[f + _STREAM], words[f + _N] = stream, scalars
+        if scalars:
+            words[f + _AT] = arena + self._scalars_at
+        words[f + _ERROR] = words[f + _LAUNCHES] = words[f + _WAITS] = 0
 
     def _finish(self, words: Any, base: int, stream: int) -> None:
         """Count, and raise what went wrong."""

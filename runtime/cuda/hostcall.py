@@ -12,6 +12,7 @@ import numpy as np
 from weft.codegen.gpu.entry import FRAME
 from weft.runtime import stats
 from weft.runtime.cuda.device import DeviceState
+from weft.runtime.cuda.driver import CudaError
 from weft.runtime.hostcall import FAILED, HostOp
 
 _STREAM, _ERROR, _HOSTS = (FRAME.index(n) for n in ("stream", "error", "hosts"))
@@ -34,6 +35,8 @@ def _callback(frame: int, index: int, bufs: int) -> None:
     try:
         stats.count("host_calls")
         state, ops = _contexts[words[_HOSTS]]
+        if words[_STREAM] in state.capturing:
+            raise CudaError("an operation that runs on the host cannot be captured")
         _run(state, ops[index], words[_STREAM], bufs)
     except BaseException as e:  # it must not cross native frames; the caller raises it again
         _errors[frame] = e

@@ -77,9 +77,11 @@ class Allocator:
     def __init__(self, driver: Driver, context: int, name: str) -> None:
         self.driver, self.context, self.name = driver, context, name
         self.freed: deque[Block] = deque()  # given back, not yet in a free list
-        self._free: dict[tuple[int, bool], list[Block]] = {}
+        self._ready: dict[tuple[int, int], list[Block]] = {}  # whole, by stream and size
+        self._free: dict[tuple[int, bool], list[Block]] = {}  # merged with their neighbours, by size
         self._waiting: deque[tuple[Block, list[int]]] = deque()  # blocks and the events that they wait for
         self._lock = threading.RLock()
+        self.private: set[int] = set()  # streams of captured graphs, whose memory stays as it is
         self._allocated = self._reserved = self._peak = self._peak_reserved = 0
 
     # -- taking and giving back -------------------------------------------------------------------------
@@ -91,11 +93,17 @@ class Allocator:
             self._collect()
             if self._waiting:
                 self._settle(wait=False)
-            block = self._find(size, stream) or self._grow(size, stream)
-            block = self._split(block, size)
+            ready = self._ready.get((stream, size))
+            block = ready.pop() if ready else self._cut(size, stream)
             self._allocated += block.size
-            self._peak = max(self._peak, self._allocated)
+            if self._allocated > self._peak:
+                self._peak = self._allocated
             return block
+
+    def _cut(self, size: int, stream: int) -> Block:
+        """A block where none of this size is ready: those that are ready merge, and one is cut to size."""
+        self._merge()
+        return self._split(self._find(size, stream) or self._grow(size, stream), size)
 
     def lease(self, nbytes: int, stream: int) -> Lease:
         """A block that goes back when the lease dies."""
@@ -108,7 +116,7 @@ class Allocator:
                 block.users = (block.users or set()) | {stream}
 
     def _collect(self) -> None:
-        """Put what was given back into the free lists."""
+        """Make what was given back ready for use."""
         while self.freed:
             block = self.freed.popleft()
             self._allocated -= block.size
@@ -116,7 +124,16 @@ class Allocator:
                 self._waiting.append((block, self._events(block.users)))
                 block.users = None
             else:
-                self._release(block)
+                self._make_ready(block)
+
+    def _make_ready(self, block: Block) -> None:
+        self._ready.setdefault((block.stream, block.size), []).append(block)
+
+    def _merge(self) -> None:
+        """Put the blocks that are ready into the free lists."""
+        for blocks in self._ready.values():
+            while blocks:
+                self._release(blocks.pop())
 
     def _events(self, streams: set[int]) -> list[int]:
         self.driver.activate(self.context)
@@ -144,7 +161,7 @@ class Allocator:
             if wait or all(self.driver.is_ready("cuEventQuery", e) for e in events):
                 for e in events:
                     self.driver.call("cuEventDestroy_v2", e)
-                self._release(block)
+                self._make_ready(block)
             else:
                 still.append((block, events))
         self._waiting = still
@@ -213,7 +230,8 @@ class Allocator:
     def _empty(self) -> None:
         """Give back to the driver every segment that is one free block."""
         self._settle(wait=True)
-        for free in self._free.values():
+        self._merge()
+        for free in [f for (stream, _), f in self._free.items() if stream not in self.private]:
             for block in [b for b in free if b.prev is None and b.next is None]:
                 free.remove(block)
                 self.driver.free(block.address)

@@ -43,6 +43,13 @@ class PycudaDriver(Driver):
         capability = tuple(device.compute_capability())
         return DeviceProperties(device.name(), capability, device.total_memory(), self._target(device))
 
+    def runs_cubins_of(self, ptxas: str) -> bool:
+        """Machine code runs on drivers of the same major version of CUDA and later ones; else the driver
+        compiles the PTX."""
+        from weft.runtime.cuda.assembler import ptxas_release
+
+        return ptxas_release(ptxas)[0] <= self.version[0]
+
     def _target(self, device: Any) -> GpuTarget:
         """The architecture with what this device has of everything, in a PTX that its driver knows."""
         known, of = target_of(tuple(device.compute_capability())), self._cuda.device_attribute
@@ -105,6 +112,8 @@ def _pycuda() -> Any:
 
 
 def _function(library: Any, name: str) -> Any:
-    function = getattr(library, name)
+    function = getattr(library, name, None)
+    if function is None:
+        raise unavailable(f"the NVIDIA driver is too old: it has no {name}")
     function.restype, function.argtypes = api.RESULT, api.PROTOTYPES[name]
     return function

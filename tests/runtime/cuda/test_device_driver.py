@@ -15,6 +15,7 @@ from weft.ir.interp import run
 from weft.runtime import compile_graph, stats
 from weft.runtime.cuda import api, driver, pycuda_driver
 from weft.runtime.cuda.array import from_host
+from weft.runtime.cuda.assembler import find_ptxas, ptxas_release
 from weft.runtime.cuda.device import device_state
 from weft.runtime.cuda.driver import CudaError, CudaUnavailable
 
@@ -129,7 +130,7 @@ def test_the_driver_over_pycuda(monkeypatch):
     monkeypatch.setattr(pycuda_driver, "_library", lambda: types.SimpleNamespace(**emulated.functions))
     monkeypatch.setattr(pycuda_driver, "_pycuda", lambda: FakePycuda)
     found = pycuda_driver.PycudaDriver()
-    found.takes_cubin = False  # the emulated functions take PTX
+    monkeypatch.setattr(found, "runs_cubins_of", lambda ptxas: False)  # the emulated functions take PTX
     monkeypatch.setattr(driver, "driver", lambda: found)
     monkeypatch.setattr("weft.runtime.cuda.device.driver", lambda: found)
     assert found.device_count() == 1 and found.version == (13, 0)
@@ -141,6 +142,30 @@ def test_the_driver_over_pycuda(monkeypatch):
     out = compile_graph(on_device(G.tiny())).runner(from_host(x), from_host(y))[0]
     np.testing.assert_allclose(out.copy_to_host(), run(G.tiny(), [x, y])[0], rtol=1e-6)
     assert stats.snapshot()["device_launches"] == 1
+
+
+def test_an_old_driver_is_named(monkeypatch):
+    functions = dict(driver._emulated("sm_80", "1").functions)
+    del functions["cuGraphLaunch"]
+    monkeypatch.setattr(pycuda_driver, "_library", lambda: types.SimpleNamespace(**functions))
+    monkeypatch.setattr(pycuda_driver, "_pycuda", lambda: FakePycuda)
+    with pytest.raises(CudaUnavailable, match="too old: it has no cuGraphLaunch"):
+        pycuda_driver.PycudaDriver()
+
+
+def test_machine_code_is_for_drivers_of_its_major_version_or_later(monkeypatch):
+    monkeypatch.setattr("weft.runtime.cuda.assembler.ptxas_release", lambda path: (13, 0))
+    found = object.__new__(pycuda_driver.PycudaDriver)
+    for version, runs in (((12, 8), False), ((13, 0), True), ((14, 1), True)):
+        found.__dict__["version"] = version
+        assert found.runs_cubins_of("ptxas") is runs
+
+
+def test_the_release_of_ptxas():
+    path = find_ptxas()
+    if path is None:
+        pytest.skip("there is no ptxas")
+    assert ptxas_release(path) >= (12, 0)
 
 
 def test_ptx_follows_the_driver():
