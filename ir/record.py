@@ -1,8 +1,8 @@
 """Classes that are their fields: what ``dataclasses`` makes of a class, at a twentieth of its time.
 
 A start defines some seventy such classes, and most of it uses few. ``dataclass`` writes and compiles four or
-five methods for each; :func:`record` compiles ``__init__`` alone, when the first instance is made, and has
-the other methods read the fields by ``operator.attrgetter``.
+five methods for each; :func:`record` compiles ``__init__`` alone, for classes that have many instances, and
+has the other methods read the fields by ``operator.attrgetter``.
 """
 
 from __future__ import annotations
@@ -126,13 +126,26 @@ def _refuse(self: Any, name: str, value: Any = None) -> None:
     raise AttributeError(f"cannot assign to field {name!r}: {type(self).__qualname__} is frozen")
 
 
-def _first_init(cls: type, defaults: dict[str, Any], frozen: bool) -> Callable[..., None]:
-    """An ``__init__`` that writes the real one."""
+_FEW = 8  # instances of a class before it is worth an ``__init__`` of its own, which takes 80 us to compile
+
+
+def _first_init(cls: Any, defaults: dict[str, Any], frozen: bool) -> Callable[..., None]:
+    """An ``__init__`` for any fields; it makes way for one that is written for them."""
+    left = _FEW
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        made = _init(cls, defaults, frozen)
-        type.__setattr__(cls, "__init__", made)
-        made(self, *args, **kwargs)
+        nonlocal left
+        left -= 1
+        names, put = cls.__match_args__, object.__setattr__
+        values = defaults | kwargs | dict(zip(names, args, strict=False))
+        if left < 0 or len(values) != len(names) or len(args) + len(kwargs) > len(names):
+            made = _init(cls, defaults, frozen)
+            type.__setattr__(cls, "__init__", made)
+            made(self, *args, **kwargs)
+            return
+        for name in names:
+            value = values[name]
+            put(self, name, value.make() if type(value) is _Made else value)
 
     return __init__
 

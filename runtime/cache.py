@@ -69,17 +69,17 @@ def _library(folder: str) -> str:
 
 def stamp_of(*packages: ModuleType) -> str:
     """Names the sources of packages, without those below them."""
-    return ";".join(f"{name}:{size}:{changed}" for name, size, changed in sorted(_sources(packages)))
+    return ";".join(sorted(_sources(packages)))
 
 
-def _sources(packages: Sequence[ModuleType]) -> Iterator[tuple[str, int, int]]:
+def _sources(packages: Sequence[ModuleType]) -> Iterator[str]:
     for package in packages:
         for folder in package.__path__:
             with os.scandir(folder) as entries:
                 for e in entries:
                     if e.name.endswith(".py"):
                         s = e.stat()
-                        yield f"{package.__name__}.{e.name}", s.st_size, s.st_mtime_ns
+                        yield f"{package.__name__}.{e.name}:{s.st_size}:{s.st_mtime_ns}"
 
 
 class DiskCache:
@@ -208,19 +208,12 @@ def _warn(message: str) -> None:
 
 def object_for(text: str, target: Target, level: int = 1) -> bytes:
     """The object code of a module of our own, from the cache where it is there."""
-    image = stored_object(text, target, level)
-    if image is None:
-        image, store = jit.compile_object(text, target, level), disk_cache()
-        if store:
-            store.store(_object_key(text, target, level), image)
-    return image
-
-
-def stored_object(text: str, target: Target, level: int = 1) -> bytes | None:
-    """The same where the cache has it, else None."""
     store = disk_cache()
-    return store.load(_object_key(text, target, level)) if store else None
-
-
-def _object_key(text: str, target: Target, level: int) -> str:
-    return key_of("module", str(level), repr(target), text)
+    key = key_of("module", str(level), repr(target), text)
+    found = store.load(key) if store else None
+    if found is not None:
+        return found
+    image = jit.compile_object(text, target, level)
+    if store:
+        store.store(key, image)
+    return image

@@ -5,19 +5,18 @@ from __future__ import annotations
 
 import ctypes
 import sys
-import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from importlib import import_module
 from typing import Any
 
 import numpy as np
+from weft.codegen.target import Target
 from weft.ir.types import TensorType, bool_, f64, i64
 from weft.runtime import buffers, call_ir, host, hostcall, jit, stats, workers
 from weft.runtime import cache as disk
 
 _CONTIGUOUS, _ALIGNED, _WRITEABLE = 0x1, 0x100, 0x400
-_LEVEL = 0  # of code generation; level 1 would gain 40 ns a call and take 13 ms longer
 _PYARRAY_EMPTY = 184  # index in numpy's C API table
 _METH_FASTCALL = 0x80
 _SLOTS = 16  # arenas that calls in flight may hold
@@ -34,7 +33,7 @@ class _MethodDef(ctypes.Structure):
 
 def supported() -> bool:
     """Whether the native call path may be used: CPython with its lock, and arrays laid out as we expect."""
-    if sys.implementation.name != "cpython" or sysconfig.get_config_var("Py_GIL_DISABLED"):
+    if sys.implementation.name != "cpython" or _without_lock():
         return False
     a = np.zeros((3, 5), np.float32)
     read = [ctypes.c_int64.from_address(id(a) + k).value for k in (8, 16, 32, 56)]
@@ -47,6 +46,15 @@ def supported() -> bool:
     return small[1] & flags == flags and list(dims) == [3, 5]
 
 
+def _without_lock() -> bool:
+    """Whether this Python is built without its lock."""
+    if not hasattr(sys, "_is_gil_enabled"):  # before 3.13
+        return False
+    import sysconfig
+
+    return bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+
+
 @cache
 def begin() -> workers.Task[bytes] | None:
     """Begin to compile the native functions that Python calls, in another thread: every first call waits for
@@ -54,13 +62,28 @@ def begin() -> workers.Task[bytes] | None:
     if not supported():
         return None
     target = host.remembered()
-    stored = disk.stored_object(call_ir.module(target.triple), target, _LEVEL) if target else None
+    stored = _stored(target) if target else None
     return workers.begin(_compiled) if stored is None else workers.finished(stored)
 
 
 def _compiled() -> bytes:
-    target = host.host_target()
-    return disk.object_for(call_ir.module(target.triple), target, _LEVEL)
+    target, store = host.host_target(), disk.disk_cache()
+    image = _stored(target)
+    if image is None:
+        # level 1 would gain 40 ns a call and take 13 ms longer
+        image = jit.compile_object(call_ir.module(target.triple), target, level=0)
+        if store:
+            store.store(_key(target), image)
+    return image
+
+
+def _stored(target: Target) -> bytes | None:
+    store = disk.disk_cache()
+    return store.load(_key(target)) if store else None
+
+
+def _key(target: Target) -> str:
+    return disk.key_of("call path", repr(target))
 
 
 @cache

@@ -8,7 +8,7 @@ from functools import cache
 from weft.codegen import target
 from weft.codegen.target import Target
 from weft.ir.record import fields
-from weft.runtime.cache import disk_cache, key_of
+from weft.runtime.cache import DiskCache, disk_cache, key_of
 
 _VOLATILE = frozenset({
     "processor", "cpu MHz", "bogomips", "BogoMIPS", "physical id", "core id", "apicid", "initial apicid"
@@ -18,25 +18,26 @@ _VOLATILE = frozenset({
 @cache
 def host_target() -> Target:
     """As :func:`weft.codegen.target.host_target`."""
-    found = remembered()
+    found, (store, key) = remembered(), _place()
     if found is None:
         found = target.host_target()
-        store, key = disk_cache(), _key()
-        if store is not None and key:
+        if store is not None:
             store.store(key, _to_text(found))
     return found
 
 
+@cache
 def remembered() -> Target | None:
     """The target of :func:`host_target` where it can be told without LLVM."""
-    store, key = disk_cache(), _key()
-    return _from_text(store.load(key) or b"") if store is not None and key else None
+    store, key = _place()
+    return _from_text(store.load(key) or b"") if store is not None else None
 
 
 @cache
-def _key() -> str:
-    described = _description()
-    return key_of("host", described) if described else ""
+def _place() -> tuple[DiskCache | None, str]:
+    """Where in which cache the description stands."""
+    described, store = _description(), disk_cache()
+    return (store, key_of("host", described)) if described and store else (None, "")
 
 
 def _description() -> str:

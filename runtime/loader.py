@@ -32,6 +32,17 @@ _WRITE, _ALLOC, _THREAD_LOCAL = 0x1, 0x2, 0x400
 _ABS64, _PC32, _PLT32, _GOTPCREL, _GOTPCRELX, _REX_GOTPCRELX = 1, 2, 4, 9, 41, 42
 _GOT = (_GOTPCREL, _GOTPCRELX, _REX_GOTPCRELX)
 _KNOWN = (_ABS64, _PC32, _PLT32, *_GOT)
+_KINDS = 256  # kinds of relocations are numbers below this
+
+
+def _table(kinds: tuple[int, ...]) -> np.ndarray:
+    """Whether each kind is one of these."""
+    found = np.zeros(_KINDS, bool)
+    found[list(kinds)] = True
+    return found
+
+
+_IS_KNOWN, _IS_GOT = _table(_KNOWN), _table(_GOT)
 _UNDEFINED, _RESERVED = 0, 0xFF00
 _STUB = b"\xff\x25\x00\x00\x00\x00"  # jmp [rip + 0], followed by the address
 _STUB_BYTES = 16
@@ -93,6 +104,7 @@ class _Loading:
         self.relocations = [
             (int(s["info"]), np.frombuffer(found.image, _RELOCATION, int(s["size"]) // 24, int(s["offset"])))
             for s in found.sections[found.sections["type"] == _RELA]
+            if int(found.sections[int(s["info"])]["flags"]) & _ALLOC
         ]
         self.offsets = [-1] * len(found.sections)  # of each section in the mapping
         self.end = 0
@@ -102,8 +114,11 @@ class _Loading:
         read, written = self._kinds()
         self._place(read)
         external = np.flatnonzero((o.symbols["section"] == _UNDEFINED) & (o.symbols["name"] != 0)).tolist()
-        self.stubs = {k: self._take(_STUB_BYTES, 16) for k in external}
-        self.slots = {k: self._take(8, 8) for k in self._in_got()}
+        self.stub_of, self.slot_of = (np.full(len(o.symbols), -1, np.int64) for _ in range(2))
+        for k in external:
+            self.stub_of[k] = self._take(_STUB_BYTES, 16)
+        for k in self._in_got():
+            self.slot_of[k] = self._take(8, 8)
         fixed = self.end = -(-self.end // mmap.PAGESIZE) * mmap.PAGESIZE
         self._place(written)
         self.memory = mmap.mmap(-1, max(self.end, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -146,15 +161,17 @@ class _Loading:
         """The symbols that are reached through a table of addresses."""
         found: set[int] = set()
         for _, r in self.relocations:
-            found.update(r["symbol"][np.isin(r["type"], _GOT)].tolist())
+            kind = r["type"]
+            if len(kind) and (int(kind.max()) >= _KINDS or not _IS_KNOWN[kind].all()):
+                raise Unknown(f"relocations {sorted(set(kind.tolist()) - set(_KNOWN))}")
+            found.update(r["symbol"][_IS_GOT[kind]].tolist())
         return sorted(found)
 
     def _copy(self) -> None:
         for s, at in zip(self.object.sections, self.offsets, strict=True):
             if at >= 0 and s["type"] == _PROGBITS:
                 start, size = int(s["offset"]), int(s["size"])
-                data = np.frombuffer(self.object.image, np.uint8, size, start)
-                self.bytes[at : at + size] = data
+                self.memory[at : at + size] = self.object.image[start : start + size]
 
     def _values(self, external: Mapping[int, int]) -> np.ndarray:
         """The address of every symbol; the stubs and the table are filled."""
@@ -168,26 +185,23 @@ class _Loading:
         self.known[list(external)] = True
         for k, address in external.items():
             values[k] = address
-            stub = _STUB + address.to_bytes(8, "little")
-            self.bytes[self.stubs[k] : self.stubs[k] + len(stub)] = np.frombuffer(stub, np.uint8)
-        for k, at in self.slots.items():
-            self.bytes[at : at + 8] = values[k : k + 1].view(np.uint8)
+            stub, at = _STUB + address.to_bytes(8, "little"), int(self.stub_of[k])
+            self.memory[at : at + len(stub)] = stub
+        used = np.flatnonzero(self.slot_of >= 0)
+        self._write(self.slot_of[used], values[used], 8)
         return values
 
     def _relocate(self, start: int, relocations: np.ndarray, values: np.ndarray) -> None:
         kind = relocations["type"]
-        if not np.isin(kind, _KNOWN).all():
-            raise Unknown(f"relocations {sorted(set(kind.tolist()) - set(_KNOWN))}")
         symbol, at = relocations["symbol"], relocations["offset"].astype(np.int64) + start
         if not self.known[symbol].all():
             raise Unknown("an address in a section that is not mapped")
-        target = values[symbol]
-        for k, slot in self.slots.items():
-            target[(symbol == k) & np.isin(kind, _GOT)] = self.base + slot
-        for k, stub in self.stubs.items():
-            called = (symbol == k) & (kind == _PLT32)
-            far = called & (np.abs(target - self.base) >= (1 << 31) - self.end)
-            target[far] = self.base + stub
+        target, got = values[symbol], _IS_GOT[kind]
+        target[got] = self.base + self.slot_of[symbol[got]]
+        far = (kind == _PLT32) & (np.abs(target - self.base) >= (1 << 31) - self.end)
+        if (self.stub_of[symbol[far]] < 0).any():
+            raise Unknown("a call out of reach")
+        target[far] = self.base + self.stub_of[symbol[far]]
         value = target + relocations["addend"]
         whole = kind == _ABS64
         self._write(at[whole], value[whole], 8)

@@ -8,7 +8,6 @@ that later calls must give again.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -242,8 +241,9 @@ class Signature:
 
     def _full(self, access: str) -> str:
         """An access path from a variable as one from args or kwargs."""
-        head = re.match(r"v\d+", access)
-        return self._paths[head.group()] + access[head.end() :] if head else access
+        rest = access[1:].lstrip("0123456789")
+        known = self._paths.get(access[: len(access) - len(rest)]) if access.startswith("v") else None
+        return access if known is None else known + rest
 
     def _identity(self, x: Any, access: str, label: str) -> None:
         if isinstance(x, np.ndarray):

@@ -6,7 +6,6 @@ import functools
 import linecache
 import os
 import sys
-import sysconfig
 from importlib.util import find_spec
 from types import CodeType, FrameType
 
@@ -24,7 +23,7 @@ def own_folders() -> tuple[str, ...]:
 
 
 _kinds: dict[str, str] = {}
-_STDLIB = os.path.join(sysconfig.get_paths()["stdlib"], "")
+_STDLIB = os.path.join(os.path.dirname(os.__file__), "")
 _SITE = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))  # of any environment
 _NUMPY = os.path.join(os.path.dirname(np.__file__), "")
 

@@ -88,11 +88,37 @@ def test_equality() -> None:
     assert a != b and len({a, b}) == 2 and repr(a) == "named"
 
 
-def test_init_is_written_when_the_first_instance_is_made() -> None:
+def test_init_is_written_for_classes_that_have_many_instances() -> None:
     @record
     class Late:
         x: int
+        y: list[int] = field(default_factory=list)
+        z: int = 5
 
-    before = Late.__init__
-    assert Late(3).x == 3
-    assert Late.__init__ is not before and Late(x=4).x == 4
+    before, made = Late.__init__, []
+    for k in range(20):
+        made.append(Late(k) if k % 2 else Late(x=k, z=7))
+        assert (Late.__init__ is before) == (k < 8)
+    assert [a.x for a in made] == list(range(20))
+    assert [a.z for a in made] == [7, 5] * 10
+    assert len({id(a.y) for a in made}) == 20
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize(
+    ("args", "kwargs", "error"),
+    [((1, 2, 3), {}, "takes from"), ((), {}, "missing 1 required"), ((1,), {"x": 2}, "multiple values"),
+     ((), {"y": 1}, "missing 1 required"), ((1,), {"q": 2}, "unexpected keyword")],
+)  # fmt: skip
+def test_what_both_ways_to_make_an_instance_refuse(many: bool, args: tuple, kwargs: dict, error: str) -> None:
+    @record
+    class Pair:
+        x: int
+        y: int = 0
+
+    if many:
+        for k in range(20):
+            assert Pair(k).x == k
+    with pytest.raises(TypeError, match=error):
+        Pair(*args, **kwargs)
+    assert (Pair(1).x, Pair(1, y=2).y) == (1, 2)
