@@ -58,6 +58,11 @@ def library() -> Library:
         return _loaded()
 
 
+def loaded() -> bool:
+    """Whether it is loaded already."""
+    return _loaded.cache_info().currsize > 0
+
+
 @cache
 def _loaded() -> Library:
     import llvmlite

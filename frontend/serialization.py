@@ -12,8 +12,7 @@ import copy
 import io
 import os
 import pickle
-import zipfile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from weft.devices import copy_of, put
@@ -21,6 +20,9 @@ from weft.dispatch import recording, wrap
 from weft.dtypes import Size, as_device, device
 from weft.ir.types import Device, DType, dtype_named
 from weft.tensor import Tensor
+
+if TYPE_CHECKING:
+    import zipfile
 
 _VERSION = b"weft 1\n"
 
@@ -233,6 +235,8 @@ def save(obj: Any, f: Any, pickle_protocol: int = 2, **kw: Any) -> None:
     >>> weft.load(b)
     {'w': tensor([1., 1.])}
     """
+    import zipfile
+
     buffer = io.BytesIO()
     tensors: list[Tensor] = []
     _Pickler(buffer, max(pickle_protocol, 2), tensors).dump(obj)
@@ -251,6 +255,8 @@ def load(f: Any, map_location: Any = None, *, weights_only: bool | None = None, 
     or a function of a tensor (on the CPU) and that name; without it they return to where they were.
     RuntimeError for a file that is not one of ours, and for a device that is not there.
     """
+    import zipfile
+
     if isinstance(map_location, (str, int, Device)):
         map_location = device(map_location)
     source = f if hasattr(f, "read") else os.fspath(f)

@@ -137,8 +137,9 @@ def _first_init(cls: Any, defaults: dict[str, Any], frozen: bool) -> Callable[..
         nonlocal left
         left -= 1
         names, put = cls.__match_args__, object.__setattr__
-        values = defaults | kwargs | dict(zip(names, args, strict=False))
-        if left < 0 or len(values) != len(names) or len(args) + len(kwargs) > len(names):
+        values = defaults | dict(zip(names, args, strict=False)) | kwargs
+        twice = not kwargs.keys().isdisjoint(names[: len(args)])
+        if left < 0 or len(values) != len(names) or len(args) > len(names) or twice:
             made = _init(cls, defaults, frozen)
             type.__setattr__(cls, "__init__", made)
             made(self, *args, **kwargs)

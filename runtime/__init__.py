@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Executable", "buffers", "compile_graph", "compile_only", "freeze_graph", "get_num_threads",
-    "set_num_threads", "stats",
+    "prepare", "set_num_threads", "stats",
 ]  # fmt: skip
 
 
@@ -40,6 +40,17 @@ def compile_graph(
     from weft.runtime.compile import compile_graph as run  # the passes and LLVM load with the first compile
 
     return run(graph, donate=donate, target=target, name=name)
+
+
+def prepare() -> None:
+    """Load what the first compile of this process needs, unless the disk cache has it: LLVM and the code that
+    all executables share in another thread, the compiler's modules in this one."""
+    from weft.runtime import callpath
+
+    if not callpath.ready():
+        import weft.codegen.loop_kernel
+        import weft.passes.pipeline
+        import weft.runtime.build  # noqa: F401
 
 
 def compile_only(graph: Graph, target: Target, name: str | None = None) -> Executable:

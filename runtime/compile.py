@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from weft.codegen import libllvm
 from weft.codegen.target import Target
 from weft.ir.errors import CompilerError
 from weft.ir.graph import Graph
 from weft.ir.types import Device
-from weft.runtime import callpath, jit, stats
+from weft.runtime import jit, stats, workers
 from weft.runtime.cache import DiskCache, disk_cache, key_of
 from weft.runtime.dump import dump, wanted
 from weft.runtime.executable import Artifact, Executable
@@ -40,8 +41,6 @@ def compile_graph(
     graph: Graph, *, donate: Mapping[int, int] | None, target: Target | None, name: str | None
 ) -> Executable:
     """See :func:`weft.runtime.compile_graph`."""
-    if not callpath.ready():  # another thread loads LLVM; what is surely needed, too, until it is there:
-        import weft.runtime.build  # noqa: F401
     donate = dict(donate or {})
     key = fingerprint(graph) + repr(sorted(donate.items())) + repr(target)
     place = key, _driver_of(graph, target)
@@ -77,6 +76,8 @@ def _compile(graph: Graph, key: str, donate: dict[int, int], target: Target | No
                 stats.count("cache_disk_hits")
                 return made
             store.discard(entry)
+    if not libllvm.loaded():
+        workers.begin(libllvm.library)  # beside the passes
     from weft.runtime.build import build  # with all passes: a warm start does without
 
     stats.count("compiles")

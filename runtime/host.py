@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import os
+import threading
 from functools import cache
 
 from weft.codegen import target
@@ -15,9 +17,26 @@ _VOLATILE = frozenset({
 })  # fmt: skip
 
 
-@cache
+_lock = threading.Lock()
+
+
+def _renew_lock() -> None:
+    """In the child of a fork: the thread that may have held the lock is gone."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
+
+
 def host_target() -> Target:
     """As :func:`weft.codegen.target.host_target`."""
+    with _lock:
+        return _host_target()
+
+
+@cache
+def _host_target() -> Target:
     found, (store, key) = remembered(), _place()
     if found is None:
         found = target.host_target()

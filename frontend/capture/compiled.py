@@ -6,7 +6,6 @@ import builtins
 import functools
 import gc
 import inspect
-import logging
 import os
 import sys
 import threading
@@ -34,7 +33,12 @@ RECOMPILE_LIMIT = 8  # versions of one function; beyond, calls that fit none run
 FAILURE_LIMIT = 3  # traces of one function that did not become one graph
 _ALL: weakref.WeakSet[Any] = weakref.WeakSet()
 PATIENCE = 10.0  # seconds that a call waits for another thread's compile of the same function
-log = logging.getLogger("weft.recompiles")
+
+
+def _log(text: str) -> None:
+    import logging  # most programs have nothing to log
+
+    logging.getLogger("weft.recompiles").info("%s", text)
 
 
 def compile_graph(graph: Any, *, donate: Any = None, name: str | None = None) -> Any:
@@ -208,16 +212,17 @@ class Compiled:
 
     def _say(self, reason: str) -> None:
         text = f"recompiling {self.name}: {reason}"
-        log.info(text)
+        _log(text)
         if "recompiles" in os.environ.get("WEFT_LOG", "").split(","):
             print(f"weft: {text}", file=sys.stderr)
 
     def _broke(self, why: str) -> None:
         """This call could not become one graph."""
         self.breaks.append(why)
-        log.info("%s is not one graph: %s", self.name, why)
+        text = f"{self.name} is not one graph: {why}"
+        _log(text)
         if "breaks" in os.environ.get("WEFT_LOG", "").split(","):
-            print(f"weft: {self.name} is not one graph: {why}", file=sys.stderr)
+            print(f"weft: {text}", file=sys.stderr)
 
     def _lazily(self, args: Any, kwargs: Any) -> Any:
         if self.fullgraph:
@@ -456,6 +461,8 @@ def compile(
         return fn
     _check_options(options or {})
     settings = {"disable": disable or backend == "eager", "mode": mode, **(options or {})}
+    if not settings["disable"]:
+        runtime.prepare()
     if hasattr(fn, "named_parameters") and not inspect.isfunction(fn):
         from weft.capture.module import OptimizedModule
 

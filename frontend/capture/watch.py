@@ -8,7 +8,6 @@ and reach Python once.
 from __future__ import annotations
 
 import builtins
-import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -129,6 +128,12 @@ def _restore(profiler: Any) -> None:
         profiler.enable()
 
 
+def _random_state() -> Any:
+    """The state of Python's random numbers; None where nobody has imported them."""
+    random = sys.modules.get("random")
+    return random.getstate() if random is not None else None
+
+
 class Watch:
     """``impure`` is the first (reason, location) seen that a graph cannot hold; None if there was none."""
 
@@ -143,14 +148,14 @@ class Watch:
     def on(self) -> Iterator[Watch]:
         """Watch the block (of this thread)."""
         before = sys.getprofile()
-        state = random.getstate()
+        state = _random_state()
         self._fast = watching.ready()
         watching.start(self._hook)
         try:
             yield self
         finally:
             _restore(before)
-            if self.impure is None and random.getstate() != state:
+            if self.impure is None and state not in (None, _random_state()):
                 self.impure = ("uses Python's random numbers", "")
 
     def _event(self, frame: FrameType, event: str, arg: Any) -> None:
