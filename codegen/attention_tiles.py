@@ -9,7 +9,7 @@ from weft.codegen.emit import Reg, VectorBuilder
 from weft.codegen.kernel import Unsupported
 from weft.codegen.lanes import load_lanes, store_lanes, tail_mask
 from weft.codegen.llvm import reg_type
-from weft.codegen.microkernel import Tile, multiply_add
+from weft.codegen.microkernel import Tile, multiply_add, share
 from weft.codegen.packing import transpose, transpose_function
 from weft.codegen.places import Coord, Region
 from weft.ir import math_exponential
@@ -142,9 +142,7 @@ def tile_kernel(
             k.store(t, x, k.at(rows[r], v, t), size)
         if peak:
             _keep_peak(k, out, k.at("%peaks", r, t), tile)
-    fn.declares |= k.declares
-    fn.declare(k.finish())
-    return k.symbol
+    return share(fn, k)
 
 
 def _keep_peak(k: Code, vectors: list[str], at: str, tile: Tile) -> None:

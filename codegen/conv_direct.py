@@ -20,14 +20,15 @@ from weft.codegen.blocks import Code, Ix
 from weft.codegen.contract_kernel import contraction_of
 from weft.codegen.conv_copy import copy_positions
 from weft.codegen.conv_direct_unit import DirectUnit, emit_scattered
-from weft.codegen.conv_geometry import Geometry, Line, geometry, lines_of
+from weft.codegen.conv_geometry import Geometry, Line, lines_of
 from weft.codegen.conv_weights import emit_weights
-from weft.codegen.epilogue import EPILOGUE, Output, emit_epilogue, kernel_pointers
+from weft.codegen.conv_writer import ConvWriter
+from weft.codegen.epilogue import Output, kernel_pointers
 from weft.codegen.kernel import KernelCode, Phase
-from weft.codegen.microkernel import Tile, accumulator, widest
+from weft.codegen.microkernel import Tile, widest
 from weft.codegen.operands import Matrix, matrix
 from weft.codegen.packing import Packer, Packing, element_of, unit_rows
-from weft.codegen.phases import Writer, aligned
+from weft.codegen.phases import aligned
 from weft.codegen.places import Region
 from weft.codegen.target import Target
 from weft.codegen.uniforms import Uniforms
@@ -120,13 +121,9 @@ def suits(op: Op) -> bool:
     return by_pixels(conv) or turn_of(op.regions[0], conv) is not None
 
 
-class Direct(Writer):
+class Direct(ConvWriter):
     def __init__(self, op: Op, target: Target, prefix: str) -> None:
         super().__init__(op, target, prefix)
-        self.conv = contraction_of(self.graph)
-        self.acc = accumulator(self.conv.result.type.dtype)
-        self.lanes = target.lanes(self.acc.bits)
-        self.g = geometry(self.conv)
         x, w = self.conv.operands
         self.w: Matrix = matrix(w, self.graph, ((), (0,), tuple(range(1, w.type.ndim))))
         self.x: Matrix = matrix(x, self.graph, ((0,), tuple(range(2, x.type.ndim)), (1,)))
@@ -135,7 +132,6 @@ class Direct(Writer):
         if self.row > 1:
             self.g = self._joined()
         self.depthwise = depthwise(self.conv)
-        self.turn = turn_of(self.graph, self.conv)  # the op that lays the result out channels-last
         self.m, self.depth = self.g.outputs // self.g.groups, self.g.channels // self.g.groups
         if self.depthwise:  # vectors run through the groups
             self.m, self.g = self.g.outputs, replace(self.g, groups=1)
@@ -229,14 +225,7 @@ class Direct(Writer):
 
     def emit(self) -> KernelCode:
         g, shape = self.g, self.conv.result.type.shape
-        if self.turn is not None:
-            output = Output((g.samples,), tuple(shape[2:]), (shape[1],))
-        else:
-            output = Output((g.samples,), (shape[1],), tuple(shape[2:]))
-        fn = self.start(f"{self.prefix}_epilogue", EPILOGUE)
-        self.epilogue = emit_epilogue(fn, self.op, self.turn or self.conv, output, self.acc, self.lanes, True,
-                                      self.uniforms)  # fmt: skip
-        self.keep(self.epilogue)
+        self.start_epilogue(Output((g.samples,), tuple(shape[2:]), (shape[1],)))
         phases: list[Phase] = self.uniforms.phase()
         prepare = self._prepare()
         if prepare:

@@ -9,7 +9,7 @@ from weft.codegen.blocks import Code, Ix
 from weft.codegen.epilogue import kernel_pointers
 from weft.codegen.lanes import load_lanes, store_lanes, tail_mask
 from weft.codegen.llvm import reg_type
-from weft.codegen.microkernel import Tile, multiply_add
+from weft.codegen.microkernel import Tile, multiply_add, share
 from weft.codegen.packing import transpose_function
 from weft.codegen.phases import aligned
 
@@ -298,9 +298,7 @@ def depthwise_kernel(fn: Code, tile: Tile) -> str:
                 tap.next[i] = multiply_add(k, dtype, lanes, x, ws[v], tap.vars[i])
     for i in range(count):
         k.store(t, tap.out[i], k.at("%t", i, t), dtype.itemsize)
-    fn.declares |= k.declares
-    fn.declare(k.finish())
-    return k.symbol
+    return share(fn, k)
 
 
 def indirect_kernel(
@@ -359,6 +357,4 @@ def indirect_kernel(
             tap.next[:] = turn.out[2:]
     for i in range(count):
         k.store(t, tap.out[i], k.at("%t", i, t), size)
-    fn.declares |= k.declares
-    fn.declare(k.finish())
-    return k.symbol
+    return share(fn, k)

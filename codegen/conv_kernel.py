@@ -13,17 +13,17 @@ from math import prod
 from weft.codegen.blocks import Code, Ix
 from weft.codegen.contract_kernel import contraction_of
 from weft.codegen.contract_unit import Grid
-from weft.codegen.conv_geometry import geometry
 from weft.codegen.conv_phases import Phases, emit_phase_weights, emit_weave, split_phases
 from weft.codegen.conv_unit import ConvUnit
-from weft.codegen.epilogue import EPILOGUE, Output, emit_epilogue, kernel_pointers
+from weft.codegen.conv_writer import ConvWriter
+from weft.codegen.epilogue import kernel_pointers
 from weft.codegen.kernel import KernelCode, Phase
 from weft.codegen.lanes import store_lanes, tail_mask
 from weft.codegen.llvm import reg_type
-from weft.codegen.microkernel import Tile, accumulator, rows_for, widened, widest
+from weft.codegen.microkernel import Tile, rows_for, widened, widest
 from weft.codegen.operands import Matrix, matrix
 from weft.codegen.packing import Packer, Packing, element_of
-from weft.codegen.phases import Partial, Writer, aligned, emit_combine
+from weft.codegen.phases import Partial, aligned, emit_combine
 from weft.codegen.places import Coord, Place, Region
 from weft.codegen.target import Target
 from weft.codegen.uniforms import Uniforms
@@ -66,13 +66,9 @@ class Source:
     slack: bool
 
 
-class Conv(Writer):
+class Conv(ConvWriter):
     def __init__(self, op: Op, target: Target, prefix: str) -> None:
         super().__init__(op, target, prefix)
-        self.conv = contraction_of(self.graph)
-        self.acc = accumulator(self.conv.result.type.dtype)
-        self.lanes = target.lanes(self.acc.bits)
-        self.g = geometry(self.conv)
         split = split_phases(self.g)
         self.phases: Phases | None = None
         if split is not None:
@@ -171,19 +167,7 @@ class Conv(Writer):
 
     def emit(self) -> KernelCode:
         g = self.g
-        shape = self.conv.result.type.shape
-        output = Output((g.samples,), (shape[1],), tuple(shape[2:]))
-        self.epilogue = emit_epilogue(
-            self.start(f"{self.prefix}_epilogue", EPILOGUE),
-            self.op,
-            self.conv,
-            output,
-            self.acc,
-            self.lanes,
-            True,
-            self.uniforms,
-        )
-        self.keep(self.epilogue)
+        self.start_epilogue()
         flops = 2 * self.cols * g.outputs * self.k
         phases: list[Phase] = self.uniforms.phase()
         prepare = ([self._spread_x()] if self.copy_x else []) + ([self._pack_w()] if self.pack_w else [])

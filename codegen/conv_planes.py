@@ -15,13 +15,13 @@ from math import prod
 from weft.codegen.blocks import Code, Ix
 from weft.codegen.contract_kernel import contraction_of
 from weft.codegen.conv_geometry import geometry
-from weft.codegen.epilogue import EPILOGUE, Output, emit_epilogue, kernel_pointers
+from weft.codegen.conv_writer import ConvWriter
+from weft.codegen.epilogue import kernel_pointers
 from weft.codegen.kernel import KernelCode, Phase
 from weft.codegen.lanes import load_lanes, store_lanes, tail_mask
 from weft.codegen.llvm import reg_type
 from weft.codegen.microkernel import accumulator, multiply_add, reduce_add
 from weft.codegen.operands import Matrix, matrix
-from weft.codegen.phases import Writer
 from weft.codegen.target import Target, current_target
 from weft.codegen.uniforms import Uniforms
 from weft.ir.contraction import turn_of
@@ -88,13 +88,11 @@ def _in_lines(m: Matrix) -> bool:
     return m.plain and m.access is not None and (m.access.strides[-1] == 1 or m.value.type.shape[-1] == 1)
 
 
-class Planes(Writer):
+class Planes(ConvWriter):
     def __init__(self, op: Op, target: Target, prefix: str) -> None:
         super().__init__(op, target, prefix)
-        self.conv = conv = contraction_of(self.graph)
-        self.acc = accumulator(conv.result.type.dtype)
-        self.lanes, self.size = target.lanes(self.acc.bits), self.acc.itemsize
-        self.g, self.over_taps = geometry(conv), _over_taps(conv)
+        conv = self.conv
+        self.size, self.over_taps = self.acc.itemsize, _over_taps(conv)
         self.x, self.w = (_image(op, v) for v in conv.operands)
         self.depth = self.g.channels // self.g.groups
         self.rows, self.cols = self._walk(1), self._walk(2)
@@ -133,11 +131,7 @@ class Planes(Writer):
     def emit(self) -> KernelCode:
         shape = self.conv.result.type.shape
         if not self.bare:
-            fn = self.start(f"{self.prefix}_epilogue", EPILOGUE)
-            output = Output((shape[0],), (shape[1],), tuple(shape[2:]))
-            self.epilogue = emit_epilogue(fn, self.op, self.conv, output, self.acc, self.lanes, True,
-                                          self.uniforms)  # fmt: skip
-            self.keep(self.epilogue)
+            self.start_epilogue()
         fn = self.start(f"{self.prefix}_unit")
         unit = PlaneUnit(self, fn)
         units = self.g.samples * self.g.groups * (self.bands if self.apart else 1)

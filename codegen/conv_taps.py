@@ -16,20 +16,18 @@ from __future__ import annotations
 from math import prod
 
 from weft.codegen.blocks import Code, Ix
-from weft.codegen.contract_kernel import contraction_of
 from weft.codegen.conv_copy import Channels, copy_positions
-from weft.codegen.conv_geometry import geometry
-from weft.codegen.epilogue import EPILOGUE, Output, emit_epilogue, kernel_pointers
+from weft.codegen.conv_writer import ConvWriter
+from weft.codegen.epilogue import Output, kernel_pointers
 from weft.codegen.kernel import KernelCode, Phase
 from weft.codegen.lanes import load_lanes, store_lanes
 from weft.codegen.llvm import reg_type
-from weft.codegen.microkernel import Tile, accumulator, multiply_add, widest
+from weft.codegen.microkernel import Tile, multiply_add, share, widest
 from weft.codegen.operands import Matrix, matrix
 from weft.codegen.packing import transpose_function
-from weft.codegen.phases import Writer, aligned
+from weft.codegen.phases import aligned
 from weft.codegen.target import Target
 from weft.codegen.uniforms import Uniforms
-from weft.ir.contraction import turn_of
 from weft.ir.graph import Op
 from weft.ir.record import record
 
@@ -70,14 +68,10 @@ def walk(outputs: int, taps: int, origin: int, move: int, step: int, extent: int
     return Walk(outputs, taps, origin - low, move, step, size, skip - low, skip, count)
 
 
-class Taps(Writer):
+class Taps(ConvWriter):
     def __init__(self, op: Op, target: Target, prefix: str) -> None:
         super().__init__(op, target, prefix)
-        self.conv = contraction_of(self.graph)
-        self.acc = accumulator(self.conv.result.type.dtype)
-        self.lanes = target.lanes(self.acc.bits)
-        self.g = g = geometry(self.conv)
-        self.turn = turn_of(self.graph, self.conv)
+        g = self.g
         self.swapped = max(g.gap) > 1
         x, w = self.conv.operands
         # batch: samples of the sum; rows: positions; k: channels of tile rows or columns
@@ -187,14 +181,7 @@ class Taps(Writer):
 
     def emit(self) -> KernelCode:
         g, shape = self.g, self.conv.result.type.shape
-        if self.turn is not None:
-            output = Output((), (shape[1],), (shape[0], *shape[2:]))
-        else:
-            output = Output((g.samples,), (shape[1],), tuple(shape[2:]))
-        fn = self.start(f"{self.prefix}_epilogue", EPILOGUE)
-        self.epilogue = emit_epilogue(fn, self.op, self.turn or self.conv, output, self.acc, self.lanes, True,
-                                      self.uniforms)  # fmt: skip
-        self.keep(self.epilogue)
+        self.start_epilogue(Output((), (shape[1],), (shape[0], *shape[2:])))
         phases: list[Phase] = self.uniforms.phase()
         prepare = [self._copy_a()] if self.copy_a else []
         prepare += [self._copy_b()] if self.copy_b else []
@@ -473,6 +460,4 @@ def taps_kernel(fn: Code, tile: Tile) -> str:
         line.next[:] = turn.out[2:]
     for i in range(count):
         k.store(t, line.out[i], k.at("%t", i, t), size)
-    fn.declares |= k.declares
-    fn.declare(k.finish())
-    return k.symbol
+    return share(fn, k)

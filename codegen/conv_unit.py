@@ -8,7 +8,7 @@ from weft.codegen.blocks import Code, Ix
 from weft.codegen.epilogue import emit_partial_store, kernel_pointers
 from weft.codegen.lanes import load_lanes, store_lanes, tail_mask
 from weft.codegen.llvm import mem_type
-from weft.codegen.microkernel import outer_kernel
+from weft.codegen.microkernel import outer_kernel, share
 from weft.codegen.packing import transpose
 from weft.codegen.phases import aligned
 from weft.ir.types import DType
@@ -224,6 +224,4 @@ def turn_function(fn: Code, dtype: DType, lanes: int, stride: int) -> str:
         rows.append(_strided(k, k.at("%src", offset, mem_type(dtype)), dtype, lanes, stride, None))
     for i, x in enumerate(transpose(k, rows, dtype, lanes)):
         store_lanes(k, x, k.at("%dst", k.mul(i, "%ld")), dtype, lanes)
-    fn.declares |= k.declares
-    fn.declare(k.finish())
-    return k.symbol
+    return share(fn, k)

@@ -128,7 +128,7 @@ def outer_kernel(
         turn.next[1] = k.at(bp, "%bks")
     for r, v, i in slots:
         k.store(t, turn.out[2 + i], k.at(lines[r], v, t), size)
-    return _share(fn, k)
+    return share(fn, k)
 
 
 def stream_kernel(fn: Code, tile: Tile, turns: int, *, step: str) -> str:
@@ -171,7 +171,7 @@ def stream_kernel(fn: Code, tile: Tile, turns: int, *, step: str) -> str:
         walk(turn.i, turns)
     with k.range(whole, "%k") as turn:
         walk(turn.i, 1)
-    return _share(fn, k)
+    return share(fn, k)
 
 
 def _offset(k: Code, base: str, *steps: tuple[int, Ix]) -> str:
@@ -216,7 +216,7 @@ def inner_kernel(fn: Code, rows: int, cols: int, operand: DType, lanes: int) -> 
         tail.next[:] = step(whole, tail.vars, tail_mask(k, rest, lanes))
     for r in range(rows):
         _store_sums(k, tail.out[r * cols : (r + 1) * cols], k.at("%t", k.mul(r, "%trs")), dtype, lanes)
-    return _share(fn, k)
+    return share(fn, k)
 
 
 def _store_sums(k: Code, vectors: list[str], at: str, dtype: DType, lanes: int) -> None:
@@ -279,8 +279,8 @@ def reduce_add(fn: Code, x: str, dtype: DType, lanes: int) -> str:
     return fn.call(f"llvm.vector.reduce.add.v{lanes}{s}", s, f"{v} {x}")
 
 
-def _share(fn: Code, k: Code) -> str:
-    """Make a finished function part of the module of ``fn``; returns its name."""
+def share(fn: Code, k: Code) -> str:
+    """Finish ``k`` and make it part of the module of ``fn``, once however many ask for it; its name."""
     fn.declares |= k.declares
     fn.declare(k.finish())
     return k.symbol

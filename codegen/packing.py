@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from weft.codegen.blocks import Code, Ix
 from weft.codegen.lanes import load_lanes, store_lanes, tail_mask
 from weft.codegen.llvm import reg_type
-from weft.codegen.microkernel import accumulator, widened
+from weft.codegen.microkernel import accumulator, share, widened
 from weft.codegen.operands import Matrix
 from weft.codegen.places import Coord, Region
 from weft.ir.graph import Value
@@ -174,9 +174,7 @@ def transpose_function(fn: Code, dtype: DType, lanes: int) -> str:
     for i in reversed(range(lanes)):
         at = k.at("%dst", k.mul(k.min(i, last_row), "%ld"))
         store_lanes(k, turned[i], at, dtype, lanes, storing)
-    fn.declares |= k.declares
-    fn.declare(k.finish())
-    return k.symbol
+    return share(fn, k)
 
 
 def transpose(fn: Code, rows: list[str], dtype: DType, lanes: int) -> list[str]:
