@@ -1,0 +1,101 @@
+"""What is one kernel on the CPU is one on a GPU, with the same results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import weft
+from weft import nn
+from weft.nn import functional as F
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not weft.cuda.is_available():
+        monkeypatch.setenv("WEFT_CUDA", "emulate")
+
+
+def chain_of_ten(x: weft.Tensor) -> weft.Tensor:
+    y = x.exp() + 1.0
+    y = (y * 2.0).sqrt().tanh()
+    y = (y - 0.5).abs()
+    return -(y.sin() * y.cos())
+
+
+def layer_norm(x: weft.Tensor, r: weft.Tensor, w: weft.Tensor, b: weft.Tensor) -> weft.Tensor:
+    return F.layer_norm(x + r, (20,), w, b)
+
+
+def attention(q: weft.Tensor, k: weft.Tensor, v: weft.Tensor) -> weft.Tensor:
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def rand(*shape: int) -> weft.Tensor:
+    return weft.randn(*shape)
+
+
+# by name: the function, its arguments, the kernels that it becomes on the CPU
+ONE_KERNEL: dict[str, tuple[Callable[..., Any], Callable[[], list[weft.Tensor]]]] = {
+    "elementwise": (chain_of_ten, lambda: [rand(7, 5)]),
+    "softmax": (lambda x: F.softmax(x, -1), lambda: [rand(4, 70)]),
+    "softmax of columns": (lambda x: F.softmax(x, 0), lambda: [rand(6, 10)]),
+    "layer norm": (layer_norm, lambda: [rand(3, 20), rand(3, 20), rand(20), rand(20)]),
+    "cross entropy": (F.cross_entropy, lambda: [rand(6, 10), weft.randint(0, 10, (6,))]),
+    "linear, bias, GELU": (
+        lambda x, w, b: F.gelu(F.linear(x, w, b)), lambda: [rand(5, 9), rand(7, 9), rand(7)]
+    ),
+    "linear, residual": (lambda x, w, r: F.linear(x, w) + r, lambda: [rand(5, 9), rand(7, 9), rand(5, 7)]),
+    "convolution, bias, ReLU": (
+        lambda x, w, b: F.relu(F.conv2d(x, w, b, padding=1)),
+        lambda: [rand(1, 3, 6, 6), rand(4, 3, 3, 3), rand(4)],
+    ),
+    "attention": (attention, lambda: [rand(1, 2, 5, 8) for _ in range(3)]),
+    "sum of squares": (lambda x: (x * x).sum(), lambda: [rand(9, 11)]),
+    "embedding": (lambda i, w: F.embedding(i, w) * 2.0, lambda: [weft.randint(0, 5, (6,)), rand(5, 4)]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ONE_KERNEL)
+def test_one_kernel_and_the_same_values(name: str) -> None:
+    fn, make = ONE_KERNEL[name]
+    args = make()
+    here, there = weft.compile(fn, fullgraph=True), weft.compile(lambda *xs: fn(*xs), fullgraph=True)
+    want, got = here(*args), there(*[x.cuda() for x in args])
+    assert len(there.kernels()) <= len(here.kernels()) == 1
+    assert np.allclose(got.cpu().numpy(), want.numpy(), rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", [n for n in ONE_KERNEL if n != "embedding"])
+def test_gradients_with_no_more_kernels(name: str) -> None:
+    fn, make = ONE_KERNEL[name]
+    args = make()
+
+    def loss(*xs: weft.Tensor) -> tuple[weft.Tensor, ...]:
+        real = [x for x in xs if x.is_floating_point()]
+        return weft.autograd.grad(fn(*xs).square().sum(), real)
+
+    counts, grads = [], []
+    for device in ("cpu", "cuda"):
+        moved = [x.detach().to(device) for x in args]
+        xs = [x.clone().requires_grad_() if x.is_floating_point() else x for x in moved]
+        compiled = weft.compile(lambda *xs: loss(*xs), fullgraph=True)
+        grads.append(compiled(*xs))
+        counts.append(len(compiled.kernels()))
+    assert counts[1] <= counts[0]
+    for want, got in zip(*grads, strict=True):
+        assert np.allclose(got.cpu().numpy(), want.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_an_optimizer_step_is_one_kernel_and_one_launch() -> None:
+    parameters = [nn.Parameter(weft.randn(3 + i, 2 + i % 4, device="cuda")) for i in range(8)]
+    for p in parameters:
+        p.grad = weft.randn(*p.shape, device="cuda")
+    optimizer = weft.optim.Adam(parameters, lr=1e-2)
+    step = weft.compile(lambda: optimizer.step(), fullgraph=True)
+    step()
+    assert len(step.kernels()) == 1
