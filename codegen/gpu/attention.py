@@ -8,6 +8,8 @@ Source: Dao, "FlashAttention-2", 2023.
 
 from __future__ import annotations
 
+from typing import Any
+
 from weft.codegen.attention_tiles import LN2, LOG2E
 from weft.codegen.blocks import Ix
 from weft.codegen.emit import Reg
@@ -29,6 +31,10 @@ def emit(op: Op, target: GpuTarget, prefix: str) -> DeviceCode:
 
         return emit_grad(op, target, prefix)
     return Forward(op, target, prefix).emit()
+
+
+def _log2(b: Any, x: Reg) -> Reg:
+    return b.log2(x)
 
 
 class Forward(Scores):
@@ -235,7 +241,7 @@ class Forward(Scores):
     def _logarithm(self, fn: BlockCode, top: Reg, total: Reg) -> Reg:
         """The logarithm of a row's sum; -inf where it sees no key."""
         b = self.builder(fn)
-        got = b.binary("mul", b.binary("add", top, b.log2(total)), b.const(LN2, self.acc))
+        got = b.binary("mul", b.binary("add", top, _log2(b, total)), b.const(LN2, self.acc))
         none = b.compare("eq", total, b.const(0.0, self.acc))
         return b.select(none, b.const(float("-inf"), self.acc), got)
 

@@ -57,7 +57,7 @@ class Stream:
 
     def _parts(self) -> list[tuple[str, TileLoader, int]]:
         out, at = [], self.at
-        for use, loader in {id(x): (u, x) for u, x in reversed(self.loaders.items())}.values():
+        for use, loader in {id(x): (u, x) for u, x in reversed(list(self.loaders.items()))}.values():
             out.append((use, loader, at))
             at += loader.bytes
         return out
