@@ -40,7 +40,9 @@ def _log2(b: Any, x: Reg) -> Reg:
 class Forward(Scores):
     def __init__(self, op: Op, target: GpuTarget, prefix: str) -> None:
         super().__init__(op, target, prefix, "attention", 3)
-        engine = first_that_fits(self.dtype, self.widths, target, lambda e: self._block(e).bytes)
+        engine = first_that_fits(
+            self.dtype, self.widths, target, lambda e: self._block(e).bytes, (self.out_width,), 1
+        )
         self.engine: AnyEngine = engine
         self.block = self._block(engine)
         self.q, (self.k, self.v) = self.block.fixed[0], self.block.streams

@@ -26,6 +26,7 @@ from weft.ir.graph import Graph, Value
 from weft.ir.types import DType, bf16, f16, f32
 
 _WIDEST_TENSOR = 128  # of heads: beyond, the sums do not fit the registers
+_OTHER_REGISTERS = 80  # for fragments and addresses
 _DEPTH = 8  # k between which addresses are computed anew
 Sums = list[str]
 
@@ -161,7 +162,11 @@ class TensorEngine(Engine):
         return self._runs(fn, self.cols)
 
     def sums(self, fn: BlockCode, width: int) -> list[Run]:
-        return self._runs(fn, padded(width))
+        return self._runs(fn, self.extent(width))
+
+    def extent(self, width: int) -> int:
+        """The columns that there are sums for."""
+        return padded(width)
 
     def scores(self, fn: BlockCode, a: Stream, b: Stream, slot: Ix) -> Sums:
         """A of the block by the tile of B at ``slot``."""
@@ -205,6 +210,11 @@ class TensorEngine(Engine):
 
     def weight_bytes(self) -> int:
         return 0
+
+    def holds(self, widths: tuple[int, ...], tiles: int) -> bool:
+        """Whether the registers hold sums of these widths beside so many tiles of scores."""
+        sums = sum(padded(w) for w in widths) // 2
+        return sums + tiles * self.cols // 2 + _OTHER_REGISTERS <= 255
 
 
 class SimtEngine(Engine):
@@ -257,6 +267,10 @@ class SimtEngine(Engine):
     def _panels(self, width: int) -> int:
         return -(-width // self.cols)
 
+    def extent(self, width: int) -> int:
+        """The columns that there are sums for."""
+        return self._panels(width) * self.cols
+
     def sums(self, fn: BlockCode, width: int) -> list[Run]:
         return [r for p in range(self._panels(width)) for r in self._runs(fn, 16 * p, p * self.cols)]
 
@@ -303,6 +317,9 @@ class SimtEngine(Engine):
                 fn.store_shared(t, weights[run.first + e], to, size)
         fn.barrier()
 
+    def holds(self, widths: tuple[int, ...], tiles: int) -> bool:
+        return True
+
     def weight_bytes(self) -> int:
         return self.cols * (self.rows + self.pad) * self.acc.itemsize
 
@@ -316,15 +333,19 @@ def engines(dtype: DType, widths: tuple[int, ...], target: GpuTarget) -> list[An
     tensor = (dtype is bf16 and target.capability >= (8, 0)) or dtype is f16
     if tensor and max(widths) <= _WIDEST_TENSOR:
         out += [TensorEngine(dtype, target, cols) for cols in (64, 32)]
-    tiles = ((32, 64), (32, 32), (16, 32))  # of a warp at least
+    tiles = ((32, 64), (32, 32), (16, 32), (32, 16))  # of a warp at least
     return out + [SimtEngine(dtype, target, rows, cols) for rows, cols in tiles]
 
 
 def first_that_fits(
-    dtype: DType, widths: tuple[int, ...], target: GpuTarget, bytes_of: Callable[[AnyEngine], int]
-) -> AnyEngine:
-    """The first engine whose tiles fit the shared memory of a block. Unsupported if none does."""
+    dtype: DType, widths: tuple[int, ...], target: GpuTarget, bytes_of: Callable[[AnyEngine], int],
+    sums: tuple[int, ...], tiles: int,
+) -> AnyEngine:  # fmt: skip
+    """The first engine whose tiles fit the shared memory of a block, and sums and scores the registers.
+
+    Unsupported if none does.
+    """
     for engine in engines(dtype, widths, target):
-        if bytes_of(engine) <= target.shared_bytes:
+        if bytes_of(engine) <= target.shared_bytes and engine.holds(sums, tiles):
             return engine
     raise Unsupported(f"attention over heads of {max(widths)} does not fit the shared memory of a block")

@@ -62,9 +62,11 @@ class Backward(Scores):
         super().__init__(op, target, prefix, "attention_grad", 6)
         self.lse, self.delta = (lies(self.graph, v) for v in self.main.operands[4:6])
 
-    def _side(self, make: Callable[[AnyEngine], Side]) -> Side:
-        engine = first_that_fits(self.dtype, self.widths, self.target, lambda e: make(e).block.bytes)
-        return make(engine)
+    def _side(self, make: Callable[[AnyEngine], Side], sums: tuple[int, ...]) -> Side:
+        def nbytes(engine: AnyEngine) -> int:
+            return make(engine).block.bytes
+
+        return make(first_that_fits(self.dtype, self.widths, self.target, nbytes, sums, 2))
 
     def _queries(self, engine: AnyEngine) -> Side:
         """Queries as rows, keys and values streaming past."""
@@ -88,9 +90,9 @@ class Backward(Scores):
         wanted = [r in self.graph.results for r in self.main.results]
         lines = []
         if wanted[0]:
-            lines.append(self._emit_queries(self._side(self._queries)))
+            lines.append(self._emit_queries(self._side(self._queries, (self.width,))))
         if wanted[1] or wanted[2]:
-            lines.append(self._emit_keys(self._side(self._keys)))
+            lines.append(self._emit_keys(self._side(self._keys, self.widths)))
         cells = self.batch * self.heads * self.length * self.keys * (0.5 if self.causal else 1.0)
         title = (
             f"gradient of attention {self.batch} x {self.heads} ({self.kv}) heads, {self.length} queries of "

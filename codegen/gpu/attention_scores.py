@@ -200,16 +200,17 @@ class Scores:
                         b.convert(b.binary("mul", b.reg(sums[run.first + e], self.acc), factors[r]), dtype)
                         for e in range(run.count)
                     ]
-                    self._store_run(fn, values, base, start, run, width, dtype)
+                    self._store_run(fn, values, base, start, run, width, dtype, engine.extent(width) > width)
 
     def _store_run(
-        self, fn: BlockCode, values: list[Reg], base: str, start: Ix, run: Run, width: int, dtype: DType
-    ) -> None:
+        self, fn: BlockCode, values: list[Reg], base: str, start: Ix, run: Run, width: int, dtype: DType,
+        ragged: bool,
+    ) -> None:  # fmt: skip
         count = run.count if width % run.count == 0 else 1
         col = fn.index(run.col, run.count)
         for e in range(0, run.count, count):
             here = fn.add(col, e)
-            with fn.only(fn.below(here, width)):
+            with fn.only(fn.below(here, width) if ragged else None):
                 index = fn.add(start, here)
                 if count == 1:
                     store_aligned(fn, values[e].text, base, index, dtype, 0)
