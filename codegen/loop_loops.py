@@ -25,7 +25,7 @@ from weft.codegen.loop_serial import (
 from weft.codegen.loop_transpose import has_turned
 from weft.codegen.stages import Stages, straight
 from weft.ir import types as T
-from weft.ir.loops import Accumulate, Affine, Compute, Fold, Load, Loop, Number, Store, statements
+from weft.ir.loops import Accumulate, Affine, Compute, Fold, Load, Loop, Number, Store, Tile, statements
 from weft.ir.scalarcost import cost_by_name
 
 LONG_BODY = 60.0  # simple operations in a body that may be cut in stages
@@ -71,6 +71,9 @@ class _VectorLoop:
         self.var, self.extent = loop.axes[-1]
         self.w = e.lanes
         self.unroll = max(1, min(unroll_of(loop.body, self.var), self.extent // self.w))
+        kept = sum(s.size * s.dtype.itemsize for s in loop.body if isinstance(s, Tile)) * self.w
+        while self.unroll > 1 and kept * self.unroll > e.target.l2_bytes // 2:
+            self.unroll //= 2  # strips of columns are walked again: they have to stay in the second cache
         self.differs = varying(loop.body, self.var)
         self.stages: Stages | None = None
 

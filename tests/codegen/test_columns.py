@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -205,3 +206,18 @@ def test_pieces_of_a_large_array_are_walked_in_order():
 def test_sum_of_pieces(execute, monkeypatch):
     monkeypatch.setattr("weft.ir.nest.LARGE", 1 << 10)
     check(execute, lambda x: P.sum_p.bind(x, axes=(0, 2)), sample((20, 6, 300), f32), tolerance=2e-4)
+
+
+def test_strips_of_long_columns_stay_in_the_second_cache():
+    def softmax(x):
+        top = spread(P.reduce_max_p.bind(x, axes=(0,)), (4096, 256), (1,))
+        e = P.exp_p.bind(P.sub_p.bind(x, top))
+        return P.div_p.bind(e, spread(P.sum_p.bind(e, axes=(0,)), (4096, 256), (1,)))
+
+    (op,) = loop_kernels(lower(trace(softmax, TensorType((4096, 256), f32))).graph)
+    kernel = Standalone(op)
+    arrays = [int(n) for n in re.findall(r"alloca \[(\d+) x i8\]", kernel.llvm)]
+    assert max(arrays) >= 4096 * 4 * kernel.target.lanes(32)  # the strip is kept
+    assert max(arrays) <= max(kernel.target.l2_bytes // 2, 4096 * 4 * kernel.target.lanes(32)) + 64
+    x = sample((4096, 256), f32)
+    np.testing.assert_allclose(kernel(x)[0], softmax(x), rtol=1e-5)
