@@ -311,7 +311,7 @@ def _composite(fn: Any) -> Any:
             plan = _meet(fn, args, kwargs, tuple(key), tensors)
         except TypeError:  # an argument that is not hashable
             plan = None
-        if plan is None or (inference.used and any(t._inference for t in tensors)):
+        if plan is None or (plan.backward_graph is not None and any(t._inference for t in tensors)):
             return fn(*args, **kwargs)
         return _call(plan, tensors)
 

@@ -30,6 +30,7 @@ from weft.quick import quietly
 from weft.tensor import Tensor
 
 _new = object.__new__
+_MOVE = Kind.MOVE
 _ndarray = np.ndarray
 _asarray = np.asarray
 
@@ -189,13 +190,10 @@ def apply(prim: Primitive, *tensors: Tensor, regions: Any = (), **attrs: Any) ->
                 out = _large(prim, arrays, attrs)
                 break
         else:
-            token = _enter()
-            try:
-                if prim.real_only and arrays[0].dtype.kind == "c":
-                    _check_complex(prim, arrays[0])
+            if prim.kind is _MOVE:  # computes nothing that could overflow
                 out = prim.eval(*arrays, **attrs)
-            finally:
-                _leave(token)
+            else:
+                out = _quietly(prim, arrays, attrs)
     except AttributeError:
         for t in tensors:
             payload(t, interp)  # a better message where a value is missing
@@ -239,6 +237,11 @@ def _large(prim: Primitive, arrays: list[Any], attrs: dict[str, Any]) -> Any:
     out = kernels.run(prim, arrays, attrs) if switch.on else None
     if out is not None:
         return out
+    return _quietly(prim, arrays, attrs)
+
+
+def _quietly(prim: Primitive, arrays: list[Any], attrs: dict[str, Any]) -> Any:
+    """The numpy rule with floating point errors off."""
     token = _enter()
     try:
         if prim.real_only and arrays[0].dtype.kind == "c":

@@ -37,7 +37,7 @@ DTYPE_NAMES: dict[str, DType] = {
 }
 
 _PYTHON_TYPES: dict[Any, DType] = {bool: T.bool_, int: T.i64, float: T.f32, complex: T.c64}
-_CACHED_NP = {d.np: d for d in T.DTYPES}
+_BY_NP = {d.np: d for d in T.DTYPES}
 
 
 class _Defaults(threading.local):
@@ -90,7 +90,7 @@ def dtype_of_scalar(x: Any) -> DType:
 
 
 def dtype_of_array(a: np.ndarray) -> DType:
-    found = _CACHED_NP.get(a.dtype)
+    found = _BY_NP.get(a.dtype)
     return found if found is not None else T.dtype_of_numpy(a.dtype)
 
 

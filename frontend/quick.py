@@ -13,7 +13,8 @@ from contextvars import Context
 from typing import Any
 
 import numpy as np
-from weft.autograd.grad_mode import inference
+from weft.autograd.grad_mode import inference, mode
+from weft.autograd.tape import record_map
 from weft.ir.prims.base import _NUMPY, Primitive, _current
 from weft.tensor import Tensor
 
@@ -59,6 +60,25 @@ def number(value: float, dtype: Any) -> np.ndarray:
 _f32_of_float, _f32_of_int = _table(float, _F32), _table(int, _F32)
 
 
+def _taped(
+    prim: Primitive, operands: tuple[Tensor | None, ...], arrays: tuple[np.ndarray, ...]
+) -> Tensor | None:
+    """The result of one operation on operands of one type, on the tape; None: take the general way."""
+    for x in operands:
+        if x is not None and x._inference:
+            return None
+    try:
+        data = quietly(prim.ufunc, *arrays)  # type: ignore[arg-type]
+    except RuntimeError:
+        return None
+    t = _new(Tensor)
+    t._data = data if type(data) is _ndarray else _asarray(data)
+    t._vc = [0]
+    t._view = None
+    record_map(prim, operands, arrays, t)
+    return t
+
+
 def _marked(fn: Any, general: Callable[..., Any], shorten: Callable[..., Any]) -> Callable[..., Any]:
     """``fn`` under the name of ``general``; ``shorten`` puts the short way before another general way."""
     fn = functools.wraps(general)(fn)
@@ -71,7 +91,7 @@ def binary_function(
 ) -> Callable[..., Any]:
     """``general``, a function of a tensor and another operand, with the short way before it. ``swapped``: a
     reflected operator, whose other operand comes first."""
-    ufunc = prim.ufunc
+    ufunc, differentiable = prim.ufunc, not prim.nondifferentiable
     if ufunc is None:
         return general
 
@@ -80,30 +100,36 @@ def binary_function(
             return general(input, other, out=out)
         if not isinstance(input, Tensor):
             return general(input, other)
-        x = input._data
-        if type(x) is not _ndarray or input._rg or input._view is not None or inference.used:
+        x, taped = input._data, input._rg
+        if type(x) is not _ndarray or input._view is not None:
             return general(input, other)
         d = x.dtype
         if (d is not _F32 and d is not _F64) or _current_interpreter() is not _NUMPY:
             return general(input, other)
         if isinstance(other, Tensor):
             y = other._data
-            if type(y) is not _ndarray or y.dtype is not d or other._rg or other._view is not None:
+            if type(y) is not _ndarray or y.dtype is not d or other._view is not None:
                 return general(input, other)
             if x.size + y.size > FEW:
                 return general(input, other)
+            if (taped or other._rg) and differentiable and mode.grad:
+                t = _taped(prim, (input, other), (x, y)) if x.shape == y.shape else None
+                return general(input, other) if t is None else t
         elif x.size > FEW:
             return general(input, other)
-        elif type(other) is float:
-            y = _f32_of_float.get(other) if d is _F32 else None
-            if y is None:
-                y = number(other, d)
-        elif type(other) is int:
-            y = _f32_of_int.get(other) if d is _F32 else None
-            if y is None:
-                y = number(other, d)
         else:
-            return general(input, other)
+            if type(other) is float:
+                y = _f32_of_float.get(other) if d is _F32 else None
+            elif type(other) is int:
+                y = _f32_of_int.get(other) if d is _F32 else None
+            else:
+                return general(input, other)
+            if y is None:
+                y = number(other, d)
+            if taped and differentiable and mode.grad:
+                y = _ndarray(x.shape, d, y, 0, (0,) * x.ndim)
+                t = _taped(prim, (None, input), (y, x)) if swapped else _taped(prim, (input, None), (x, y))
+                return general(input, other) if t is None else t
         try:
             data = quietly(ufunc, y, x) if swapped else quietly(ufunc, x, y)
         except (RuntimeError, ValueError):
@@ -113,6 +139,8 @@ def binary_function(
         t._vc = [0]
         t._view = None
         t._rg = False
+        if inference.used and mode.inference:
+            t._inference = True
         return t
 
     return _marked(method, general, functools.partial(binary_function, prim, swapped=swapped))
@@ -120,7 +148,7 @@ def binary_function(
 
 def unary_function(prim: Primitive, general: Callable[..., Any], *numbers: float) -> Callable[..., Any]:
     """``general``, a function of one tensor, with the short way before it: ``prim`` of it and ``numbers``."""
-    ufunc = prim.ufunc
+    ufunc, differentiable = prim.ufunc, not prim.nondifferentiable
     if ufunc is None:
         return general
     singles, doubles = ([number(n, d) for n in numbers] for d in (_F32, _F64))
@@ -128,7 +156,7 @@ def unary_function(prim: Primitive, general: Callable[..., Any], *numbers: float
     def fn(input: Any, *, out: Any = None) -> Any:
         if out is not None:
             return general(input, out=out)
-        if not isinstance(input, Tensor) or input._rg or input._view is not None or inference.used:
+        if not isinstance(input, Tensor) or input._view is not None:
             return general(input)
         x = input._data
         if type(x) is not _ndarray or x.size > FEW:
@@ -136,6 +164,9 @@ def unary_function(prim: Primitive, general: Callable[..., Any], *numbers: float
         d = x.dtype
         if (d is not _F32 and d is not _F64) or _current_interpreter() is not _NUMPY:
             return general(input)
+        if input._rg and differentiable and mode.grad:
+            t = None if numbers else _taped(prim, (input,), (x,))
+            return general(input) if t is None else t
         try:
             if not numbers:
                 data = quietly(ufunc, x)
@@ -148,6 +179,8 @@ def unary_function(prim: Primitive, general: Callable[..., Any], *numbers: float
         t._vc = [0]
         t._view = None
         t._rg = False
+        if inference.used and mode.inference:
+            t._inference = True
         return t
 
     return _marked(fn, general, lambda again: unary_function(prim, again, *numbers))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from weft.dtypes import Size, dtype_of_array
+from weft.dtypes import _BY_NP, Size, dtype_of_array
 from weft.ir.graph import Value
 from weft.ir.types import CPU, Device, DType, TensorType
 
@@ -95,6 +95,10 @@ class Tensor:
     @property
     def dtype(self) -> DType:
         d = self._data
+        if type(d) is _ndarray:
+            found = _BY_NP.get(d.dtype)
+            if found is not None:
+                return found
         return d.type.dtype if type(d) is Value else dtype_of_array(d)
 
     @property

@@ -16,12 +16,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from weft.autograd.grad_mode import mode
-from weft.autograd.tape import Edge, Node, TypeStub, edge_of, keep_old_value, record_types
+from weft.autograd.grad_mode import inference, mode
+from weft.autograd.tape import Edge, Node, TypeStub, edge_of, keep_old_value, record, record_types
 from weft.devices import may_share, to_host
 from weft.devices import write as write_array
 from weft.dispatch import apply, interpreter, wrap, wrap_value
-from weft.eager import is_whole
+from weft.eager import LEAST_BYTES, is_whole
 from weft.ir import prims as P
 from weft.ir.graph import Value
 from weft.ir.prims.base import _NUMPY, Primitive, _current, full_like
@@ -29,6 +29,7 @@ from weft.ir.prims.move import diagonal_slice
 from weft.ir.types import DType
 from weft.tensor import Tensor, contiguous_strides
 
+_ndarray = np.ndarray
 Step = tuple[Primitive, dict[str, Any]]
 Apply = Callable[..., Tensor]
 
@@ -154,6 +155,9 @@ def view(x: Tensor, prim: Primitive, data: Any = None, **attrs: Any) -> Tensor:
     ``data`` is the numpy view where the numpy rule would not alias. A numpy result that does not share memory
     is not a view, just the result.
     """
+    d = x._data
+    if type(d) is _ndarray and d.nbytes < LEAST_BYTES and _current.get() is _NUMPY and not x._inference:
+        return _small_view(x, prim, data, attrs)
     interp: Any = interpreter()
     if interp.recording:
         out = apply(prim, x, **attrs)
@@ -171,9 +175,36 @@ def view(x: Tensor, prim: Primitive, data: Any = None, **attrs: Any) -> Tensor:
         if not v.differentiable:  # a view of a detached tensor: the detached one is the root of the history
             root, steps = x, ((prim, attrs),)
     out._vc = x._vc
+    if out._inference or x._inference:
+        out._inference = x._inference  # a view is what its base is, whatever the mode
     out._view = View(root, steps, x._vc[0])
     if v is not None:
         out._view.origin = v.origin
+    return out
+
+
+def _small_view(x: Tensor, prim: Primitive, data: Any, attrs: dict[str, Any]) -> Tensor:
+    """:func:`view` of few elements, eager: straight to numpy's view."""
+    a = x._data
+    if prim.defaults:
+        attrs = {**prim.defaults, **attrs}
+    out = wrap(prim.eval(a, **attrs) if data is None else data)
+    v, d = x._view, out._data
+    if d is a or d.base is a or _aliases(d, a):
+        out._vc = x._vc
+        root, steps = (x, ((prim, attrs),))
+        if v is not None and v.differentiable:
+            root, steps = v.base, (*v.steps, *steps)
+        made = out._view = View(root, steps, x._vc[0])
+        if v is not None:
+            made.origin = v.origin
+    elif inference.used and mode.inference:
+        out._inference = True
+    if mode.grad:
+        if v is not None:
+            v.refresh_edge(x)
+        if x._rg and not prim.nondifferentiable:
+            record(prim, (x,), (a,), (out,), attrs, ())
     return out
 
 

@@ -8,11 +8,11 @@ The nodes that the roots were computed from, in program order, become the record
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from weft.autograd.grad_mode import mode, no_grad
+from weft.autograd.rules import Gradient, SpoilAware, Spoiled, is_large, is_plain, walk_arrays
 from weft.autograd.tape import (
     AccumulateGrad,
     ArrayType,
@@ -25,10 +25,9 @@ from weft.autograd.tape import (
     version_error,
 )
 from weft.devices import as_payload, copy_of
-from weft.dispatch import Direct, Taping, Wrapper, interpreter, payload, quiet, wrap, wrap_value
-from weft.eager import LEAST_BYTES, is_whole, kernels, switch
-from weft.ir.graph import Graph, Value
-from weft.ir.interp import run as run_graph
+from weft.dispatch import Direct, Taping, interpreter, payload, quiet, wrap, wrap_value
+from weft.eager import is_whole
+from weft.ir.graph import Value
 from weft.ir.prims.base import (
     _NUMPY,
     Interpreter,
@@ -36,41 +35,10 @@ from weft.ir.prims.base import (
     Primitive,
     _current,
     interpreting,
-    trace,
     type_of,
 )
-from weft.passes.autodiff import OpRecord, backprop, gradient_graph
+from weft.passes.autodiff import OpRecord, backprop
 from weft.tensor import Tensor
-
-
-class Spoiled:
-    """Stands for a saved value that was modified in place since: harmless until a wanted gradient depends on
-    it.
-    """
-
-    __array_ufunc__ = None
-
-    def __init__(self, type: Any, error: Exception) -> None:
-        self._ir_type, self.error = type, error
-
-    def _same(self, *_: Any) -> Spoiled:
-        return self
-
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __neg__ = (
-        _same
-    )
-
-
-class SpoilAware(Wrapper):
-    """Passes spoiled operands through to the results; everything else as ``inner``."""
-
-    def bind(self, prim: Any, operands: Sequence[Any], attrs: Any, regions: Any) -> Any:
-        for x in operands:
-            if type(x) is Spoiled:
-                types = prim.infer_types([type_of(o) for o in operands], attrs, regions)
-                outs = tuple(Spoiled(t, x.error) for t in types)
-                return outs[0] if len(outs) == 1 else outs
-        return self.inner.bind(prim, operands, attrs, regions)
 
 
 class Walk:
@@ -123,7 +91,7 @@ class Walk:
             self.direct
             and type(prim) is Primitive
             and prim.kind is not Kind.CONTROL
-            and (prim.kind is Kind.CONTRACT or _is_large(operands, results))
+            and (prim.kind is Kind.CONTRACT or is_large(operands, results))
         ):
             prim = Gradient(prim, tuple([i for i, e in enumerate(node.edges) if e is not None]))
         return OpRecord(prim, operands, results, node.attrs, node.regions, node.edges, keys)
@@ -145,51 +113,6 @@ class Walk:
         elif self.create_graph:
             base = Taping(base)
         return SpoilAware(base) if self.spoiled else base
-
-
-def _is_large(operands: Sequence[Any], results: Sequence[Any]) -> bool:
-    """Whether a gradient may be worth a kernel."""
-    return any(getattr(x, "nbytes", 0) >= LEAST_BYTES for x in (*results, *operands))
-
-
-class Gradient:
-    """The gradient rule of a primitive for the ``wanted`` operands alone, by a kernel where that pays.
-
-    Without one, a contraction of which some operand needs no gradient has its rule's graph cut down to what
-    is wanted and run by the reference interpreter: products are dear.
-    """
-
-    kind, nondifferentiable = None, False
-
-    def __init__(self, prim: Any, wanted: tuple[int, ...]) -> None:
-        self.prim, self.name, self.wanted = prim, prim.name, wanted
-        self.nondifferentiable = prim.nondifferentiable
-
-    def vjp(self, ct: Any, out: Any, *operands: Any, **attrs: Any) -> Sequence[Any]:
-        prim = self.prim
-        first = ct[0] if type(ct) is tuple else ct
-        if getattr(first, "on_device", False):
-            return prim.vjp(ct, out, *operands, **attrs)
-        if type(ct) is Spoiled or type(out) is Spoiled or any(type(x) is Spoiled for x in operands):
-            return prim.vjp(ct, out, *operands, **attrs)
-        if switch.on:
-            found = kernels.vjp(prim, attrs, ct, out, operands, self.wanted)
-            if found is not None:
-                return found
-        if prim.kind is not Kind.CONTRACT or len(self.wanted) == len(operands):
-            return prim.vjp(ct, out, *operands, **attrs)
-        if not all(type(x) is np.ndarray for x in (ct, *operands)):
-            return prim.vjp(ct, out, *operands, **attrs)
-        types = tuple(type_of(x) for x in operands)
-        graph = _pruned_gradient(prim, types, tuple(sorted(attrs.items())), self.wanted)
-        grads = iter(run_graph(graph, [*operands, ct]))
-        return [next(grads) if i in self.wanted else None for i in range(len(operands))]
-
-
-@lru_cache(256)
-def _pruned_gradient(prim: Any, types: Any, attrs: Any, wanted: tuple[int, ...]) -> Graph:
-    one_op = trace(lambda *xs: prim.bind(*xs, **dict(attrs)), *types)
-    return gradient_graph(one_op, wanted, (0,))
 
 
 def run_backward(
@@ -215,7 +138,7 @@ def run_backward(
             ".backward() or autograd.grad(). Specify retain_graph=True if you need to backward through the "
             "graph a second time or if you need to access saved tensors after calling backward."
         )
-    found = _propagate(walk, inner, roots, needed)
+    found = _propagate(walk, inner, roots, needed, wanted is None)
     if not retain_graph:
         for n in inner:
             n.free()
@@ -226,7 +149,14 @@ def run_backward(
     return grads
 
 
-def _propagate(walk: Walk, nodes: Sequence[Node], roots: Any, needed: set[Edge]) -> dict[Edge, Any]:
+def _propagate(
+    walk: Walk, nodes: Sequence[Node], roots: Any, needed: set[Edge], everything: bool
+) -> dict[Edge, Any]:
+    """The cotangents of the ``needed`` edges; ``everything``: those are all leaves."""
+    leaves = [n for n, _ in needed if isinstance(n, AccumulateGrad)]
+    on_arrays = walk.direct and all(type(ct._data) is np.ndarray for _, ct in roots)
+    if everything and on_arrays and is_plain(nodes, leaves):
+        return _propagate_arrays(walk, nodes, roots, leaves)
     records = [walk.record(n) for n in nodes]
     watched = {(n, i) for n in nodes if n.retained for i in n.retained}
     watched.update((n, i) for n in nodes if n.hooks for i in n.hooks)
@@ -243,18 +173,36 @@ def _propagate(walk: Walk, nodes: Sequence[Node], roots: Any, needed: set[Edge])
     mode.grad = walk.create_graph
     token = quiet.enter()
     try:
-        cotangents: dict[Any, Any] = {}
-        for edge, ct in roots:
-            ct = walk.flowing(ct)
-            old = cotangents.get(edge)
-            cotangents[edge] = ct if old is None else old + ct
         hooks = None if plain else on_cotangent
-        found: dict[Any, Any] = backprop(records, cotangents, needed | watched, hooks)
+        found: dict[Any, Any] = backprop(records, _cotangents(walk, roots), needed | watched, hooks)
     finally:
         quiet.leave(token)
         mode.grad = before
         _current.reset(interp_token)
     return {e: g for e, g in found.items() if e in needed} if watched else found
+
+
+def _propagate_arrays(
+    walk: Walk, nodes: Sequence[Node], roots: Any, leaves: Sequence[AccumulateGrad]
+) -> dict[Edge, Any]:
+    before, interp_token = mode.grad, _current.set(walk.interpreter())
+    mode.grad = False
+    token = quiet.enter()
+    try:
+        return walk_arrays(nodes, _cotangents(walk, roots), leaves)
+    finally:
+        quiet.leave(token)
+        mode.grad = before
+        _current.reset(interp_token)
+
+
+def _cotangents(walk: Walk, roots: Any) -> dict[Edge, Any]:
+    out: dict[Edge, Any] = {}
+    for edge, ct in roots:
+        ct = walk.flowing(ct)
+        old = out.get(edge)
+        out[edge] = ct if old is None else old + ct
+    return out
 
 
 def _has_hooks(node: Node) -> bool:

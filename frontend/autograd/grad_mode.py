@@ -18,10 +18,15 @@ mode = _Mode()
 
 
 class _Inference:
-    """Whether any thread was ever in inference mode: what asks for the mode of its thread often, asks here
-    first."""
+    """How many blocks of inference mode are open in all threads: what asks for the mode of its thread often,
+    asks here first."""
 
-    used = False
+    def __init__(self) -> None:
+        self.used, self._lock = 0, threading.Lock()
+
+    def add(self, n: int) -> None:
+        with self._lock:
+            self.used += n
 
 
 inference = _Inference()
@@ -122,8 +127,15 @@ class inference_mode(_GradContext):
     def __init__(self, mode: bool = True) -> None:
         self.value = mode
 
+    def __enter__(self) -> Any:
+        inference.add(1)
+        super().__enter__()
+
+    def __exit__(self, *exc: Any) -> None:
+        super().__exit__(*exc)
+        inference.add(-1)
+
     def _set(self) -> None:
-        inference.used = inference.used or self.value
         mode.inference = self.value
         mode.grad = mode.grad and not self.value
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from weft.tensor import Tensor
 
 _sequence = itertools.count(1)
+_by_sequence = operator.attrgetter("seq")
 
 
 class TypeStub:
@@ -156,7 +158,11 @@ class AccumulateGrad(Node):
     __slots__ = ("variable",)
 
     def __init__(self, variable: Tensor) -> None:
-        super().__init__(None, {}, (), (), (), ())
+        self.prim, self.attrs, self.regions = None, _NO_ATTRS, ()
+        self.edges = self.operands = self.results = ()
+        self.hooks = self.prehooks = self.retained = None
+        self.freed = False
+        self.seq = next(_sequence)
         self.variable = variable
 
     def name(self) -> str:
@@ -198,10 +204,10 @@ def record(
     for i, (t, d) in enumerate(zip(tensors, payloads, strict=True)):
         edges.append((t._edge or (accumulator(t), 0)) if t._rg else None)
         if which is None or i in which:
-            operands.append(Saved(d, t._vc))
+            operands.append(_saved(d, t._vc))
         else:
             operands.append(_meta(d))
-    results = [Saved(o._data, o._vc) if outputs else _meta(o._data) for o in outs]
+    results = [_saved(o._data, o._vc) if outputs else _meta(o._data) for o in outs]
     node = Node(prim, attrs, regions, edges, operands, results)
     for i, o in enumerate(outs):
         d = o._data
@@ -210,6 +216,43 @@ def record(
 
 
 _INEXACT_KINDS = "fcV"  # bfloat16 is of kind V
+_new = object.__new__
+_NO_ATTRS: dict[str, Any] = {}
+
+
+def record_map(prim: Any, tensors: Sequence[Tensor | None], arrays: Sequence[Any], out: Tensor) -> None:
+    """:func:`record` for an elementwise operation of arrays of one type, that of its result, without
+    attributes; None stands for the tensor of a number. On small operands this is most of the cost."""
+    which, outputs = _needs.get(prim) or needs_of(prim, _NO_ATTRS)
+    data = out._data
+    meta = data.shape, data.dtype
+    node = _new(Node)
+    edges, operands = [], []
+    for t in tensors:
+        edges.append(None if t is None or not t._rg else t._edge or (accumulator(t), 0))
+    if which is None or which:
+        for i, t in enumerate(tensors):
+            if which is None or i in which:
+                operands.append(_saved(arrays[i], None if t is None else t._vc))
+            else:
+                operands.append(meta)
+    else:
+        operands = [meta] * len(edges)
+    node.edges, node.operands = edges, operands
+    node.results = [_saved(data, out._vc) if outputs else meta]
+    node.prim, node.attrs, node.regions = prim, _NO_ATTRS, ()
+    node.hooks = node.prehooks = node.retained = None
+    node.freed = False
+    node.seq = next(_sequence)
+    out._edge, out._rg = (node, 0), True
+
+
+def _saved(data: Any, vc: list[int] | None) -> Saved:
+    """``Saved(data, vc)``, at half the cost."""
+    s = _new(Saved)
+    s.data, s.vc = data, vc
+    s.version = 0 if vc is None else vc[0]
+    return s
 
 
 def record_types(prim: Primitive, tensors: Sequence[Tensor], attrs: Any) -> Tensor:
@@ -244,17 +287,16 @@ def type_stub(meta: Any) -> Any:
 
 def reachable(roots: Iterable[Node], stop_before: int = 0) -> list[Node]:
     """The nodes from which ``roots`` were computed (roots included), in program order."""
-    seen: set[Node] = set()
     stack = [n for n in roots if n.seq >= stop_before]
+    seen: set[Node] = set(stack)
     while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        stack.extend(
-            e[0] for e in node.edges if e is not None and e[0].seq >= stop_before and e[0] not in seen
-        )
-    return sorted(seen, key=lambda n: n.seq)
+        for e in stack.pop().edges:
+            if e is not None:
+                n = e[0]
+                if n not in seen and n.seq >= stop_before:
+                    seen.add(n)
+                    stack.append(n)
+    return sorted(seen, key=_by_sequence)
 
 
 def sequence_mark() -> int:

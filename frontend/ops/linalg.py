@@ -90,11 +90,11 @@ def mm(input: Tensor, mat2: Tensor) -> Tensor:
 
 
 def _check_inner(a: Tensor, b: Tensor) -> None:
-    m, k = a.shape[-2:] if a.ndim > 1 else (1, a.shape[0])
-    rows = prod(a.shape[:-2]) * m if a.ndim > 2 else m
-    if k != b.shape[-2]:
+    left, right = shape_of(a), shape_of(b)
+    if left[-1] != right[-2]:
         raise RuntimeError(
-            f"mat1 and mat2 shapes cannot be multiplied ({rows}x{k} and {b.shape[-2]}x{b.shape[-1]})"
+            f"mat1 and mat2 shapes cannot be multiplied ({prod(left[:-1])}x{left[-1]} and "
+            f"{right[-2]}x{right[-1]})"
         )
     _same_dtype(a, b)
 

@@ -679,9 +679,15 @@ def where(condition: Tensor, input: Any = None, other: Any = None) -> Any:
                 f"{type_name(condition.dtype)}"
             )
         condition = convert(condition, T.bool_)
-    d = promote(input, other)
-    x, y = as_tensor(input, d), as_tensor(other, d)
-    shape = broadcast_shapes(shape_of(condition), shape_of(x), shape_of(y))
+    if isinstance(input, Tensor) and isinstance(other, Tensor) and input.dtype is other.dtype:
+        x, y = input, other
+    else:
+        d = promote(input, other)
+        x, y = as_tensor(input, d), as_tensor(other, d)
+    shape = shape_of(condition)
+    if shape_of(x) == shape == shape_of(y):
+        return apply(P.where_p, condition, x, y)
+    shape = broadcast_shapes(shape, shape_of(x), shape_of(y))
     return apply(P.where_p, *[broadcast_to(t, shape) for t in (condition, x, y)])
 
 
@@ -691,15 +697,15 @@ def clamp(input: Tensor, min: Any = None, max: Any = None) -> Tensor:
         raise RuntimeError("torch.clamp: At least one of 'min' or 'max' must not be None")
     d = promote(input, *[b for b in (min, max) if b is not None])
     out = convert(input, d)
-    bounds = [(P.maximum_p, P.lt_p, min), (P.minimum_p, P.gt_p, max)]
-    for prim, outside, bound in bounds:
+    bounds = [(maximum, P.lt_p, min), (minimum, P.gt_p, max)]
+    for limit, outside, bound in bounds:
         if bound is None:
             continue
         if _needs_gradient(out, bound):
             b = as_tensor(bound, d)
             out = where(elementwise(outside, out.detach(), b.detach()), b, out)
         else:
-            out = elementwise(prim, out, bound, dtype=d)
+            out = limit(out, convert(bound, d) if isinstance(bound, Tensor) else bound)
     return out if out is not input else input.clone()
 
 

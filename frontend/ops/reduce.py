@@ -51,8 +51,11 @@ def sum(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = N
     >>> weft.sum(weft.ones(2, 3), dim=0)
     tensor([2., 2., 2.])
     """
-    d = as_dtype(dtype) if dtype is not None else (input.dtype if input.dtype.is_inexact else T.i64)
-    return _fold(P.sum_p, convert(input, d), dim, keepdim)
+    if dtype is not None:
+        input = convert(input, as_dtype(dtype))
+    elif not input.dtype.is_inexact:
+        input = convert(input, T.i64)
+    return _fold(P.sum_p, input, dim, keepdim)
 
 
 def nansum(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
@@ -72,15 +75,16 @@ def _count(shape: tuple[int, ...], dims: tuple[int, ...]) -> int:
 def mean(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """The mean. RuntimeError for integers unless a float ``dtype`` is given."""
     x = convert(input, as_dtype(dtype)) if dtype is not None else input
-    if not x.dtype.is_inexact:
+    d = x.dtype
+    if not d.is_inexact:
         raise RuntimeError(
             "mean(): could not infer output dtype. Input dtype must be either a floating point or complex "
-            f"dtype. Got: {type_name(x.dtype)}"
+            f"dtype. Got: {type_name(d)}"
         )
     shape = shape_of(x)
     n = _count(shape, wrap_dims(dim, len(shape)))
-    if x.dtype in (T.f16, T.bf16):  # a total of halves overflows where their mean does not
-        return convert(_fold(P.sum_p, convert(x, T.f32), dim, keepdim) / n, x.dtype)
+    if d is T.f16 or d is T.bf16:  # a total of halves overflows where their mean does not
+        return convert(_fold(P.sum_p, convert(x, T.f32), dim, keepdim) / n, d)
     return _fold(P.sum_p, x, dim, keepdim) / n
 
 
