@@ -12,6 +12,7 @@ from math import prod
 
 from weft.codegen.blocks import Ix
 from weft.codegen.emit import Reg, VectorBuilder
+from weft.codegen.gpu.block_scan import BlockScan
 from weft.codegen.gpu.device import DeviceFunction
 from weft.codegen.gpu.kernel import DeviceCode
 from weft.codegen.gpu.target import WARP, GpuTarget
@@ -114,7 +115,7 @@ class _Scan(DeviceWriter):
         base = self._base(fn, line)
         first = fn.mul(part, length)
         last = fn.min(fn.add(first, length), self.n)
-        shared = _Shared(self, fn, b, tid)
+        shared = BlockScan(fn, b, tid, self.combine, self._identity(b))
         start = self._identity(b)
         if what == "scan" and parts > 1:
             totals = fn.at("%a2", int(at))
@@ -166,44 +167,10 @@ class _Scan(DeviceWriter):
             xs.append(x)
             inside.append((place, ok))
             sums.append(x if not sums else b.binary(self.combine, sums[-1], x))
-        before, _ = _Shared(self, fn, b, tid).exclusive(sums[-1])
+        shared = BlockScan(fn, b, tid, self.combine, self._identity(b))
+        before, _ = shared.exclusive(sums[-1])
         fn.barrier()  # all have read before any writes
         for k, (place, ok) in enumerate(inside):
             out = b.binary(self.combine, before, sums[k - 1]) if k else before
             with fn.when(ok):
                 store_value(fn, out, totals, fn.add(first, place), self.carried)
-
-
-class _Shared:
-    """The scan over the threads of a block."""
-
-    def __init__(self, scan: _Scan, fn: DeviceFunction, b: VectorBuilder, tid: str) -> None:
-        self.scan, self.fn, self.b, self.tid = scan, fn, b, tid
-        self.array = fn.shared(_BLOCK // WARP * 8)
-        self.lane, self.warp = fn.op(f"and i64 {tid}, {WARP - 1}"), fn.op(f"lshr i64 {tid}, 5")
-
-    def exclusive(self, x: Reg) -> tuple[Reg, Reg]:
-        """What the threads before this one have, and what all have."""
-        fn, b, scan = self.fn, self.b, self.scan
-        inclusive = x
-        for distance in (1, 2, 4, 8, 16):
-            other = fn.from_below(b, inclusive, distance)
-            more = b.binary(scan.combine, other, inclusive)
-            inclusive = self._where(f"icmp uge i64 {self.lane}, {distance}", more, inclusive)
-        form = scan.carried
-        with fn.when(fn.op(f"icmp eq i64 {self.lane}, {WARP - 1}")):
-            store_value(fn, inclusive, self.array, self.warp, form)
-        fn.barrier()
-        before, total = scan._identity(b), scan._identity(b)
-        for w in range(_BLOCK // WARP):
-            its = load_value(fn, b, self.array, w, form)
-            with_it = b.binary(scan.combine, before, its)
-            before = self._where(f"icmp ugt i64 {self.warp}, {w}", with_it, before)
-            total = b.binary(scan.combine, total, its)
-        fn.barrier()
-        shifted = fn.from_below(b, inclusive, 1)
-        joined = b.binary(scan.combine, before, shifted)
-        return self._where(f"icmp ne i64 {self.lane}, 0", joined, before), total
-
-    def _where(self, test: str, x: Reg, y: Reg) -> Reg:
-        return self.b.select(self.b.reg(self.fn.op(test), bool_), x, y)

@@ -16,6 +16,7 @@ from weft.codegen.gpu.bitonic import BitonicSort
 from weft.codegen.gpu.device import DeviceFunction
 from weft.codegen.gpu.gather_kernel import block_lanes, block_offset
 from weft.codegen.gpu.kernel import DeviceCode
+from weft.codegen.gpu.radix import sorting
 from weft.codegen.gpu.target import GpuTarget
 from weft.codegen.gpu.writer import DeviceWriter, load_value, move, report, store_value, widest
 from weft.codegen.indexing import Addressing, addressing, only_op
@@ -121,7 +122,8 @@ class _Scatter(DeviceWriter):
     def _sorted(self) -> str:
         n = self.where.items
         bits = 32 if self.where.x.size < (1 << 32) - 1 else 64
-        order = BitonicSort(self, 1, n, n, bits, (self.index, self.status))
+        apart = self.where.x.size.bit_length()  # low bits in which no two destinations, or none, are the same
+        order = sorting(self, 1, n, n, bits, (self.index, self.status), apart)
         at = self.room(n * order.pairs.itemsize)
         scratch = f"%a{len(order.slots)}"
         t = order.pairs.key

@@ -9,9 +9,9 @@ from __future__ import annotations
 from math import prod
 
 from weft.codegen.blocks import Ix
-from weft.codegen.gpu.bitonic import BitonicSort
 from weft.codegen.gpu.device import DeviceFunction
 from weft.codegen.gpu.kernel import DeviceCode
+from weft.codegen.gpu.radix import sorting
 from weft.codegen.gpu.target import GpuTarget
 from weft.codegen.gpu.writer import DeviceWriter, load_value
 from weft.codegen.indexing import only_op
@@ -56,7 +56,7 @@ class _Sort(DeviceWriter):
                 names.append(None)
         self.values, self.index = names
         bits = max(32, self.key.bits)
-        order = BitonicSort(self, self.lines, self.n, self.kept, bits, tuple(slots))
+        order = sorting(self, self.lines, self.n, self.kept, bits, tuple(slots), self.key.bits)
         how = order.emit(self._take, self._finish)
         return self.code(f"sort {self.lines} lines of {self.n} {how}")
 

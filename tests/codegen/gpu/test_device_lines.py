@@ -5,8 +5,13 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
+from weft.codegen.gpu import sort_kernel
+from weft.codegen.gpu.kernel import emit_device_kernel
+from weft.codegen.gpu.radix import RadixSort
 from weft.codegen.gpu.target import gpu_target
+from weft.codegen.standalone import kernel_op
 from weft.ir import prims as P
+from weft.ir.prims.base import trace
 from weft.ir.types import TensorType, dtype_of_numpy, f32, i64
 from weft.runtime.cuda.standalone import DeviceStandalone, compile_function
 
@@ -67,6 +72,31 @@ def test_the_first_of_a_long_line_are_those_of_its_chunks():
         lambda x: P.topk_p.bind(x, k=9, axis=1, largest=True), values(np.float32, 2, 3000), form="sort"
     )
     assert len(kernel.code.launches) == 2
+
+
+@pytest.mark.parametrize("descending", [False, True])
+def test_sort_by_digits(monkeypatch, descending):
+    monkeypatch.setattr(sort_kernel, "sorting", RadixSort)
+    kernel = check(
+        lambda x: P.sort_p.bind(x, axis=1, descending=descending), values(np.float32, 2, 2100), form="sort"
+    )
+    assert len(kernel.code.launches) == 12  # four digits: count, scan, send
+
+
+def test_digits_are_taken_where_they_are_fewer_launches():
+    op = kernel_op(
+        trace(lambda x: P.sort_p.bind(x, axis=0, descending=False), TensorType((1 << 20,), f32)), "sort"
+    )
+    assert len(emit_device_kernel(op, SM80, "k").launches) == 12
+    types = [TensorType(s, d) for s, d in (((90,), f32), ((5000, 1), i64), ((5000,), f32))]
+    kernel = compile_function(
+        lambda x, i, u: P.scatter_p.bind(x, i, u, axes=(0,), mode="add"), *types, form="scatter", target=SM80
+    )
+    assert len(kernel.code.launches) == 2 + 3
+    x, i, u = values(np.int64, 90) * 1.0, rng.integers(0, 90, (5000, 1)), rng.standard_normal(5000)
+    arrays = x.astype(np.float32), i, u.astype(np.float32)
+    (want,) = P.scatter_p.evaluate(arrays, {"axes": (0,), "mode": "add"})
+    np.testing.assert_array_equal(kernel(*arrays)[0], want)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.int32], ids=str)

@@ -93,11 +93,12 @@ def test_kernels_of_the_benchmark_spill_nothing(architecture):
 def test_lines_and_indices_assemble():
     from weft.codegen.standalone import kernel_op
     from weft.ir.prims.base import trace
-    from weft.ir.types import TensorType, f32, i64
+    from weft.ir.types import TensorType, f32, f64, i64
 
     x, index = TensorType((64, 3000), f32), TensorType((40, 1), i64)
     forms = {
         "sort": (lambda x: P.sort_p.bind(x, axis=1, descending=False), x),
+        "sort by digits": (lambda x: P.sort_p.bind(x, axis=1, descending=True), TensorType((2, 100000), f64)),
         "cumulative": (lambda x: P.cumsum_p.bind(x, axis=1, reverse=False), x),
         "gather": (lambda x, i: P.gather_p.bind(x, i, axes=(0,)), x, index),
         "scatter": (
@@ -107,8 +108,8 @@ def test_lines_and_indices_assemble():
     }  # fmt: skip
     target = gpu_target("sm_80")
     made = [
-        emit_device_kernel(kernel_op(trace(fn, *types), form), target, form)
-        for form, (fn, *types) in forms.items()
+        emit_device_kernel(kernel_op(trace(fn, *types), name.split()[0]), target, f"k{i}")
+        for i, (name, (fn, *types)) in enumerate(forms.items())
     ]
     _, resources = assemble(compile_ptx(device_module(target, made), target), "sm_80")
     assert len(resources) == sum(len(c.launches) for c in made)
