@@ -160,11 +160,7 @@ def _extreme(d: Decoder, ins: Instruction) -> Step:
         return arithmetic(d, ins)
     fn = extreme(ins)
     if len(ins.operands) == 4:
-        two = fn
-
-        def fn(a: Array, b: Array, c: Array) -> Array:
-            return two(two(a, b), c)
-
+        return _apply(d, ins, lambda a, b, c: fn(fn(a, b), c))
     return _apply(d, ins, fn)
 
 

@@ -75,7 +75,10 @@ class _Expander:
 
     def call(self, ins: Instruction, depth: int) -> None:
         operands = list(ins.operands)
-        results = operands.pop(0) if operands and isinstance(operands[0], Vector) else Vector(())
+        first = operands[0] if operands else None
+        results = first if isinstance(first, Vector) else Vector(())
+        if first is results:
+            operands.pop(0)
         name = operands[0].name if operands and isinstance(operands[0], Sym) else None
         callee = self.module.functions.get(name) if name is not None else None
         if ins.guard is not None or callee is None or not callee.defined or depth >= _DEPTH:

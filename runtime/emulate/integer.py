@@ -91,6 +91,10 @@ def _mul24(a: Array, b: Array, high: bool) -> Array:
     return (product >> np.int64(16) if high else product).astype(a.dtype)
 
 
+def _rectified(fn: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
+    return lambda a, b: np.maximum(fn(a, b), a.dtype.type(0))
+
+
 _SIMPLE: dict[str, Callable[..., Array]] = {
     "add": np.add,
     "sub": np.subtract,
@@ -117,11 +121,7 @@ def arithmetic(d: Decoder, ins: Instruction) -> Step:
     if kind in ("u16x2", "s16x2"):
         fn, kind = _halves(fn, np.uint16 if kind[0] == "u" else np.int16), "b32"
     elif "relu" in ins.mods:
-        simple = fn
-
-        def fn(a: Array, b: Array) -> Array:
-            return np.maximum(simple(a, b), a.dtype.type(0))
-
+        fn = _rectified(fn)
     return elementwise(d, fn, kind, ins.operands[0], *[(o, kind) for o in ins.operands[1:]])
 
 

@@ -9,7 +9,7 @@ from weft.runtime.emulate.access import Site, space_of
 from weft.runtime.emulate.convert import widen_to
 from weft.runtime.emulate.masks import Mask, active, scatter
 from weft.runtime.emulate.program import Decoder, Step, Unknown, instruction, view_of
-from weft.runtime.emulate.ptx_ast import SIZES, Address, Imm, Instruction, Reg, Sym
+from weft.runtime.emulate.ptx_ast import SIZES, Address, Imm, Instruction, Operand, Reg, Sym
 from weft.runtime.emulate.steps import no_effect
 
 Array = Any
@@ -97,7 +97,7 @@ def _store(d: Decoder, ins: Instruction) -> Step:
         raise Unknown("this form of st")
     size = SIZES[kind]
     site = Site(d, ins, address, space_of(ins), size, count)
-    slots = [d.constant(i.value, size) if _is_int(i) else d.loose(i, kind) for i in items]
+    slots = [_source(d, item, kind) for item in items]
     strong = next((m for m in ins.mods if m in _STRONG), None)
     unsigned = np.dtype(f"u{size}")
 
@@ -112,5 +112,7 @@ def _store(d: Decoder, ins: Instruction) -> Step:
     return run
 
 
-def _is_int(operand: Any) -> bool:
-    return isinstance(operand, Imm) and operand.kind == "int"
+def _source(d: Decoder, operand: Operand, kind: str) -> int:
+    if isinstance(operand, Imm) and operand.kind == "int":
+        return d.constant(operand.value, SIZES[kind])
+    return d.loose(operand, kind)
