@@ -31,6 +31,7 @@ from weft.runtime import shared
 from weft.runtime.fingerprint import op_fingerprint
 from weft.runtime.hostcall import HostOp
 from weft.runtime.jit import ENTRY
+from weft.runtime.pieces import Pieces
 
 
 @record(frozen=True)
@@ -66,6 +67,7 @@ class Built:
     hosts: tuple[HostOp, ...]
     arena_bytes: int
     cost_ns: float
+    entries: tuple[str, ...] = ()  # those of the parts of the module that are no kernels
 
 
 def lower(graph: Graph, kind: str = "cpu") -> Any:
@@ -75,10 +77,17 @@ def lower(graph: Graph, kind: str = "cpu") -> Any:
     return run(graph, kind)
 
 
-def build(graph: Graph, target: Target, donate: Mapping[int, int], profile: bool = False) -> Built:
-    """Lower a graph and write its LLVM module; with ``profile`` one that times its kernels."""
+def build(
+    graph: Graph,
+    target: Target,
+    donate: Mapping[int, int],
+    profile: bool = False,
+    pieces: Pieces | None = None,
+) -> Built:
+    """Lower a graph and write its LLVM module; with ``profile`` one that times its kernels. Kernels also go
+    to ``pieces``, which compiles them while the rest is written."""
     lowered = lower(graph)
-    b = CpuBuilder(target, profile)
+    b = CpuBuilder(target, profile, pieces)
     plan, cost = b.program(lowered.graph, ENTRY, donate)
     if profile:
         b.parts.insert(0, profile_globals(len(b.infos)))
@@ -87,7 +96,7 @@ def build(graph: Graph, target: Target, donate: Mapping[int, int], profile: bool
     return Built(
         lowered.stages, lowered.graph, plan, module_text(target, b.parts, b.declares),
         module_text(target, b.parts, [*rest, *calls]), shared.modules(functions, rest, target),
-        b.infos, tuple(b.hosts), plan.arena_bytes, cost,
+        b.infos, tuple(b.hosts), plan.arena_bytes, cost, tuple(b.entries),
     )  # fmt: skip
 
 
@@ -222,15 +231,18 @@ class Builder:
 class CpuBuilder(Builder):
     """Kernels are phases of the thread pool."""
 
-    def __init__(self, target: Target, profile: bool) -> None:
+    def __init__(self, target: Target, profile: bool, pieces: Pieces | None = None) -> None:
         super().__init__()
-        self.target, self.profile = target, profile
+        self.target, self.profile, self.pieces = target, profile, pieces
         self.merger = Merger()
+        self.entries: list[str] = []
 
     def emit(self, op: Op, symbol: str) -> KernelCode:
         code = self.merger.add(emit_kernel(op, self.target, symbol))
         self.parts.append(code.llvm)
         self.declares |= code.declares
+        if self.pieces is not None:
+            self.pieces.add(code.llvm, code.declares)
         return code
 
     def launch(self, op: Op, i: int, plan: Plan, code: KernelCode) -> Step:
@@ -241,7 +253,8 @@ class CpuBuilder(Builder):
         return Program(symbol, len(graph.params), len(graph.results), profile=self.profile)
 
     def entry(self, program: Program) -> float:
-        self.parts.append(emit_entry(program))
+        self.entries.append(emit_entry(program))
+        self.parts.append(self.entries[-1])
         return sum(cost_ns(s) for s in program.steps)
 
 

@@ -79,16 +79,21 @@ def _compile(graph: Graph, key: str, donate: dict[int, int], target: Target | No
     if not libllvm.loaded():
         workers.begin(libllvm.library)  # beside the passes
     from weft.runtime.build import build  # with all passes: a warm start does without
+    from weft.runtime.pieces import Pieces
 
     stats.count("compiles")
     try:
         with collection_paused():
-            built = build(graph, machine, donate)
-        image = jit.compile_object(built.llvm if foreign else built.module, machine)
+            pieces = None if foreign else Pieces(machine)
+            built = build(graph, machine, donate, pieces=pieces)
+        if pieces is None:
+            image, before = jit.compile_object(built.llvm, machine), ()
+        else:
+            image, before = pieces.finish(built.entries)
     except CompilerError as e:
         e.graph = graph  # the whole, as a reproducer
         raise
-    artifact = Artifact.of(built, image, repr(machine))
+    artifact = Artifact.of(built, image, before, repr(machine))
     if store:
         store.store(entry, artifact.to_bytes())
     return Executable(graph, donate, machine, name, artifact, built, compile_only=foreign)

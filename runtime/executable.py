@@ -36,12 +36,13 @@ class Artifact:
     cost_ns: float
     target: str
     shared: dict[str, str]
+    pieces: tuple[bytes, ...] = ()  # the objects that ``image`` calls
 
     @staticmethod
-    def of(built: Built, image: bytes, target: str) -> Artifact:
+    def of(built: Built, image: bytes, pieces: tuple[bytes, ...], target: str) -> Artifact:
         n, native = len(built.kernels), sum(k.native for k in built.kernels)
         return Artifact(image, built.arena_bytes, built.hosts, n, native, built.cost_ns, target,
-                        built.shared)
+                        built.shared, pieces)
 
     def to_bytes(self) -> bytes:
         return pickled(self)
@@ -105,6 +106,8 @@ class Executable:
         imports = {"weft_parallel_for": threads.parallel_for_address,
                    "weft_host": hostcall.callback_address,
                    **shared.addresses(self.artifact.shared, self.target)}  # fmt: skip
+        for piece in self.artifact.pieces:
+            imports |= jit.link(piece, jit.defined_symbols(piece), imports)
         self.address = jit.link(self.artifact.image, (ENTRY,), imports)[ENTRY]
         self._context = hostcall.register(self.artifact.hosts) if self.artifact.hosts else 0
         self._entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.address)

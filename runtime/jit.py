@@ -155,6 +155,11 @@ def parse_object(image: bytes) -> loader.Object:
         raise CompilerError(f"damaged object code: {e}") from None
 
 
+def defined_symbols(image: bytes) -> tuple[str, ...]:
+    """Names that an ELF64 object gives to others. CompilerError where the image is no such object."""
+    return parse_object(image).defined()
+
+
 def undefined_symbols(image: bytes) -> set[str]:
     """Names an ELF64 object expects from elsewhere. CompilerError where the image is no such object."""
     return parse_object(image).undefined()

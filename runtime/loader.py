@@ -44,6 +44,7 @@ def _table(kinds: tuple[int, ...]) -> np.ndarray:
 
 _IS_KNOWN, _IS_GOT = _table(_KNOWN), _table(_GOT)
 _UNDEFINED, _RESERVED = 0, 0xFF00
+_GLOBAL = 1  # binding of a symbol
 _STUB = b"\xff\x25\x00\x00\x00\x00"  # jmp [rip + 0], followed by the address
 _STUB_BYTES = 16
 
@@ -74,6 +75,14 @@ class Object:
         """Names that it expects from elsewhere."""
         found = np.flatnonzero(self.symbols["section"] == _UNDEFINED).tolist()
         return {self.names[k] for k in found if self.names[k]}
+
+
+    def defined(self) -> tuple[str, ...]:
+        """Names that it gives to others."""
+        symbols = self.symbols
+        inside = (symbols["section"] != _UNDEFINED) & (symbols["section"] < _RESERVED)
+        found = np.flatnonzero(inside & (symbols["info"] >> 4 == _GLOBAL))
+        return tuple(self.names[k] for k in found.tolist())
 
 
 def _text(image: bytes, start: int) -> str:

@@ -14,11 +14,12 @@ from collections.abc import Iterable, Mapping
 
 from weft.codegen.target import Target
 from weft.runtime import cache as disk
-from weft.runtime import jit
+from weft.runtime import jit, workers
 
 _NAME = re.compile(r"define [^@]*@([\w.]+)\(")
 _USES = re.compile(r"@([\w.]+)")
 _addresses: dict[str, int] = {}
+_begun: dict[str, workers.Task[bytes]] = {}
 _lock = threading.RLock()
 
 
@@ -64,6 +65,12 @@ def modules(shared: Mapping[str, str], rest: Iterable[str], target: Target) -> d
     return out
 
 
+def begin(text: str, target: Target) -> None:
+    """Begin to compile a module that :func:`addresses` will be asked for."""
+    if text not in _addresses and text not in _begun:
+        _begun[text] = workers.begin(disk.object_for, text, target)
+
+
 def addresses(needed: Mapping[str, str], target: Target) -> dict[str, int]:
     """The addresses of shared functions, given as modules by name; new ones are compiled or loaded."""
     with _lock:
@@ -76,6 +83,7 @@ def _address(name: str, needed: Mapping[str, str], target: Target) -> int:
     if found is None:
         others = (set(_USES.findall(text)) & needed.keys()) - {name}
         imports = {other: _address(other, needed, target) for other in others}
-        image = disk.object_for(text, target)
+        begun = _begun.pop(text, None)
+        image = disk.object_for(text, target) if begun is None else begun.result()
         found = _addresses[text] = jit.link(image, (name,), imports)[name]
     return found
