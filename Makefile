@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 SOURCES = $(shell find frontend ir passes codegen runtime -name '*.py') pyproject.toml
 
-.PHONY: demo test check bench bench-shapes accuracy ptx-report clean
+.PHONY: demo test check bench bench-shapes bench-gpu accuracy ptx-report clean
 
 demo: $(VENV)/.run
 	$(BIN)/python examples/digits.py
@@ -28,6 +28,11 @@ bench: $(VENV)/.run
 # A hundred shapes that no one tuned for, forward and backward.
 bench-shapes: $(VENV)/.run
 	$(BIN)/python -m benchmarks.shapes
+
+# On a machine with an NVIDIA GPU; torch is measured beside weft where it is installed with CUDA.
+bench-gpu: $(VENV)/.run
+	$(BIN)/python -m pip install -q '.[cuda]'
+	$(BIN)/python -m benchmarks.gpu
 
 # What ptxas (of the CUDA toolkit, or pip install nvidia-cuda-nvcc) says of the GPU kernels of the workloads.
 ptx-report: $(VENV)/.run

@@ -50,7 +50,7 @@ def gpt(T: Any, vocabulary: int, context: int, width: int, heads: int, layers: i
             self.head = nn.Linear(width, vocabulary, bias=False)
 
         def forward(self, ids: Any) -> Any:
-            x = self.tokens(ids) + self.positions(T.arange(ids.shape[1]))
+            x = self.tokens(ids) + self.positions(T.arange(ids.shape[1], device=ids.device))
             for b in self.blocks:
                 x = b(x)
             return self.head(self.norm(x))

@@ -187,6 +187,8 @@ def apply(prim: Primitive, *tensors: Tensor, regions: Any = (), **attrs: Any) ->
             if type(a) is not _ndarray:
                 return _apply(interp, prim, tensors, attrs, regions)
             if a.nbytes >= LEAST_BYTES:
+                if any(type(x) is not _ndarray for x in arrays):
+                    return _apply(interp, prim, tensors, attrs, regions)
                 out = _large(prim, arrays, attrs)
                 break
         else:

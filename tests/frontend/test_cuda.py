@@ -98,6 +98,12 @@ def test_operations_are_those_of_the_cpu() -> None:
         assert b.is_cuda and a.dtype is b.dtype and close(a, b)
 
 
+def test_a_number_with_a_large_tensor() -> None:
+    x = weft.ones(80, 80, device="cuda", requires_grad=True)
+    (2.0 - x * 3.0).sum().backward()
+    assert x.grad.is_cuda and x.grad[0, 0].item() == -3
+
+
 def test_views_share_memory_and_writes_reach_them() -> None:
     x = weft.zeros(3, 4, device="cuda")
     row, corner = x[1], x.t()[:2, :2]
