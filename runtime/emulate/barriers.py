@@ -84,7 +84,8 @@ class Barriers:
         if op.kind == "sync" and op.count is None and not self.open and np.array_equal(bits, chunk.live):
             chunk.passed_block_barrier(slice(None))
             return [(target, bits)]
-        numbers = np.unique(full(self.R, self.R[op.number])[bits])
+        number = self.R[op.number]
+        numbers = number if number.size == 1 else np.unique(full(self.R, number)[bits])
         released: Released = []
         for number in numbers:
             if number > 15:
