@@ -207,6 +207,7 @@ def places(nest: Nest, m: Mapping) -> tuple[set[str], int]:
         return set(), 0
     loops = team_loops(nest)
     held = set(tiles)
+    met: dict[str, Any] = {}  # where each is met: by the thread that made an element, if always at one index
     for loop in loops:
         points = 1
         for _, n in loop.axes:
@@ -217,6 +218,7 @@ def places(nest: Nest, m: Mapping) -> tuple[set[str], int]:
         for s in statements(loop.body):
             if isinstance(s, (Load, Store)) and s.buffer in tiles:
                 plain = id(s) in direct and s.mask is None and set(s.index.names()) <= variables
+                plain &= met.setdefault(s.buffer, (tuple(loop.axes), s.index)) == (tuple(loop.axes), s.index)
                 if not plain or steps * m.lanes > 32:
                     held.discard(s.buffer)
     for s in nest.body:

@@ -13,7 +13,7 @@ from weft.codegen.loop_body import Frame
 from weft.codegen.loop_folds import State, publish, start, step
 from weft.codegen.loop_serial import end_of, flatten, held_in, unflatten
 from weft.ir import types as T
-from weft.ir.loops import Loop
+from weft.ir.loops import Loop, Store, statements
 
 States = list[list[State]]  # by fold and instance
 
@@ -50,9 +50,14 @@ class _TeamLoop:
         instances = e.frame.instances if self.down else self.lanes
         states = [[start(e, f, 0) for _ in range(instances)] for f in self.loop.folds]
         end = end_of(e, self.loop) if self.loop.limit is not None else None
+        fills = any(isinstance(s, Store) and s.buffer in e.shared_tiles for s in statements(self.loop.body))
+        if fills and e.rows is not None:
+            self.team.barrier(e)  # all have read what the row before left
         states = self._all(states, end) if self.written_out else self._looped(states, end)
         e.frame = outer
         e.inside -= 1
+        if fills:
+            self.team.barrier(e)
         for fold, per in zip(self.loop.folds, states, strict=True):
             if fold.name in e.late:
                 e.late[fold.name] = (fold, per)

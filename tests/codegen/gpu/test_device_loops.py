@@ -6,13 +6,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import weft
+from on_device import on_device
 from weft import nn
 from weft.codegen.gpu.kernel import emit_device_kernel
 from weft.codegen.gpu.target import gpu_target
 from weft.ir import prims as P
 from weft.ir.graph import Op
+from weft.ir.prims.base import trace
 from weft.ir.types import TensorType, bf16, bool_, f16, f32, f64, i64
 from weft.nn import functional as F
+from weft.passes.pipeline import lower
 from weft.runtime.cuda.standalone import DeviceStandalone, compile_function, compile_primitive, run_region
 
 SM80 = gpu_target("sm_80")
@@ -204,3 +207,41 @@ def test_the_step_size_of_a_large_step_is_computed_once():
         want = op.prim.evaluate(arrays, op.attrs, op.regions)
     for got, w in zip(kernel(*arrays), want, strict=True):
         np.testing.assert_allclose(got, w, rtol=2e-5, atol=1e-6)
+
+
+def softmax_of_rows(x):
+    shape = x.type.shape if hasattr(x, "type") else x.shape
+    exponent = P.exp_p.bind(P.tanh_p.bind(x))
+    total = P.broadcast_p.bind(P.sum_p.bind(exponent, axes=(1,)), shape=shape, axes=(0,))
+    return exponent / total
+
+
+@pytest.mark.parametrize("shape", [(6, 100), (3, 1000), (400, 24)])
+def test_values_of_a_row_that_other_threads_read_are_shared(shape):
+    """Reversed rows: an element is read by another thread than made it, after a barrier."""
+
+    def f(x):
+        y = softmax_of_rows(x)
+        return y + P.flip_p.bind(y, axes=(1,)), P.sum_p.bind(y, axes=(0,))
+
+    graph = lower(trace(f, TensorType(shape, f32))).graph
+    x = normal(*shape)
+    got, kernels = on_device(graph, [x], SM80)
+    assert kernels == 1
+    for a, b in zip(got, f(x), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 20000), (1, 33333), (5, 8192)])
+def test_rows_that_registers_do_not_hold(shape):
+    graph = lower(trace(softmax_of_rows, TensorType(shape, f32))).graph
+    x = normal(*shape)
+    (got,), _ = on_device(graph, [x], SM80)
+    np.testing.assert_allclose(got, softmax_of_rows(x), rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(0,), (4, 0), ()])
+def test_nothing_and_single_elements(shape):
+    graph = lower(trace(lambda x: x * 2.0 + 1.0, TensorType(shape, f32))).graph
+    x = normal(*shape)
+    np.testing.assert_array_equal(on_device(graph, [np.asarray(x, np.float32)], SM80)[0][0], x * 2 + 1)
