@@ -1,4 +1,4 @@
-"""``WEFT_DUMP=graph,fused,loops,llvm,asm,plan``: what each compiled graph went through, as files."""
+"""``WEFT_DUMP=graph,fused,loops,llvm,asm,ptx,plan``: what each compiled graph went through, as files."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ _WRITERS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "plan": ("plan.txt", lambda exe: str(exe.plan)),
     "llvm": ("ll", lambda exe: exe.llvm()),
     "asm": ("s", lambda exe: exe.asm()),
+    "ptx": ("ptx", lambda exe: exe.ptx()),
 }
 
 
@@ -35,6 +36,8 @@ def dump(executable: Any, key: str, kinds: list[str]) -> list[Path]:
     stem = re.sub(r"\W+", "_", executable.name) + "-" + key[:8]
     out = []
     for k in kinds:
+        if k == "ptx" and not hasattr(executable, "ptx"):
+            continue  # only a GPU's code is PTX
         ending, text = _WRITERS[k]
         out.append(folder / f"{stem}.{ending}")
         out[-1].write_text(text(executable).rstrip("\n") + "\n")

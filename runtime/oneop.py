@@ -324,22 +324,37 @@ def _compile_vjp(
     slots = (*cts, *outs, *operands)
     layouts = [Layout(x) for x in slots if type(x) is _ndarray]
     found: list[int] = []
-
-    def rule(*values: Value) -> list[Any]:
-        it = iter(values)
-        filled = [next(it) if type(x) is _ndarray else x for x in slots]
-        n, m = len(cts), len(outs)
-        ct: Any = tuple(filled[:n]) if n > 1 else filled[0]
-        out: Any = tuple(filled[n : n + m]) if n > 1 else filled[n]
-        grads = prim.vjp(ct, out, *filled[n + m :], **attrs)  # type: ignore[misc]
-        found[:] = [i for i in wanted if grads[i] is not None]
-        return [grads[i] for i in found]
-
+    rule = vjp_rule(prim, attrs, slots, len(cts), wanted, _ndarray, found)
     made = _vjp_runner(layouts, rule, f"{prim.name}_vjp")
     if made is None:
         KERNELS.made[key] = None
         return None
-    runner, n_operands = prepared(made, layouts), len(operands)
+    run = KERNELS.made[key] = placing(prepared(made, layouts), found, len(operands))
+    return run
+
+
+def vjp_rule(
+    prim: Primitive, attrs: Mapping[str, Any], slots: Sequence[Any], n: int, wanted: Ints, given: type,
+    found: list[int],
+) -> Callable[..., list[Any]]:  # fmt: skip
+    """The gradient rule of a primitive as a function of the values of those ``slots`` (``n`` cotangents, as
+    many results, the operands) that are of type ``given``. It gives the ``wanted`` gradients that there are,
+    and writes to ``found`` which these are."""
+
+    def rule(*values: Value) -> list[Any]:
+        it = iter(values)
+        filled = [next(it) if type(x) is given else x for x in slots]
+        ct: Any = tuple(filled[:n]) if n > 1 else filled[0]
+        out: Any = tuple(filled[n : 2 * n]) if n > 1 else filled[n]
+        grads = prim.vjp(ct, out, *filled[2 * n :], **attrs)  # type: ignore[misc]
+        found[:] = [i for i in wanted if grads[i] is not None]
+        return [grads[i] for i in found]
+
+    return rule
+
+
+def placing(runner: Callable[..., Any], found: Sequence[int], n_operands: int) -> Callable[..., list[Any]]:
+    """``runner`` with its results in the places of the operands that they are gradients of."""
 
     def run(*arrays: Any) -> list[Any]:
         grads: list[Any] = [None] * n_operands
@@ -347,7 +362,6 @@ def _compile_vjp(
             grads[i] = g
         return grads
 
-    KERNELS.made[key] = run
     return run
 
 

@@ -78,6 +78,7 @@ class StatusWords:
         self._state = state
         self._names: dict[int, str] = {}
         self._serial = itertools.count()
+        self._lock = threading.Lock()
         self._pending: dict[int, set[int]] = {}  # by stream, the words of executables that ran
         self._fetched: dict[int, tuple[list[int], ctypes.Array[ctypes.c_int64]]] = {}
 
@@ -101,10 +102,8 @@ class StatusWords:
 
     def ran(self, stream: int, word: int) -> None:
         """An executable with this word was launched on ``stream``."""
-        pending = self._pending.get(stream)
-        if pending is None:
-            pending = self._pending.setdefault(stream, set())
-        pending.add(word)
+        with self._lock:
+            self._pending.setdefault(stream, set()).add(word)
 
     def streams(self) -> list[int]:
         """The streams on which something ran that was not yet looked at."""
@@ -112,7 +111,8 @@ class StatusWords:
 
     def fetch(self, stream: int) -> None:
         """Start to copy the words of what ran on a stream."""
-        words = sorted(self._pending.pop(stream, ()))
+        with self._lock:
+            words = sorted(self._pending.pop(stream, ()))
         if words:
             n = words[-1] - words[0] + 1
             values = (ctypes.c_int64 * n)()

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 from weft.ir.graph import Graph, Value
-from weft.ir.prims.base import Interpreter, NumpyInterpreter, Primitive
+from weft.ir.prims.base import Interpreter, NumpyInterpreter, Primitive, type_of
 from weft.ir.types import Device
 from weft.passes.dce import dce
 from weft.runtime import compile_graph, stats
 from weft.runtime.cuda.array import DeviceArray, empty, from_host
 from weft.runtime.cuda.device import index_of
-from weft.runtime.oneop import Layout, broadcast_operands, graph_of, prepared
+from weft.runtime.oneop import Layout, broadcast_operands, graph_of, placing, prepared, vjp_rule
 
 _LIMIT = 1 << 14  # runners kept; the executables behind them have a cache of their own
 _runners: dict[Any, Callable[..., list[Any]]] = {}
@@ -94,6 +94,51 @@ def _compile(
         return prim.bind(*broadcast_operands(prim, xs), regions=regions, **attrs)
 
     return prepared(runner_of(dce(graph_of(layouts, body, prim.name))), layouts)
+
+
+def vjp(
+    prim: Primitive, attrs: Mapping[str, Any], ct: Any, out: Any, operands: Sequence[Any],
+    wanted: tuple[int, ...],
+) -> list[Any]:  # fmt: skip
+    """The ``wanted`` gradients of one operation as one graph, None for the others.
+
+    ``ct`` and ``out`` are tuples for several results. What was not saved for the rule is anything with the
+    type of a value, or None.
+    """
+    cts, outs = (ct, out) if isinstance(ct, tuple) else ((ct,), (out,))
+    slots = (*cts, *outs, *operands)
+    given = [x for x in slots if type(x) is DeviceArray]
+    device = _device(given, attrs)
+    try:
+        key = ("vjp", prim, device, wanted, tuple(attrs.items()), *map(_slot_key, slots))
+        runner = _runners.get(key)
+    except TypeError:  # an attribute that is an array
+        key, runner = None, None
+    if runner is None:
+        runner = _compile_vjp(prim, attrs, slots, len(cts), wanted, device)
+        if key is not None and len(_runners) < _LIMIT:
+            _runners[key] = runner
+    return runner(*given)
+
+
+def _slot_key(x: Any) -> Any:
+    if type(x) is DeviceArray:
+        return _key(x)
+    return None if x is None else (type_of(x), id(type(x)))
+
+
+def _compile_vjp(
+    prim: Primitive, attrs: Mapping[str, Any], slots: Sequence[Any], n: int, wanted: tuple[int, ...],
+    device: Device,
+) -> Callable[..., list[Any]]:  # fmt: skip
+    layouts = [Layout(x, device, DeviceArray.packed) for x in slots if type(x) is DeviceArray]
+    found: list[int] = []
+    rule = vjp_rule(prim, attrs, slots, n, wanted, DeviceArray, found)
+    graph = dce(graph_of(layouts, rule, f"{prim.name}_vjp"))
+    n_operands = len(slots) - 2 * n
+    if not graph.results:
+        return lambda *arrays: [None] * n_operands
+    return placing(prepared(runner_of(graph), layouts), found, n_operands)
 
 
 def _dense(a: Any) -> Any:

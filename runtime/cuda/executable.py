@@ -191,9 +191,11 @@ class DeviceExecutable:
         """The LLVM IR of the kernels."""
         return self.built.llvm
 
-    def asm(self) -> str:
+    def ptx(self) -> str:
         """The PTX of the kernels."""
         return self.artifact.ptx
+
+    asm = ptx
 
     # -- calls ------------------------------------------------------------------------------------------
     def native_runner(self, slow: Callable[..., Any]) -> Callable[..., Any] | None:

@@ -10,7 +10,7 @@ from weft.ir.prims.base import interpreting
 from weft.ir.types import CPU, Device, f32, i64
 from weft.runtime import stats
 from weft.runtime.cuda.array import DeviceArray, from_host
-from weft.runtime.cuda.eager import DEVICE, run, transfer
+from weft.runtime.cuda.eager import DEVICE, run, transfer, vjp
 
 pytestmark = pytest.mark.gpu
 X = np.linspace(-2, 2, 24, dtype=np.float32).reshape(2, 3, 4)
@@ -82,6 +82,22 @@ def test_rules_of_gradients_run_on_the_device():
     np.testing.assert_allclose(grad.copy_to_host(), 1 - np.tanh(X) ** 2, rtol=1e-5, atol=1e-6)
     with interpreting(DEVICE):
         assert isinstance(P.add_p.bind(X, X), np.ndarray)
+
+
+def test_a_gradient_is_one_graph():
+    x, y = from_host(X), run(P.tanh_p, [from_host(X)], {})
+    ct = from_host(np.ones_like(X))
+    vjp(P.tanh_p, {}, ct, y, (x,), (0,))
+    stats.reset()
+    (grad,) = vjp(P.tanh_p, {}, ct, y, (x,), (0,))
+    assert stats.snapshot()["device_launches"] == 1 and stats.snapshot()["eager_kernels"] == 0
+    np.testing.assert_allclose(grad.copy_to_host(), 1 - np.tanh(X) ** 2, rtol=1e-5, atol=1e-6)
+    a, b = from_host(X[0]), from_host(X[1])
+    attrs = {"contract": ((1,), (1,)), "batch": ((), ())}
+    ct = from_host(np.ones((3, 3), np.float32))
+    left, right = vjp(P.dot_general_p, attrs, ct, None, (a, b), (1,))
+    assert left is None
+    np.testing.assert_allclose(right.copy_to_host(), np.ones((3, 3)).T @ X[0], rtol=1e-5)
 
 
 def test_transfers():
