@@ -107,8 +107,8 @@ class _Renamer:
         self.names = names
 
     def instruction(self, ins: Instruction) -> Instruction:
-        if not self.suffix and not self.names:
-            return ins
+        if not self.suffix:
+            return ins  # the entry itself keeps its names
         guard = self.operand(ins.guard) if ins.guard else None
         assert guard is None or isinstance(guard, Reg)
         return replace(ins, operands=tuple(self.operand(o) for o in ins.operands), guard=guard)

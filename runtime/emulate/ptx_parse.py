@@ -25,7 +25,7 @@ from weft.runtime.emulate.ptx_ast import (
     Variable,
     Vector,
 )
-from weft.runtime.emulate.ptx_lex import Token, tokens
+from weft.runtime.emulate.ptx_lex import tokens
 
 _SPACES = {".global": "global", ".const": "const", ".shared": "shared", ".local": "local", ".param": "param"}
 _LINKAGE = {".visible", ".extern", ".weak", ".common", ".internal"}
@@ -64,8 +64,7 @@ class _Scope:
 
 class _Parser:
     def __init__(self, text: str) -> None:
-        self.tokens = tokens(text)
-        self.lines = text.split("\n")
+        self.texts, self.kinds, self.lines = tokens(text)
         self.at = 0
         self.scopes: list[_Scope] = []
         self.opened = 0
@@ -74,59 +73,69 @@ class _Parser:
     # tokens
 
     @property
-    def token(self) -> Token:
-        return self.tokens[self.at]
+    def text(self) -> str:
+        return self.texts[self.at]
 
-    def next(self) -> Token:
-        token = self.tokens[self.at]
-        if token.kind != "end":
+    @property
+    def kind(self) -> str:
+        return self.kinds[self.at]
+
+    @property
+    def line(self) -> int:
+        return self.lines[self.at]
+
+    def next(self) -> str:
+        text = self.texts[self.at]
+        if text:
             self.at += 1
-        return token
+        return text
 
     def fail(self, message: str) -> PtxSyntaxError:
-        return PtxSyntaxError(self.token.line, message)
+        return PtxSyntaxError(self.line, message)
 
     def accept(self, text: str) -> bool:
-        if self.token.text == text:
-            self.next()
+        if self.texts[self.at] == text:
+            self.at += 1
             return True
         return False
 
     def expect(self, text: str) -> None:
         if not self.accept(text):
-            raise self.fail(f"expected {text!r}, found {self.token.text!r}")
+            raise self.fail(f"expected {text!r}, found {self.text!r}")
 
     def name(self) -> str:
-        if self.token.kind != "name":
-            raise self.fail(f"expected a name, found {self.token.text!r}")
-        return self.next().text
+        at = self.at
+        if self.kinds[at] != "name":
+            raise self.fail(f"expected a name, found {self.text!r}")
+        self.at = at + 1
+        return self.texts[at]
 
     def integer(self) -> int:
         negative = self.accept("-")
-        value = _number(self.token)
+        value = _number(self.kind, self.text)
         if value is None or value.kind != "int":
-            raise self.fail(f"expected an integer, found {self.token.text!r}")
+            raise self.fail(f"expected an integer, found {self.text!r}")
         self.next()
         return -value.value if negative else value.value
 
     def skip_line(self) -> None:
-        line = self.token.line
-        while self.token.line == line and self.token.kind != "end":
+        line = self.line
+        while self.line == line and self.kind != "end":
             self.next()
 
     # module
 
     def module(self) -> Module:
         module = Module()
-        while self.token.kind != "end":
+        while self.kind != "end":
             self.module_item(module)
         return module
 
     def module_item(self, module: Module) -> None:
-        text = self.token.text
+        text = self.text
         if text == ".version":
             self.next()
-            module.version = self.next().text
+            module.version = self.next()
         elif text == ".target":
             self.next()
             module.target = self.name()
@@ -148,19 +157,19 @@ class _Parser:
         while not self.accept("{"):
             self.next()
         while not self.accept("}"):
-            if self.next().kind == "end":
+            if not self.next():
                 raise self.fail("a section without an end")
 
     def skip_statement(self) -> None:
         while not self.accept(";"):
-            if self.next().kind == "end":
+            if not self.next():
                 raise self.fail("a statement without an end")
 
     def definition(self, module: Module) -> None:
         linkage: set[str] = set()
-        while self.token.text in _LINKAGE:
-            linkage.add(self.next().text)
-        text = self.token.text
+        while self.text in _LINKAGE:
+            linkage.add(self.next())
+        text = self.text
         if text in (".entry", ".func"):
             function = self.function()
             if function.defined or function.name not in module.functions:
@@ -174,7 +183,7 @@ class _Parser:
     # variables
 
     def variables(self, extern: bool = False) -> Iterator[Variable]:
-        space = _SPACES[self.next().text]
+        space = _SPACES[self.next()]
         align, kind, repeat = self.attributes()
         while True:
             variable = self.variable(space, kind, align, repeat)
@@ -186,8 +195,8 @@ class _Parser:
 
     def attributes(self) -> tuple[int, str, int]:
         align, kind, repeat = 0, "", 1
-        while self.token.text.startswith("."):
-            text = self.next().text[1:]
+        while self.text.startswith("."):
+            text = self.next()[1:]
             if text == "align":
                 align = self.integer()
             elif text in ("v2", "v4"):
@@ -207,15 +216,15 @@ class _Parser:
         return align or SIZES[kind] * repeat, kind, repeat
 
     def pointer_attributes(self) -> None:
-        while self.token.text in (".align", ".global", ".shared", ".local", ".const"):
-            if self.next().text == ".align":
+        while self.text in (".align", ".global", ".shared", ".local", ".const"):
+            if self.next() == ".align":
                 self.integer()
 
     def variable(self, space: str, kind: str, align: int, repeat: int) -> Variable:
         name, count, array = self.name(), repeat, False
         while self.accept("["):
             array = True
-            count = count * self.integer() if self.token.text != "]" else 0
+            count = count * self.integer() if self.text != "]" else 0
             self.expect("]")
         values: tuple[Operand, ...] = ()
         if self.accept("="):
@@ -229,7 +238,7 @@ class _Parser:
             yield self.initial_value()
             return
         while not self.accept("}"):
-            if self.token.text == "{":
+            if self.text == "{":
                 yield from self.initialiser()
             else:
                 yield self.initial_value()
@@ -246,11 +255,11 @@ class _Parser:
     # functions
 
     def function(self) -> Function:
-        entry = self.next().text == ".entry"
-        line = self.token.line
-        results = self.parameters() if not entry and self.token.text == "(" else []
+        entry = self.next() == ".entry"
+        line = self.line
+        results = self.parameters() if not entry and self.text == "(" else []
         name = self.name()
-        params = self.parameters() if self.token.text == "(" else []
+        params = self.parameters() if self.text == "(" else []
         function = Function(name, entry, params, results, line=line)
         self.function_directives(function)
         if self.accept(";"):
@@ -267,7 +276,7 @@ class _Parser:
         found: list[Variable] = []
         self.expect("(")
         while not self.accept(")"):
-            if self.token.text == ".reg":
+            if self.text == ".reg":
                 raise self.fail("parameters in registers are not supported")
             self.expect(".param")
             align, kind, repeat = self.attributes()
@@ -276,12 +285,12 @@ class _Parser:
         return found
 
     def function_directives(self, function: Function) -> None:
-        while self.token.text.startswith("."):
-            name = self.next().text[1:]
+        while self.text.startswith("."):
+            name = self.next()[1:]
             if name == "pragma":
                 self.skip_statement()
                 continue
-            values = [self.integer()] if self.token.kind == "number" else []
+            values = [self.integer()] if self.kind == "number" else []
             while values and self.accept(","):
                 values.append(self.integer())
             function.directives[name] = tuple(values)
@@ -289,8 +298,7 @@ class _Parser:
     def body(self, function: Function) -> None:
         depth = 1
         while depth:
-            token = self.token
-            if token.kind == "end":
+            if self.kind == "end":
                 raise self.fail(f"function {function.name} has no end")
             if self.accept("{"):
                 depth += 1
@@ -305,7 +313,7 @@ class _Parser:
                 self.statement(function)
 
     def statement(self, function: Function) -> None:
-        text = self.token.text
+        text = self.text
         if text == ".reg":
             self.registers(function)
         elif text in _SPACES:
@@ -321,26 +329,27 @@ class _Parser:
             self.skip_section()
         elif text == ";":
             self.next()
-        elif self.tokens[self.at + 1].text == ":":
+        elif self.texts[self.at + 1] == ":":
             self.label(function)
         else:
             function.body.append(self.instruction())
 
     def label(self, function: Function) -> None:
-        token = self.next()
+        line = self.line
+        name = self.next()
         self.expect(":")
-        unique = self.scopes[-1].unique(token.text)
-        self.renamed[-1][token.text] = unique
+        unique = self.scopes[-1].unique(name)
+        self.renamed[-1][name] = unique
         if self.accept(".branchtargets"):
             labels = [self.resolve_label(self.name())]
             while self.accept(","):
                 labels.append(self.resolve_label(self.name()))
             self.expect(";")
             function.body.append(Targets(unique, tuple(labels)))
-        elif self.token.text in (".callprototype", ".calltargets"):
+        elif self.text in (".callprototype", ".calltargets"):
             self.skip_statement()
         else:
-            function.body.append(Label(unique, token.line))
+            function.body.append(Label(unique, line))
 
     def resolve_label(self, name: str) -> str:
         for renamed in reversed(self.renamed):
@@ -351,9 +360,9 @@ class _Parser:
     def forward_label(self, name: str) -> str:
         """A label further on: of this scope, where it stands before the scope's end."""
         depth, at = 0, self.at
-        while depth >= 0 and at + 1 < len(self.tokens):
-            text = self.tokens[at].text
-            if depth == 0 and text == name and self.tokens[at + 1].text == ":":
+        while depth >= 0 and at + 1 < len(self.texts):
+            text = self.texts[at]
+            if depth == 0 and text == name and self.texts[at + 1] == ":":
                 return self.scopes[-1].unique(name)
             depth += (text == "{") - (text == "}")
             at += 1
@@ -362,8 +371,8 @@ class _Parser:
     def registers(self, function: Function) -> None:
         self.next()
         kind = ""
-        while self.token.text.startswith("."):
-            text = self.next().text[1:]
+        while self.text.startswith("."):
+            text = self.next()[1:]
             if text in SIZES:
                 kind = text
             elif text not in ("v2", "v4"):
@@ -383,7 +392,7 @@ class _Parser:
     # instructions
 
     def instruction(self) -> Instruction:
-        line, start = self.token.line, self.at
+        line, start = self.line, self.at
         guard, negated = None, False
         if self.accept("@"):
             negated = self.accept("!")
@@ -394,13 +403,13 @@ class _Parser:
         op = self.name()
         operands: list[Operand] = []
         while not self.accept(";"):
-            if self.token.text == "(":
+            if self.text == "(":
                 operands.append(self.arguments())
             else:
                 operands.append(self.operand())
-            if self.token.text != ";":
+            if self.text != ";":
                 self.expect(",")
-        text = " ".join(t.text for t in self.tokens[start : self.at - 1])
+        text = " ".join(self.texts[start : self.at - 1])
         return Instruction(op, tuple(operands), line, guard, negated, text)
 
     def arguments(self) -> Vector:
@@ -412,7 +421,7 @@ class _Parser:
         return Vector(tuple(items))
 
     def operand(self) -> Operand:
-        text = self.token.text
+        text = self.text
         if text == "{":
             return self.vector()
         if text == "[":
@@ -423,7 +432,7 @@ class _Parser:
             if not isinstance(of, Reg):
                 raise self.fail("only a predicate can be negated")
             return Not(of)
-        if text == "-" or self.token.kind == "number":
+        if text == "-" or self.kind == "number":
             return self.immediate()
         first = self.reference()
         if self.accept("|"):
@@ -432,9 +441,9 @@ class _Parser:
 
     def immediate(self) -> Imm:
         negative = self.accept("-")
-        value = _number(self.token)
+        value = _number(self.kind, self.text)
         if value is None:
-            raise self.fail(f"expected a number, found {self.token.text!r}")
+            raise self.fail(f"expected a number, found {self.text!r}")
         self.next()
         if not negative:
             return value
@@ -458,19 +467,19 @@ class _Parser:
 
     def offset(self) -> int:
         total = 0
-        while self.token.text in ("+", "-"):
-            sign = -1 if self.next().text == "-" else 1
+        while self.text in ("+", "-"):
+            sign = -1 if self.next() == "-" else 1
             total += sign * self.integer()
         return total
 
     def address(self) -> Operand:
         self.expect("[")
-        if self.token.kind == "number":
+        if self.kind == "number":
             found: Operand = Address(None, self.integer())
         else:
             base = self.reference()
             found = Address(base, self.offset())
-            if self.token.text == ",":
+            if self.text == ",":
                 raise self.fail("tensor and surface addresses are not supported")
         self.expect("]")
         return found
@@ -484,9 +493,8 @@ class _Parser:
         return Vector(tuple(items))
 
 
-def _number(token: Token) -> Imm | None:
-    text = token.text
-    if token.kind != "number":
+def _number(kind: str, text: str) -> Imm | None:
+    if kind != "number":
         return None
     if text[:2] in ("0f", "0F"):
         return Imm(int(text[2:], 16), "f32")
