@@ -307,14 +307,20 @@ class SimtEngine(Engine):
         return out
 
     def _share(self, fn: BlockCode, weights: Sums) -> None:
+        """Put the weights into shared memory, column by column, in vectors of neighbouring rows."""
         ld, size, t = self.rows + self.pad, self.acc.itemsize, reg_type(self.acc)
-        fn.barrier()
+        at: dict[tuple[int, int], tuple[Ix, list[str]]] = {}
         for run in self.cells(fn):
             for e in range(run.count):
-                col = fn.i32("add", run.col, e)
-                at = fn.i32("add", fn.i32("mul", col, ld), self.thread_rows[run.row])
-                to = fn.i32("add", fn.i32("mul", at, size), self.weights_at)
-                fn.store_shared(t, weights[run.first + e], to, size)
+                key = (run.row // self.group, run.first % 4 + e)
+                _, rows = at.setdefault(key, (fn.i32("add", run.col, e), []))
+                rows.append(weights[run.first + e])
+        fn.barrier()
+        for (group, _), (col, rows) in at.items():
+            first = self.thread_rows[group * self.group]
+            to = fn.i32("mul", fn.i32("add", fn.i32("mul", col, ld), first), size)
+            vector = vector_of(fn, rows, t)
+            fn.store_shared(reg_type(self.acc, self.group), vector, fn.i32("add", to, self.weights_at), 16)
         fn.barrier()
 
     def holds(self, widths: tuple[int, ...], tiles: int) -> bool:

@@ -23,6 +23,7 @@ from weft.ir.graph import Graph, Value
 from weft.ir.types import DType, f32
 
 _ASYNC_BYTES = (4, 8, 16)
+_ABREAST = 8  # rows that a warp copies at a time where elements are scattered
 
 
 @dataclass(frozen=True)
@@ -220,8 +221,7 @@ class TileLoader:
         self.ks: list[Ix] = []
         self.to: list[Ix] = []
         self.mine: list[str | None] = []
-        self._line0 = fn.i32("udiv", fn.thread, self.line)
-        self._at0 = fn.i32("mul", fn.i32("urem", fn.thread, self.line), self.vector)
+        self._line0, self._at0 = self._first(fn)
         seen: dict[Ix, Line] = {}
         for i in range(self.count):
             line, at = self._place(fn, i)
@@ -233,6 +233,19 @@ class TileLoader:
             self.ks.append(k)
             self.to.append(self._offset(fn, line, at))
             self.mine.append(self._within(fn, i) if self.partial else None)
+
+    def _first(self, fn: BlockCode) -> tuple[Ix, Ix]:
+        """Line and element of this thread's first vector.
+
+        Vectors that are stored across the lines are taken from a few rows side by side, so that the stores of
+        a warp fall into different banks.
+        """
+        n, high = self.line, 1
+        if self.kind == "wide" and self.side.along == "k" and self.threads % n == 0:
+            high = min(_ABREAST, self.threads // n)
+        rest, inside = fn.i32("udiv", fn.thread, high), fn.i32("urem", fn.thread, high)
+        line = fn.i32("add", fn.i32("mul", fn.i32("udiv", rest, n), high), inside)
+        return line, fn.i32("mul", fn.i32("urem", rest, n), self.vector)
 
     def _within(self, fn: BlockCode, i: int) -> str:
         left = self.rows * self.depth // self.vector - i * self.threads

@@ -60,6 +60,7 @@ class DeviceKernel:
             params = struct.pack(f"<{len(launch.buffers)}Q", *(addresses[b] for b in launch.buffers))
             function = module.function(launch.symbol)
             machine.launch(function, launch.grid, launch.block, launch.shared_bytes, params)
+        self.launches = machine.launches
         for array, address in zip(results, addresses[len(arrays) :], strict=False):
             machine.dtoh(array, address)
         return results

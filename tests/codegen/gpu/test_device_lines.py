@@ -61,9 +61,7 @@ def test_sort(dtype):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_sort_of_a_long_line_is_stable(dtype):
-    kernel = check(
-        lambda x: P.sort_p.bind(x, axis=0, descending=False), values(dtype, 2500), form="sort"
-    )
+    kernel = check(lambda x: P.sort_p.bind(x, axis=0, descending=False), values(dtype, 2500), form="sort")
     assert len(kernel.code.launches) == 3  # two chunks, a step between them, the rest within each
 
 
@@ -151,9 +149,7 @@ def test_gather(dtype):
     table = values(dtype, 20, 33)
     check(lambda t, i: P.gather_p.bind(t, i, axes=(0,)), table, rng.integers(0, 20, (9, 1)), form="gather")
     check(lambda t, i: P.gather_p.bind(t, i, axes=(1,)), table, rng.integers(0, 33, (9, 1)), form="gather")
-    check(
-        lambda t, i: P.take_along_p.bind(t, i, axis=1), table, rng.integers(0, 33, (20, 5)), form="gather"
-    )
+    check(lambda t, i: P.take_along_p.bind(t, i, axis=1), table, rng.integers(0, 33, (20, 5)), form="gather")
 
 
 def test_a_gather_of_rows_moves_sixteen_bytes_at_once():

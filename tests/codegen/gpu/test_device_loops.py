@@ -75,8 +75,6 @@ def traffic(op: Op, *arrays: np.ndarray) -> tuple[int, int]:
     return sum(s.global_read for s in kernel.statistics), sum(s.global_written for s in kernel.statistics)
 
 
-
-
 @pytest.mark.parametrize("shape", [(3, 64), (70, 1024), (4, 4096), (2, 9000)])
 def test_softmax_reads_and_writes_once(shape):
     op = only(lambda x: F.softmax(x, -1), weft.randn(*shape))

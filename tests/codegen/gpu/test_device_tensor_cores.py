@@ -141,3 +141,15 @@ def test_large_products_get_large_tiles_and_few_rows_parts_of_k() -> None:
     few = choose(Problem(1, 16, 4096, 4096, T.bf16), target)
     assert few.m == 16 and few.splits > 1
     assert choose(Problem(1, 4096, 4096, 4096, T.f32), target).family == "fma"
+
+
+def test_memory_is_read_in_whole_sectors_and_shared_memory_without_conflicts() -> None:
+    for turned in (False, True):
+        arrays = operands(128, 128, 128, turned, turned, bfloat16)
+        kernel = DeviceKernel(matmul(turned, turned), arrays, "contract", emit=emit, plan=TILES[1])
+        kernel(*arrays)
+        (launch,) = kernel.launches
+        assert launch.sectors == launch.ideal_sectors
+        # each thread takes 32 bytes of a finished row at once: one conflict for a load, none elsewhere
+        assert launch.bank_conflicts <= 128 * 128 * 4 // 128
+    assert forward((1, 1, 1, 64, 64, 64, 64), dtype=bfloat16, bound=0.04).launches[0].bank_conflicts == 0
