@@ -15,7 +15,7 @@ from weft.codegen.target import Target
 from weft.ir.errors import CompilerError
 from weft.ir.graph import Graph
 from weft.ir.types import Device
-from weft.runtime import jit, stats, workers
+from weft.runtime import jit, stats, threads, workers
 from weft.runtime.cache import DiskCache, disk_cache, key_of
 from weft.runtime.dump import dump, wanted
 from weft.runtime.executable import Artifact, Executable
@@ -89,6 +89,8 @@ def _compile(graph: Graph, key: str, donate: dict[int, int], target: Target | No
         if pieces is None:
             image, before = jit.compile_object(built.llvm, machine), ()
         else:
+            if any("@weft_parallel_for(" in text for text in built.entries):
+                threads.begin()
             image, before = pieces.finish(built.entries)
     except CompilerError as e:
         e.graph = graph  # the whole, as a reproducer

@@ -7,10 +7,14 @@ import ctypes
 import os
 import threading
 from functools import cache
+from typing import TYPE_CHECKING
 
 from weft.runtime import cache as disk
 from weft.runtime import jit, pool_ir
 from weft.runtime.host import host_target
+
+if TYPE_CHECKING:
+    from weft.runtime.workers import Task
 
 
 def available_cpus() -> int:
@@ -70,10 +74,27 @@ def parallel_for_address() -> int:
     return _pool()["weft_parallel_for"]
 
 
+def begin() -> None:
+    """Begin to compile the pool in another thread: a graph that needs it is being compiled, too."""
+    if not _pool.cache_info().currsize:
+        _begun()
+
+
+@cache
+def _begun() -> Task[bytes]:
+    from weft.runtime import workers  # which asks here how many threads there may be
+
+    return workers.begin(_image)
+
+
+def _image() -> bytes:
+    target = host_target()
+    return disk.object_for(pool_ir.module(target.triple), target, level=0)
+
+
 @cache
 def _pool() -> dict[str, int]:
-    target = host_target()
-    image = disk.object_for(pool_ir.module(target.triple), target, level=0)
+    image = _begun().result() if _begun.cache_info().currsize else _image()
     found = jit.link(image, pool_ir.EXPORTS, {}, pool_ir.LIBC)
     ctypes.CFUNCTYPE(None, ctypes.c_int64)(found["weft_pool_resize"])(get_num_threads() - 1)
     os.register_at_fork(after_in_child=ctypes.CFUNCTYPE(None)(found["weft_pool_reset"]))
