@@ -88,6 +88,8 @@ class BitonicSort:
         self.pairs = Pairs(key_bits)
         self.slots = slots  # what take and finish need
         self.padded = 1 << max(1, (n - 1).bit_length())
+        self.tid = ""  # the number of the thread in the function being written
+        self.run = 0  # elements that end in ascending order there
 
     def emit(self, take: Take, finish: Finish) -> str:
         """Write the launches; says how it is done."""
@@ -276,7 +278,7 @@ class BitonicSort:
 
     # -- launches
 
-    def _launch(self, blocks: int, count: int, run: int = 0):  # type: ignore[no-untyped-def]
+    def _launch(self, blocks: int, count: int, run: int = 0) -> _Started:
         self.run = run or min(count, self.padded)
         return _Started(self, blocks, min(BLOCK, count // 2))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from weft.codegen.blocks import Code
 from weft.codegen.emit import Reg, VectorBuilder
 from weft.codegen.gpu.target import WARP
@@ -65,9 +67,8 @@ class DeviceFunction(Code):
         return self.call(f"llvm.nvvm.shfl.sync.{kind}.i32", "i32", args)
 
 
-def _by_words(b: VectorBuilder, x: Reg, move: object) -> Reg:
+def _by_words(b: VectorBuilder, x: Reg, move: Callable[[str], str]) -> Reg:
     """A value moved between threads in words of 32 bits."""
-    assert callable(move)
     fn, t = b.fn, reg_type(x.dtype)
     bits = {"i1": 1, "i8": 8, "i16": 16, "i32": 32, "float": 32, "i64": 64, "double": 64}[t]
     text = x.text

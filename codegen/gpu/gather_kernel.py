@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from weft.codegen.blocks import Ix
+from weft.codegen.gpu.device import DeviceFunction
 from weft.codegen.gpu.kernel import DeviceCode
 from weft.codegen.gpu.target import GpuTarget
 from weft.codegen.gpu.writer import DeviceWriter, move, report, widest
@@ -43,7 +45,7 @@ def block_lanes(where: Addressing, itemsize: int) -> int:
     return widest(itemsize, where.block[-1][0], *steps)
 
 
-def block_offset(fn, where: Addressing, at):  # type: ignore[no-untyped-def]
+def block_offset(fn: DeviceFunction, where: Addressing, at: Ix) -> Ix:
     """Where element ``at`` of a block lies in x."""
     dims, strides = [d for d, _ in where.block], [s for _, s in where.block]
     return fn.dot(fn.split(at, dims), strides)

@@ -28,6 +28,7 @@ from weft.ir.loops import (
     Accumulate,
     Buffer,
     Check,
+    Fold,
     Kernel,
     Load,
     Loop,
@@ -375,8 +376,6 @@ class _Nest:
             states = [[Reg(values[x.phi.name], x.dtype, 0, fn.depth)] for x in same]
             guard = s.guard
             if s.team:
-                from weft.ir.loops import Fold
-
                 assert e.team is not None
                 (got,) = e.team.fold(e, Fold("", s.op, "", s.dtype), states)
                 x, guard = got[0], e.team.leader

@@ -8,11 +8,12 @@ not meet; where they are short or many, each has a thread.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from math import prod
 
 from weft.codegen.blocks import Ix
 from weft.codegen.emit import Reg, VectorBuilder, memory_literal
-from weft.codegen.gpu.bitonic import BitonicSort
+from weft.codegen.gpu.bitonic import Arrays, BitonicSort, Pairs
 from weft.codegen.gpu.device import DeviceFunction
 from weft.codegen.gpu.gather_kernel import block_lanes, block_offset
 from weft.codegen.gpu.kernel import DeviceCode
@@ -107,7 +108,8 @@ class _Scatter(DeviceWriter):
                                         load_value(fn, b, "%a1", item, self.dtype))  # fmt: skip
                     store_value(fn, b.convert(new, self.dtype), "%a2", offset, self.dtype)
 
-    def _inside(self, fn: DeviceFunction, ok: str, status: str):  # type: ignore[no-untyped-def]
+    def _inside(self, fn: DeviceFunction, ok: str, status: str) -> AbstractContextManager[None]:
+        """Code for an item in range; the others are reported."""
         with fn.when(fn.op(f"xor i1 {ok}, true")):
             report(fn, status)
         return fn.when(ok)
@@ -178,7 +180,10 @@ class _Scatter(DeviceWriter):
         item = fn.op(f"zext i32 {position} to i64")
         return fn.at("%a0", fn.add(fn.mul(item, self.where.block_size), within), mem_type(self.dtype))
 
-    def _walk(self, fn, b, pairs, own, rank, pair, within, target, lanes) -> None:  # type: ignore[no-untyped-def]
+    def _walk(
+        self, fn: DeviceFunction, b: VectorBuilder, pairs: Pairs, own: Arrays, rank: Ix,
+        pair: tuple[str, str], within: Ix, target: str, lanes: int,
+    ) -> None:  # fmt: skip
         """Add up the updates of one destination in order."""
         n, (key, position) = self.where.items, pair
         old = [load_value(fn, b, target, k, self.dtype) for k in range(lanes)]

@@ -10,10 +10,10 @@ from weft.codegen.gpu.device import narrow_divmod
 from weft.codegen.gpu.team import Columns
 from weft.codegen.llvm import reg_type
 from weft.codegen.loop_body import Frame
-from weft.codegen.loop_folds import State, publish, start, step
+from weft.codegen.loop_folds import State, merge, publish, start, step
 from weft.codegen.loop_serial import end_of, flatten, held_in, unflatten
 from weft.ir import types as T
-from weft.ir.loops import Loop, Store, statements
+from weft.ir.loops import Fold, Loop, Store, statements
 
 States = list[list[State]]  # by fold and instance
 
@@ -64,14 +64,13 @@ class _TeamLoop:
             else:
                 publish(e, fold, self.team.fold(e, fold, per) if self.team.size > 1 else self._own(per, fold))
 
-    def _own(self, per: list[State], fold: object) -> list[State]:
-        from weft.codegen.loop_folds import merge
-
+    def _own(self, per: list[State], fold: Fold) -> list[State]:
+        """The states of a thread that shares with nobody."""
         if self.down:
             return per
         total = per[0]
         for other in per[1:]:
-            total = merge(self.e.b, fold, total, other)  # type: ignore[arg-type]
+            total = merge(self.e.b, fold, total, other)
         return [total]
 
     def _all(self, states: States, end: Reg | None) -> States:

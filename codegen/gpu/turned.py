@@ -7,6 +7,7 @@ line, and kept in a tile whose rows are one word longer than a warp, so that nei
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from weft.codegen.emit import Reg
@@ -103,7 +104,7 @@ def _array(e: DeviceBody, s: Load) -> tuple[str, str, int]:
     return e.shared_array(Reg("", e.types[s.buffer], 0, 0), SIDE * (SIDE + 1))
 
 
-def _inside(e: DeviceBody, *bounds: tuple[Reg, int]):  # type: ignore[no-untyped-def]
+def _inside(e: DeviceBody, *bounds: tuple[Reg, int]) -> AbstractContextManager[None]:
     """Where each index is below its bound."""
     inside: Reg | None = None
     for at, bound in bounds:
