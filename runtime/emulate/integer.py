@@ -118,10 +118,10 @@ def arithmetic(d: Decoder, ins: Instruction) -> Step:
         if kind != "s32":
             raise Unknown("saturation of a type other than .s32")
         fn = _saturated(fn)
+    if "relu" in ins.mods:
+        fn = _rectified(fn)
     if kind in ("u16x2", "s16x2"):
         fn, kind = _halves(fn, np.uint16 if kind[0] == "u" else np.int16), "b32"
-    elif "relu" in ins.mods:
-        fn = _rectified(fn)
     return elementwise(d, fn, kind, ins.operands[0], *[(o, kind) for o in ins.operands[1:]])
 
 
