@@ -19,6 +19,7 @@ from weft.autograd import engine
 from weft.autograd.engine import Spoiled, Walk
 from weft.autograd.grad_mode import enable_grad, inference, mode
 from weft.autograd.tape import AccumulateGrad, Node, Saved, edge_of, reachable, version_error
+from weft.devices import beside
 from weft.dispatch import wrap
 from weft.eager import LEAST_BYTES, kernels, switch
 from weft.ir import prims as P
@@ -58,7 +59,8 @@ class Sketch(Interpreter):
         self.builder = GraphBuilder(name)
 
     def bind(self, prim: Primitive, operands: Sequence[Any], attrs: Any, regions: Any) -> Any:
-        out = self.builder.add(prim, [self.value(x) for x in operands], attrs, regions)
+        values = beside(self.builder, prim, [self.value(x) for x in operands])
+        out = self.builder.add(prim, values, attrs, regions)
         return out[0] if prim.n_results == 1 and len(out) == 1 else out
 
     def value(self, x: Any) -> Value:

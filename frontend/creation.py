@@ -446,12 +446,17 @@ def _flatten(data: Any, shape: tuple[int, ...], depth: int, out: list[Any]) -> N
 
 
 def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
-    """``data`` as a tensor, sharing memory with a tensor or numpy array where dtypes allow."""
+    """``data`` as a tensor, sharing memory with a tensor, a numpy array or an array of a GPU
+    (``__cuda_array_interface__``) where dtypes and devices allow."""
     place = as_device(device)
     d = None if dtype is None else as_dtype(dtype)
     if isinstance(data, Tensor):
         place = data.device if device is None else place
         return data.to(place) if d is None else data.to(place, d)
+    if hasattr(data, "__cuda_array_interface__"):
+        index = place.index if place.type == "cuda" else cuda.device.current_device()
+        t = wrap(cuda.dlpack.from_interface(data, index))
+        return t if d is None else t.to(d)
     if isinstance(data, np.ndarray):
         t = from_numpy(data).to(place)
         return t if d is None else t.to(d)
@@ -501,6 +506,9 @@ def frombuffer(
 
 def from_dlpack(ext_tensor: Any) -> Tensor:
     """A tensor on the memory of any object with ``__dlpack__``."""
+    where = getattr(ext_tensor, "__dlpack_device__", None)
+    if where is not None and int(where()[0]) == cuda.dlpack.CUDA:
+        return wrap(cuda.dlpack.take(ext_tensor))
     a = np.from_dlpack(ext_tensor)
     return wrap(a)
 

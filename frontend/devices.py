@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from weft.ir.graph import Graph
-from weft.ir.prims.base import INTERPRETERS, Interpreter, Primitive
+from weft.ir.graph import Graph, GraphBuilder, Value
+from weft.ir.prims.base import INTERPRETERS, PRIMITIVES, Interpreter, Primitive
 from weft.ir.types import CPU, Device
 
 _ndarray = np.ndarray
@@ -177,3 +177,33 @@ class OnDevice(Interpreter):
 
 
 INTERPRETERS["cuda"] = OnDevice()
+
+
+def beside(
+    builder: GraphBuilder, prim: Primitive, values: list[Value], loc: str | None = None
+) -> list[Value]:
+    """The operands of an operation that is being recorded, numbers of the CPU moved to where the others are.
+    RuntimeError, as eagerly, for tensors on several devices."""
+    places = [v.type.device for v in values]
+    main = next((d for d in places if d.type != "cpu"), CPU)
+    if main is CPU or prim.name == "transfer" or all(d == main for d in places):
+        return values
+    places = [main if _repeats_number(builder, v) else v.type.device for v in values]
+    if any(d != main for d in places):
+        raise mixed(prim, places)
+    move = PRIMITIVES["transfer"]
+    return [
+        v if v.type.device == main else builder.add(move, (v,), {"device": main}, (), loc)[0] for v in values
+    ]
+
+
+def _repeats_number(builder: GraphBuilder, v: Value) -> bool:
+    """Whether a value of the CPU is 0-d, or repeats one that is."""
+    if v.type.device.type != "cpu":
+        return False
+    while v.type.shape:
+        op = next((op for op in reversed(builder.ops) if v in op.results), None)
+        if op is None or op.prim.name not in ("broadcast", "convert", "reshape"):
+            return False
+        v = op.operands[0]
+    return True

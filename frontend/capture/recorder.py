@@ -20,12 +20,12 @@ from weft.capture.errors import CaptureError
 from weft.capture.memory import Memory
 from weft.capture.state import ScalarLog, TracedScalar, plain, recorder
 from weft.capture.userland import quote, user_loc
-from weft.devices import as_payload, copy_of, may_share, mixed, write
+from weft.devices import as_payload, beside, copy_of, may_share, write
 from weft.ir import prims as P
 from weft.ir.graph import Graph, GraphBuilder, Value
 from weft.ir.prims.base import _NUMPY, Interpreter, Primitive
 from weft.ir.record import field, record
-from weft.ir.types import CPU, Device, TensorType, f64, i64
+from weft.ir.types import CPU, TensorType, f64, i64
 from weft.passes.autodiff import backprop
 from weft.tensor import Tensor
 from weft.views import OVERLAP
@@ -167,10 +167,13 @@ class Recorder(Interpreter):
     # -- operations -----------------------------------------------------------------------------------------
     def bind(self, prim: Primitive, operands: Sequence[Any], attrs: Any, regions: Sequence[Graph]) -> Any:
         values = [self.value(x) for x in operands]
-        if any(v.type.device is not CPU for v in values) and prim is not P.transfer_p:
-            values = self._on_one_device(prim, values)
+        loc, builder = self._loc(), self.segment.builder
+        if any(v.type.device is not CPU for v in values):
+            moved = beside(builder, prim, values, loc)
+            self.segment.known.update(moved)
+            values = moved
         attrs = {k: plain_attr(a) for k, a in attrs.items()}
-        out = self.segment.builder.add(prim, values, attrs, regions, self._loc())
+        out = builder.add(prim, values, attrs, regions, loc)
         self.segment.known.update(out)
         return out[0] if prim.n_results == 1 and len(out) == 1 else out
 
@@ -186,31 +189,6 @@ class Recorder(Interpreter):
         (out,) = self.segment.builder.add(P.constant_p, (), {"value": array}, (), user_loc())
         self.segment.known.add(out)
         return out
-
-    def _on_one_device(self, prim: Primitive, values: list[Value]) -> list[Value]:
-        """The operands with numbers from the CPU moved to where the others are. RuntimeError, as eagerly, for
-        tensors on several devices."""
-        main = next(v.type.device for v in values if v.type.device.type != "cpu")
-        places = [main if self._is_number(v) else v.type.device for v in values]
-        if any(d != main for d in places):
-            raise mixed(prim, places)
-        return [v if v.type.device == main else self._moved(v, main) for v in values]
-
-    def _moved(self, v: Value, device: Device) -> Value:
-        (out,) = self.segment.builder.add(P.transfer_p, (v,), {"device": device}, (), self._loc())
-        self.segment.known.add(out)
-        return out
-
-    def _is_number(self, v: Value) -> bool:
-        """Whether a value of the CPU is 0-d, or repeats one that is."""
-        if v.type.device.type != "cpu":
-            return False
-        while v.type.shape:
-            op = next((op for op in reversed(self.segment.builder.ops) if v in op.results), None)
-            if op is None or op.prim not in (P.broadcast_p, P.convert_p, P.reshape_p):
-                return False
-            v = op.operands[0]
-        return True
 
     def _present(self, v: Value) -> Value:
         """A value of an earlier segment comes back as an input of this one."""

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, TypeVar
 
-import numpy as np
 from weft.autograd.grad_mode import no_grad
 from weft.composite import PATIENCE, Refused, Sketch
+from weft.devices import home, span, write
 from weft.dispatch import interpreter, wrap
 from weft.eager import kernels, switch
 from weft.ir.graph import Value
@@ -76,9 +76,9 @@ def _tensors(items: Sequence[Item], key: list[Any]) -> list[Tensor] | None:
                 key.append((type(x), x))
     for t in out:
         d = t._data
-        if type(d) is not np.ndarray or t._inference or not d.flags.c_contiguous or not d.flags.writeable:
+        if type(d) is Value or t._inference or not d.flags.c_contiguous or not d.flags.writeable:
             return None
-        key.append((d.shape, d.dtype.num))
+        key.append((d.shape, d.dtype.num, home(d)))
     return out
 
 
@@ -124,10 +124,10 @@ def _plan(
     return None if runner is None else (runner, written)
 
 
-def _overlap(arrays: Sequence[np.ndarray]) -> bool:
+def _overlap(arrays: Sequence[Any]) -> bool:
     """Whether any two of the contiguous arrays share memory."""
-    spans = sorted((a.__array_interface__["data"][0], a.nbytes) for a in arrays if a.size)
-    return any(a + n > b for (a, n), (b, _) in pairwise(spans))
+    spans = sorted(span(a) for a in arrays if a.size)
+    return any(end > start for (_, end), (start, _) in pairwise(spans))
 
 
 def _run(plan: tuple[Any, list[int]], lr: float, tensors: Sequence[Tensor]) -> None:
@@ -136,5 +136,5 @@ def _run(plan: tuple[Any, list[int]], lr: float, tensors: Sequence[Tensor]) -> N
     for i, a in zip(written, out, strict=True):
         t = tensors[i]
         if a is not t._data:  # the general path ran on a copy
-            np.copyto(t._data, a)
+            write(t._data, a)
         t._vc[0] += 1

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import weft
 from weft import nn
+from weft.composite import PATIENCE
 from weft.nn import functional as F
 from weft.runtime import stats
 
@@ -202,6 +203,22 @@ def test_modules_and_optimizers_move() -> None:
     assert not any(t.is_cuda for t in model.cpu().parameters())
 
 
+def test_an_eager_step_of_an_optimizer_becomes_one_kernel() -> None:
+    ways = []
+    for device in ("cpu", "cuda"):
+        weft.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).to(device)
+        optimizer = weft.optim.Adam(model.parameters(), lr=0.05)
+        for _ in range(PATIENCE + 3):
+            for p in model.parameters():
+                p.grad = weft.ones_like(p)
+            before = stats.snapshot().get("device_launches", 0)
+            optimizer.step()
+        ways.append((list(model.parameters()), stats.snapshot().get("device_launches", 0) - before))
+    assert ways[1][1] == 1
+    assert all(close(a, b) for a, b in zip(ways[0][0], ways[1][0], strict=True))
+
+
 def test_files_remember_the_device() -> None:
     file = io.BytesIO()
     weft.save({"w": weft.arange(3, device="cuda"), "b": weft.ones(1)}, file)
@@ -226,11 +243,22 @@ def test_pinned_memory_streams_and_events() -> None:
     assert y.tolist() == (x * 2).tolist() and start.elapsed_time(end) >= 0
 
 
+class Foreign:
+    """An array of another library."""
+
+    def __init__(self, interface: dict[str, Any]) -> None:
+        self.__cuda_array_interface__ = interface
+
+
 def test_the_memory_can_be_shared() -> None:
     x = weft.ones(2, 3, device="cuda")
     shown = x.__cuda_array_interface__
     assert shown["shape"] == (2, 3) and shown["data"][0] == x.data_ptr() and shown["typestr"] == "<f4"
-    assert x.__dlpack_device__() == (2, 0) and x.__dlpack__() is not None
+    assert x.__dlpack_device__() == (2, 0)
+    other = weft.from_dlpack(x)
+    other += 1
+    again = weft.as_tensor(Foreign(x.__cuda_array_interface__), device="cuda")
+    assert x.tolist() == [[2, 2, 2], [2, 2, 2]] and again.data_ptr() == x.data_ptr()
     with pytest.raises(AttributeError, match="non-CUDA"):
         weft.ones(1).__cuda_array_interface__  # noqa: B018
 
