@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from weft.autograd.tape import AccumulateGrad, ArrayType, Edge, Node, Saved
+from weft.devices import cuda
 from weft.dispatch import Wrapper
 from weft.eager import LEAST_BYTES, kernels, switch
 from weft.ir.graph import Graph
@@ -53,8 +54,9 @@ class SpoilAware(Wrapper):
 
 
 def is_large(operands: Sequence[Any], results: Sequence[Any]) -> bool:
-    """Whether a gradient may be worth a kernel."""
-    return any(getattr(x, "nbytes", 0) >= LEAST_BYTES for x in (*results, *operands))
+    """Whether a gradient may be worth a kernel; on a GPU it always is."""
+    values = (*results, *operands)
+    return any(getattr(x, "nbytes", 0) >= LEAST_BYTES or getattr(x, "on_device", False) for x in values)
 
 
 class Gradient:
@@ -72,11 +74,12 @@ class Gradient:
 
     def vjp(self, ct: Any, out: Any, *operands: Any, **attrs: Any) -> Sequence[Any]:
         prim = self.prim
-        first = ct[0] if type(ct) is tuple else ct
-        if getattr(first, "on_device", False):
-            return prim.vjp(ct, out, *operands, **attrs)
         if type(ct) is Spoiled or type(out) is Spoiled or any(type(x) is Spoiled for x in operands):
             return prim.vjp(ct, out, *operands, **attrs)
+        first = ct[0] if type(ct) is tuple else ct
+        if getattr(first, "on_device", False):
+            found = cuda.eager.vjp(prim, attrs, ct, out, operands, self.wanted)
+            return prim.vjp(ct, out, *operands, **attrs) if found is None else found
         if switch.on:
             found = kernels.vjp(prim, attrs, ct, out, operands, self.wanted)
             if found is not None:

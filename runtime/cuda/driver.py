@@ -202,12 +202,18 @@ def _address(data: bytes) -> int:
 
 
 @cache
-def _emulated(architecture: str, devices: str) -> Driver:
+def _emulated(architecture: str) -> Any:
     from weft.runtime.cuda.emulated_driver import EmulatedDriver
 
+    return EmulatedDriver(architecture)
+
+
+def _with_devices(emulated: Any, devices: str) -> Driver:
+    """The emulated driver with so many devices; those that it had before stay what they are."""
     if not devices.isdigit() or not int(devices):
         raise ValueError(f"WEFT_CUDA_DEVICES={devices}: expected the number of emulated devices")
-    return EmulatedDriver(architecture, int(devices))
+    emulated.devices = int(devices)
+    return emulated
 
 
 @cache
@@ -221,7 +227,8 @@ def driver() -> Driver:
     """The driver that the environment asks for. CudaUnavailable, with what to install, where it has none."""
     wanted = os.environ.get("WEFT_CUDA", "")
     if wanted == "emulate":
-        return _emulated(os.environ.get("WEFT_CUDA_ARCH", "sm_80"), os.environ.get("WEFT_CUDA_DEVICES", "1"))
+        emulated = _emulated(os.environ.get("WEFT_CUDA_ARCH", "sm_80"))
+        return _with_devices(emulated, os.environ.get("WEFT_CUDA_DEVICES", "1"))
     if wanted in ("0", "off", "no"):
         raise CudaUnavailable(f"CUDA is turned off by WEFT_CUDA={wanted}")
     return _real()

@@ -17,10 +17,12 @@ from weft.passes.dce import dce
 from weft.runtime import compile_graph, stats
 from weft.runtime.cuda.array import DeviceArray, empty, from_host
 from weft.runtime.cuda.device import index_of
+from weft.runtime.cuda.driver import driver
 from weft.runtime.oneop import Layout, broadcast_operands, graph_of, placing, prepared, vjp_rule
 
 _LIMIT = 1 << 14  # runners kept; the executables behind them have a cache of their own
 _runners: dict[Any, Callable[..., list[Any]]] = {}
+_gradients: dict[Any, Callable[..., list[Any]] | None] = {}
 
 
 # -- views --------------------------------------------------------------------------------------------------
@@ -55,7 +57,7 @@ def run(
             return found
     given = [x if type(x) is DeviceArray else np.asarray(x) for x in operands]
     try:
-        key = (prim, device, tuple(attrs.items()), tuple(regions), *map(_key, given))
+        key = (prim, driver(), device, tuple(attrs.items()), tuple(regions), *map(_key, given))
         runner = _runners.get(key)
     except TypeError:  # an attribute that is an array
         key, runner = None, None
@@ -99,8 +101,9 @@ def _compile(
 def vjp(
     prim: Primitive, attrs: Mapping[str, Any], ct: Any, out: Any, operands: Sequence[Any],
     wanted: tuple[int, ...],
-) -> list[Any]:  # fmt: skip
-    """The ``wanted`` gradients of one operation as one graph, None for the others.
+) -> list[Any] | None:  # fmt: skip
+    """The ``wanted`` gradients of one operation as one graph, None for the others; or None: use the rule,
+    which only moves what is there.
 
     ``ct`` and ``out`` are tuples for several results. What was not saved for the rule is anything with the
     type of a value, or None.
@@ -108,17 +111,18 @@ def vjp(
     cts, outs = (ct, out) if isinstance(ct, tuple) else ((ct,), (out,))
     slots = (*cts, *outs, *operands)
     given = [x for x in slots if type(x) is DeviceArray]
+    if any(isinstance(x, np.ndarray) for x in slots):  # numbers of the CPU go with calls, not into graphs
+        return None
     device = _device(given, attrs)
     try:
-        key = ("vjp", prim, device, wanted, tuple(attrs.items()), *map(_slot_key, slots))
-        runner = _runners.get(key)
+        key = ("vjp", prim, driver(), device, wanted, tuple(attrs.items()), *map(_slot_key, slots))
+        known = key in _gradients
     except TypeError:  # an attribute that is an array
-        key, runner = None, None
-    if runner is None:
-        runner = _compile_vjp(prim, attrs, slots, len(cts), wanted, device)
-        if key is not None and len(_runners) < _LIMIT:
-            _runners[key] = runner
-    return runner(*given)
+        return None
+    if not known:
+        _gradients[key] = _compile_vjp(prim, attrs, slots, len(cts), wanted, device)
+    runner = _gradients[key]
+    return None if runner is None else runner(*given)
 
 
 def _slot_key(x: Any) -> Any:
@@ -130,14 +134,15 @@ def _slot_key(x: Any) -> Any:
 def _compile_vjp(
     prim: Primitive, attrs: Mapping[str, Any], slots: Sequence[Any], n: int, wanted: tuple[int, ...],
     device: Device,
-) -> Callable[..., list[Any]]:  # fmt: skip
+) -> Callable[..., list[Any]] | None:  # fmt: skip
     layouts = [Layout(x, device, DeviceArray.packed) for x in slots if type(x) is DeviceArray]
     found: list[int] = []
     rule = vjp_rule(prim, attrs, slots, n, wanted, DeviceArray, found)
     graph = dce(graph_of(layouts, rule, f"{prim.name}_vjp"))
     n_operands = len(slots) - 2 * n
-    if not graph.results:
-        return lambda *arrays: [None] * n_operands
+    moves = all(op.prim.name in _VIEWS for op in graph.ops)
+    if moves or any(r in graph.params for r in graph.results):
+        return None
     return placing(prepared(runner_of(graph), layouts), found, n_operands)
 
 

@@ -51,13 +51,15 @@ class EmulatedDriver(Driver):
 
     kind = "emulate"
 
-    def __init__(self, architecture: str, devices: int) -> None:
+    def __init__(self, architecture: str) -> None:
         from weft.runtime.emulate.faults import EmulationError  # the emulator loads with the first device
         from weft.runtime.emulate.machine import Machine
 
         self._fault = EmulationError
         self.target: GpuTarget = gpu_target(architecture)
-        self.machines = [Machine(self.target, memory_bytes=_MEMORY) for _ in range(devices)]
+        self.devices = 1
+        self._make = partial(Machine, self.target, memory_bytes=_MEMORY)
+        self.machines: list[Machine] = []
         self._tls = threading.local()
         self._lock = threading.RLock()
         self._handles = itertools.count(0x5700_0000)
@@ -72,15 +74,18 @@ class EmulatedDriver(Driver):
         super().__init__(self._thunks)
 
     def device_count(self) -> int:
-        return len(self.machines)
+        return self.devices
 
     def properties(self, index: int) -> DeviceProperties:
         t = self.target
         return DeviceProperties(f"emulated {t.name}", t.capability, _MEMORY, t)
 
     def context(self, index: int) -> int:
-        if not 0 <= index < len(self.machines):
+        if not 0 <= index < self.devices:
             raise IndexError(f"there is no device {index}")
+        with self._lock:
+            while len(self.machines) <= index:
+                self.machines.append(self._make())
         return index + 1
 
     def explain(self, name: str, code: int) -> str:

@@ -126,7 +126,7 @@ class FakePycuda:
 
 def test_the_driver_over_pycuda(monkeypatch):
     """pycuda is a stand-in, libcuda the emulated functions: everything between them is what a GPU runs on."""
-    emulated = driver._emulated("sm_80", "1")
+    emulated = driver._emulated("sm_80")
     monkeypatch.setattr(pycuda_driver, "_library", lambda: types.SimpleNamespace(**emulated.functions))
     monkeypatch.setattr(pycuda_driver, "_pycuda", lambda: FakePycuda)
     found = pycuda_driver.PycudaDriver()
@@ -145,7 +145,7 @@ def test_the_driver_over_pycuda(monkeypatch):
 
 
 def test_an_old_driver_is_named(monkeypatch):
-    functions = dict(driver._emulated("sm_80", "1").functions)
+    functions = dict(driver._emulated("sm_80").functions)
     del functions["cuGraphLaunch"]
     monkeypatch.setattr(pycuda_driver, "_library", lambda: types.SimpleNamespace(**functions))
     monkeypatch.setattr(pycuda_driver, "_pycuda", lambda: FakePycuda)
