@@ -5,6 +5,7 @@ that a stride skips apart, so that every tap of every position is a load from th
 positions, a block of a few lines of the result is summed over the taps, each of which multiplies by one
 number. Where there are many taps (in the gradient of the weights) it is the other way round: each position
 has a vector of sums, and the products of a line of the image by a line of the other operand are added to it.
+Operands of such sums that lie channels-last are turned to lines first.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from weft.codegen.lanes import load_lanes, store_lanes, tail_mask
 from weft.codegen.llvm import reg_type
 from weft.codegen.microkernel import accumulator, multiply_add, reduce_add
 from weft.codegen.operands import Matrix, matrix
+from weft.codegen.packing import Packer, Packing
+from weft.codegen.phases import aligned
+from weft.codegen.places import Coord, Region
 from weft.codegen.target import Target, current_target
 from weft.codegen.uniforms import Uniforms
 from weft.ir.contraction import turn_of
@@ -33,6 +37,7 @@ _MOST_LINES = 4  # of the result that are summed at once
 _MOST_TAPS = 81
 _FAR = 4  # columns from one position to the next, at most
 _UNITS = 24
+_TURNED = 64  # channels of a unit that turns an operand
 _VECTOR_NS = 0.6  # of one product of vectors, with what it loads
 
 
@@ -69,8 +74,10 @@ def suits(op: Op) -> bool:
     lanes = target.lanes(accumulator(conv.result.type.dtype).bits)
     if prod(taps) > _MOST_TAPS or 2 * line[2] <= lanes or move > _FAR or g.groups * g.samples < 8:
         return False
-    numbers = _image(op, w)
-    return _in_lines(_image(op, x)) and (_in_lines(numbers) if over_taps else numbers.plain)
+    image, other = _image(op, x), _image(op, w)
+    if over_taps:
+        return all(_in_lines(m) or _turnable(m) is not None for m in (image, other))
+    return _in_lines(image) and other.plain
 
 
 def _over_taps(conv: Op) -> bool:
@@ -88,21 +95,58 @@ def _in_lines(m: Matrix) -> bool:
     return m.plain and m.access is not None and (m.access.strides[-1] == 1 or m.value.type.shape[-1] == 1)
 
 
+def _turnable(m: Matrix) -> int | None:
+    """The axis of an operand, samples or channels, along which memory runs with whole pixels after it."""
+    a = m.access
+    if not m.plain or a is None:
+        return None
+    *rest, width = m.value.type.shape
+    even = len(rest) < 3 or rest[2] == 1 or a.strides[2] == width * a.strides[3]
+    return next((i for i in (0, 1) if even and a.strides[i] == 1 and rest[i] > 1), None)
+
+
+@record(frozen=True)
+class Image:
+    """An operand and how it is read: element strides of its four coordinates (no rows have stride 0) from
+    its own memory, or from the copy at byte ``at`` of the scratch memory."""
+
+    matrix: Matrix
+    strides: tuple[int, ...]
+    offset: int
+    at: int = -1
+
+    @property
+    def copied(self) -> bool:
+        return self.at >= 0
+
+
 class Planes(ConvWriter):
     def __init__(self, op: Op, target: Target, prefix: str) -> None:
         super().__init__(op, target, prefix)
         conv = self.conv
         self.size, self.over_taps = self.acc.itemsize, _over_taps(conv)
-        self.x, self.w = (_image(op, v) for v in conv.operands)
+        self.copies = 0  # bytes of operands that are turned first
+        self.x, self.w = (self._operand(_image(op, v)) for v in conv.operands)
         self.depth = self.g.channels // self.g.groups
         self.rows, self.cols = self._walk(1), self._walk(2)
         self._lay_out()
         results = self.graph.results
         self.bare = not self.over_taps and list(results) == [conv.result]
         self.bare = self.bare and results[0].type.dtype is self.acc
-        self.uniforms = Uniforms(self, conv, 0)
+        self.uniforms = Uniforms(self, conv, self.copies)
 
     # -- decisions
+
+    def _operand(self, m: Matrix) -> Image:
+        a, shape = m.access, m.value.type.shape
+        assert a is not None
+        if _in_lines(m) or not self.over_taps:
+            strides = a.strides if len(shape) == 4 else (*a.strides[:2], 0, a.strides[2])
+            return Image(m, strides, a.offset)
+        pixels, inner = prod(shape[2:]), _turnable(m)
+        strides = (shape[1] * pixels, pixels) if inner == 1 else (pixels, shape[0] * pixels)
+        at, self.copies = self.copies, self.copies + aligned(m.value.type.size * self.size)
+        return Image(m, (*strides, shape[-1], 1), 0, at)
 
     def _walk(self, d: int) -> Walk:
         g = self.g
@@ -142,9 +186,38 @@ class Planes(ConvWriter):
         self.keep(fn)
         vectors = self.rows.count * -(-self.cols.count // self.lanes) * self.depth
         each = vectors * self.rows.taps * self.cols.taps * _VECTOR_NS / (self.bands if self.apart else 1)
-        phases: list[Phase] = [*self.uniforms.phase(), self.phase("main", [(fn.symbol, units)], each)]
+        phases: list[Phase] = self.uniforms.phase()
+        turned = [self._turn(name, m) for name, m in (("x", self.x), ("w", self.w)) if m.copied]
+        if turned:
+            phases.append(self.phase("turn", turned, 2000.0))
+        phases.append(self.phase("main", [(fn.symbol, units)], each))
         flops = 2 * prod(shape) * self.depth * prod(self.g.kernel)
-        return self.code(phases, self.uniforms.nbytes, self._describe(), flops)
+        return self.code(phases, self.copies + self.uniforms.nbytes, self._describe(), flops)
+
+    def _turn(self, name: str, image: Image) -> tuple[str, int]:
+        """Copy an operand whose pixels lie whole to lines: some channels (or samples) of one sample."""
+        fn = self.start(f"{self.prefix}_turn_{name}")
+        m, inner = image.matrix, _turnable(image.matrix)
+        a, shape = m.access, m.value.type.shape
+        assert a is not None and inner is not None
+        rows, others, pixels = shape[inner], shape[1 - inner], prod(shape[2:])
+        outer, block = fn.split("%u", (others, -(-rows // _TURNED)))
+        first = fn.mul(block, _TURNED)
+        source = fn.add(fn.mul(outer, a.strides[1 - inner]), a.offset)
+        src = fn.at(kernel_pointers(fn, self.op)[a.param], fn.mul(source, self.size))
+        to = fn.add(image.at, fn.mul(outer, rows * pixels * self.size))
+
+        def nowhere(region: Region, row: Coord, col: Coord) -> str:
+            raise AssertionError("whole blocks are turned in memory")
+
+        packer = Packer(
+            fn, lambda mask: Region(fn, self.graph, self.lanes, {}, mask), nowhere,
+            Packing(rows, pixels, pixels, True, rows), self.acc, fn.at(self.scratch_of(fn), to), self.lanes,
+            (src, a.strides[-1] * self.size),
+        )  # fmt: skip
+        packer.rows(first, fn.min(fn.add(first, _TURNED), rows))
+        self.keep(fn)
+        return fn.symbol, others * -(-rows // _TURNED)
 
     def _describe(self) -> str:
         r, c = self.rows, self.cols
@@ -178,12 +251,12 @@ class PlaneUnit:
     def _clear(self, at: str, nbytes: int) -> None:
         self.fn.do(f"call void @llvm.memset.p0.i64(ptr align 64 {at}, i8 0, i64 {nbytes}, i1 false)")
 
-    def _address(self, m: Matrix, *coords: Ix) -> str:
-        """Of an element, by its coordinates; a line where the operand has no rows has coordinate 0."""
-        a, fn = m.access, self.fn
+    def _address(self, image: Image, *coords: Ix) -> str:
+        """Of an element, by its sample (or group), channel, row and column."""
+        a, fn = image.matrix.access, self.fn
         assert a is not None
-        strides = a.strides if len(a.strides) == 4 else (*a.strides[:2], 0, a.strides[2])
-        return fn.at(self.pointers[a.param], fn.mul(fn.dot(coords, strides, a.offset), self.c.size))
+        base = fn.at(self.c.scratch_of(fn), image.at) if image.copied else self.pointers[a.param]
+        return fn.at(base, fn.mul(fn.dot(coords, image.strides, image.offset), self.c.size))
 
     # copied lines
 

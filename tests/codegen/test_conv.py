@@ -108,6 +108,27 @@ def test_channels_by_themselves(case, target, dtype):
     assert "by planes" in kernel.code.loops
 
 
+@pytest.mark.parametrize("target", TARGETS, ids=TARGET_IDS)
+@pytest.mark.parametrize("case", [c for c in PLANES if c.startswith("gradient") and "lines" not in c])
+@pytest.mark.parametrize("turned", ["image", "cotangent", "both"])
+def test_gradients_of_images_that_lie_channels_last(turned, case, target):
+    """They are turned to lines first, by blocks."""
+    fn, x, w = PLANES[case]
+
+    def run(x, w):
+        if turned != "cotangent":
+            x = P.permute_p.bind(x, perm=(0, 3, 1, 2))
+        if turned != "image":
+            w = P.permute_p.bind(w, perm=(3, 0, 1, 2))
+        return fn(x, w)
+
+    x = x if turned == "cotangent" else (x[0], x[2], x[3], x[1])
+    w = w if turned == "image" else (w[1], w[2], w[3], w[0])
+    kernel = check(run, normal(*x), normal(*w), target=target, tol=1e-4)
+    assert "by planes" in kernel.code.loops
+    assert sum("turn" in p.symbol for p in kernel.code.phases) == 1
+
+
 @pytest.mark.parametrize("case", ["same", "stride 2", "gradient of many taps"])
 def test_planes_with_an_epilogue(case):
     conv, x, w = PLANES[case]
