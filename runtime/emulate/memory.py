@@ -104,6 +104,8 @@ class Arena(Space):
         self.starts: list[int] = []
         self.sizes: dict[int, int] = {}
         self.free_from = _GUARD
+        # gaps of freed allocations by their size: what is used again need not touch more of the host's memory
+        self.gaps: dict[int, list[int]] = {}
 
     def address(self, flat: int) -> int:
         return GLOBAL_BASE + flat
@@ -119,10 +121,14 @@ class Arena(Space):
         return GLOBAL_BASE + at
 
     def _gap(self, room: int) -> int:
+        known = self.gaps.get(room)
+        if known:
+            return known.pop()
         if self.free_from + room <= self.bytes:
             at = self.free_from
             self.free_from += room
             return at
+        self.gaps.clear()  # what follows may take a part of one
         at = _GUARD
         for start in self.starts:
             if start - at >= room:
@@ -140,8 +146,10 @@ class Arena(Space):
             raise ValueError(f"{address:#x} is not an allocation of the emulated device")
         self.starts.remove(at)
         self.state[at : at + size] = 0
+        self.gaps.setdefault(-(-size // _ALIGN) * _ALIGN + _GUARD, []).append(at)
         if not self.starts:
             self.free_from = _GUARD
+            self.gaps.clear()
 
     def span(self, address: int, size: int) -> slice:
         """The bytes of a copy, within one allocation. ValueError where they are not."""

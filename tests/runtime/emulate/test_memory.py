@@ -192,6 +192,13 @@ def test_allocations_are_reused_and_apart():
         machine.free(address)
     with pytest.raises(ValueError, match="not an allocation"):
         machine.free(first)
+    kept = [machine.malloc(1 << 19) for _ in range(3)]
+    for _ in range(20):
+        machine.free(kept.pop(0))
+        kept.append(machine.malloc(1 << 19))
+        assert max(kept) <= min(kept) + 3 * (1 << 19) and len(set(kept)) == 3
+    machine.free(kept.pop())
+    assert all(abs(machine.malloc(1 << 20) - address) >= 1 << 19 for address in kept)
     with pytest.raises(MemoryError):
         machine.malloc(1 << 30)
 
