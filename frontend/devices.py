@@ -168,9 +168,11 @@ class OnDevice(Interpreter):
         self, prim: Primitive, operands: Sequence[Any], attrs: Mapping[str, Any], regions: Sequence[Graph]
     ) -> Any:
         given = [x if getattr(x, "on_device", False) else _number(x) for x in operands]
-        main = next((x.device for x in given if type(x) is not _ndarray), None)
+        main: Device | None = next((x.device for x in given if type(x) is not _ndarray), None)
         if main is not None and prim.name != "transfer":
-            places = [x.device if type(x) is not _ndarray else CPU if x.ndim else main for x in given]
+            places: list[Any] = [
+                x.device if type(x) is not _ndarray else CPU if x.ndim else main for x in given
+            ]
             if any(d != main for d in places):
                 raise mixed(prim, places)
         return cuda.eager.run(prim, given, attrs, regions)

@@ -197,7 +197,7 @@ def _located(t: Tensor, place: str, map_location: Any) -> Tensor:
         return t.to(as_device(map_location.get(place, place)))
     if not callable(map_location):
         return t.to(as_device(map_location))
-    found = map_location(t, place)
+    found: Any = map_location(t, place)
     return t.to(_saved_device(place)) if found is None else found
 
 

@@ -148,8 +148,8 @@ class NumpyInterpreter(Interpreter):
     def bind(
         self, prim: Primitive, operands: Sequence[Any], attrs: Mapping[str, Any], regions: Sequence[Graph]
     ) -> Any:
-        elsewhere = INTERPRETERS and _elsewhere(operands, attrs)
-        if elsewhere:
+        elsewhere = _elsewhere(operands, attrs) if INTERPRETERS else None
+        if elsewhere is not None:
             return INTERPRETERS[elsewhere].bind(prim, operands, attrs, regions)
         with np.errstate(all="ignore"):
             out = prim.evaluate([np.asarray(x) for x in operands], attrs, regions)
