@@ -62,7 +62,7 @@ def test_comparisons_of_pairs():
     body = "setp.lt.f16x2 %q1|%q2, %a, %b; selp.b32 %x1, 1, 0, %q1; selp.b32 %x2, 2, 0, %q2;"
     body += "or.b32 %d, %x1, %x2;"
     np.testing.assert_array_equal(apply(body, pairs, np.uint32), np.full(32, 1))
-    got = apply("set.ge.f32.f16 %d, %a, %b;", [a, b], np.float32)
+    got = apply("set.ge.f32.f32 %d, %a, %b;", [a.astype(np.float32), b.astype(np.float32)], np.float32)
     np.testing.assert_array_equal(got, (a >= b).astype(np.float32))
 
 
@@ -70,7 +70,7 @@ def test_extremes_of_three_and_by_sign():
     x = np.random.default_rng(1).standard_normal((3, 64)).astype(np.float32)
     got = apply("max.f32 %d, %a, %b, %c;", list(x), np.float32, "sm_100")
     np.testing.assert_array_equal(got, x.max(axis=0))
-    got = apply("min.xorsign.abs.f32 %d, %a, %b;", list(x[:2]), np.float32)
+    got = apply("min.xorsign.abs.f32 %d, %a, %b;", list(x[:2]), np.float32, "sm_86")
     sign = np.sign(x[0]) * np.sign(x[1])
     np.testing.assert_array_equal(got, sign * np.abs(x[:2]).min(axis=0))
 
