@@ -95,3 +95,15 @@ def test_the_host_is_a_target_of_its_own():
 def test_unknown_forms_are_unsupported():
     with pytest.raises(Unsupported, match="form 'poem'"):
         emitter_of("poem")
+
+
+def test_what_was_emitted_apart_and_dropped_leaves_no_names_behind():
+    fn = Function("f", "ptr %p")
+    with fn.apart():
+        same = fn.op("add i64 1, 2", at=0)  # does not change in the loop: it stays
+        with fn.when("true"):
+            fn.op("add i64 3, 4")
+    assert fn.block == "entry" and len(fn.memos) == 1
+    fn.op(f"add i64 {same}, 1")
+    fn.ret()
+    llvm.parse_assembly(fn.text().replace("#0 ", "")).verify()
