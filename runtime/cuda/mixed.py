@@ -9,11 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from weft.ir.graph import Graph, Op, Value
+from weft.ir.prims.base import Kind
 from weft.ir.record import record
-from weft.ir.types import CPU
+from weft.ir.types import CPU, Device, TensorType
 from weft.runtime.cuda.array import DeviceArray
 from weft.runtime.cuda.executable import runner_or
+
+_AGAIN = frozenset({Kind.MAP, Kind.MOVE, Kind.SOURCE})  # what is cheap to compute on both sides
 
 
 @record
@@ -47,7 +51,9 @@ class _Splitter:
         self.graph = graph
         self.host_ops: list[Op] = []
         self.device_ops: list[Op] = []
-        self.crossing: dict[Value, Value] = {}  # a value of the CPU, and what it is on the GPU
+        self.producers = graph.producers()
+        self.moved: dict[Value, Value] = {}  # a value of the CPU, and what it is on the GPU
+        self.crossing: dict[Value, Value] = {}  # those of them that come as arguments
         self.fetched: dict[Value, Value] = {}  # a value on the CPU, and what it is a copy of
 
     def run(self) -> Split:
@@ -81,14 +87,27 @@ class _Splitter:
         (self.host_ops if ours else self.device_ops).append(op)
 
     def _cross(self, op: Op, x: Value) -> None:
-        """A value of the CPU becomes an argument of the device's graph, once."""
+        """A value of the CPU on the GPU."""
         if x in self.fetched:
             raise RuntimeError("a value goes from a GPU to the CPU and back inside one graph")
-        known = self.crossing.get(x)
-        if known is None:
-            self.crossing[x] = op.result
-        else:
-            self.device_ops.append(Op(op.prim, (known,), op.attrs, op.results, (), op.loc))
+        here = self._move(x, op.result.type.device)
+        self.device_ops.append(Op(op.prim, (here,), op.attrs, op.results, (), op.loc))
+
+    def _move(self, x: Value, device: Device) -> Value:
+        """What is computed by element from little is computed again on the GPU, so that a number that was
+        broadcast crosses as a number; the rest becomes an argument of the GPU's graph."""
+        known = self.moved.get(x)
+        if known is not None:
+            return known
+        op, new = self.producers.get(x), Value(TensorType(x.type.shape, x.type.dtype, device))
+        self.moved[x] = new
+        if op is None or op.prim.kind not in _AGAIN or len(op.results) > 1:
+            self.crossing[x] = new
+            return new
+        operands = [self._move(v, device) for v in op.operands]
+        attrs = {k: device if k == "device" else v for k, v in op.attrs.items()}
+        self.device_ops.append(Op(op.prim, operands, attrs, (new,), (), op.loc))
+        return new
 
     def _results(self, wanted: list[Value]) -> list[tuple[str, int]]:
         out, k = [], 0
@@ -113,6 +132,8 @@ class MixedExecutable:
         self._split = s = split(graph)
         of_host = self._donated("host", s.host_params)
         self._host = compiled(s.host, donate=of_host, name=f"{name}_host") if s.host.results else None
+        written = {s.host_params[j][1] for j in of_host.values()}
+        self._kept = [i for where, i in s.device_params if where == "param" and i in written]
         self._device = compiled(s.device, donate=self._donated("device", s.device_params), name=name)
 
     def _donated(self, side: str, params: Sequence[tuple[str, int]]) -> dict[int, int]:
@@ -143,8 +164,9 @@ class MixedExecutable:
         if len(arrays) != len(self.in_types):
             raise TypeError(f"{self.name} takes {len(self.in_types)} arrays, but got {len(arrays)}")
         s = self._split
+        kept = {i: np.array(arrays[i]) for i in self._kept}  # as they were before the CPU writes to them
         of_host = self._host.call([arrays[i] for _, i in s.host_params]) if self._host else []
-        given = [arrays[i] if where == "param" else of_host[i] for where, i in s.device_params]
+        given = [kept.get(i, arrays[i]) if where == "param" else of_host[i] for where, i in s.device_params]
         of_device = self._device.call(given)
         return [of_host[i] if where == "host" else _fetch(of_device[i], where) for where, i in s.results]
 

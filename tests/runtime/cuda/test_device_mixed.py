@@ -84,6 +84,20 @@ def test_a_value_crosses_once():
     np.testing.assert_array_equal(made.runner(np.float32(3))[0].copy_to_host(), np.full(8, 9))
 
 
+def test_what_is_broadcast_crosses_as_a_number():
+    def fn(w, count):
+        scale = P.broadcast_p.bind(P.convert_p.bind(count + 1, dtype=f32), shape=(8,), axes=())
+        half = P.full_p.bind(shape=(8,), dtype=f32, value=0.5)
+        return w * P.transfer_p.bind(scale, device=GPU) * P.transfer_p.bind(half, device=GPU)
+
+    made = compile_graph(trace(fn, ROW, STEP))
+    assert [str(t) for t in made._device.in_types] == ["f32[8]@cuda:0", "i64[]@cuda:0"]
+    stats.reset()
+    out = made.runner(from_host(X), np.array(3))[0]
+    assert stats.snapshot()["kernels_launched"] == 0 and stats.snapshot()["device_launches"] == 1
+    np.testing.assert_array_equal(out.copy_to_host(), X * 2)
+
+
 def test_operands_of_both_sides_do_not_mix():
     with pytest.raises(TypeError, match="operands on different devices"):
         trace(lambda a, b: a + b, ROW, TensorType((8,), f32))
