@@ -21,7 +21,7 @@ from weft.dtypes import as_device, as_dtype, get_default_dtype
 from weft.eager import kernels, switch
 from weft.ir import prims as P
 from weft.ir import types as T
-from weft.ir.prims.base import _NUMPY
+from weft.ir.prims.base import _NUMPY, interpreting
 from weft.ir.types import CPU, Device, DType
 from weft.ops.common import as_tensor, broadcast_shapes, broadcast_to, convert, shape_of
 from weft.runtime import buffers
@@ -97,7 +97,8 @@ def default_generator_of(device: Device) -> Generator:
     """The generator from which numbers on a device are drawn where none is given."""
     found = _defaults.get(device)
     if found is None:
-        found = _defaults[device] = Generator(device)
+        with interpreting(_NUMPY):  # it outlives a capture that is the first to draw from it
+            found = _defaults[device] = Generator(device)
     return found
 
 
