@@ -42,6 +42,11 @@ def resolved(found: Device) -> Device:
     return cuda.device.device_state(index).device
 
 
+def usable(device: Device) -> bool:
+    """Whether this process can use a device that was used before: not a GPU in the child of a fork."""
+    return device.type == "cpu" or cuda.device.device_state(device.index).usable
+
+
 def put(array: np.ndarray, device: Device, non_blocking: bool = False) -> Any:
     """A numpy array as a payload on a device: itself on the CPU, else a copy."""
     return array if device.type == "cpu" else cuda.array.from_host(array, device.index, non_blocking)

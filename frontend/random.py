@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from weft.autograd.grad_mode import no_grad
 from weft.creation import constant, shape_of_args
-from weft.devices import put
+from weft.devices import put, usable
 from weft.dispatch import apply, interpreter, wrap
 from weft.dtypes import as_device, as_dtype, get_default_dtype
 from weft.eager import kernels, switch
@@ -103,8 +103,8 @@ def default_generator_of(device: Device) -> Generator:
 
 
 def defaults() -> list[Generator]:
-    """The default generators of all devices that have drawn numbers."""
-    return list(_defaults.values())
+    """The default generators of all devices that have drawn numbers and that this process can use."""
+    return [g for device, g in _defaults.items() if usable(device)]
 
 
 def _drawing(generator: Generator | None, device: Device) -> Generator:

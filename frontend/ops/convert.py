@@ -76,12 +76,14 @@ def type_(input: Tensor, dtype: Any = None, non_blocking: bool = False) -> Any:
             "complex64": "ComplexFloatTensor",
             "complex128": "ComplexDoubleTensor",
         }
-        return f"weft.{names.get(input.dtype.long_name, input.dtype.long_name)}"
+        where = "cuda." if input.is_cuda else ""
+        return f"weft.{where}{names.get(input.dtype.long_name, input.dtype.long_name)}"
     return convert(input, as_dtype(dtype))
 
 
 def type_as(input: Tensor, other: Tensor) -> Tensor:
-    return convert(input, other.dtype)
+    """The tensor with the dtype and on the device of another."""
+    return to(input, other)
 
 
 def _caster(dtype: DType, name: str) -> Any:

@@ -88,6 +88,8 @@ def _leaf_difference(
     if not (_is_numeric(a) and _is_numeric(b)):
         return None if a is b or (type(a) is type(b) and a == b) else f"{head}{a!r} is not {b!r}"
     x, y = _array(a), _array(b)
+    if isinstance(a, Tensor) and isinstance(b, Tensor) and a.device != b.device:
+        return f"{head}The values for attribute 'device' do not match: {a.device} != {b.device}."
     if check_dtype and isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype is not b.dtype:
         return f"{head}The values for attribute 'dtype' do not match: {a.dtype} != {b.dtype}."
     if x.shape != y.shape:
@@ -102,7 +104,7 @@ def _is_numeric(x: Any) -> bool:
 
 
 def _array(x: Any) -> np.ndarray:
-    return x.detach().numpy() if isinstance(x, Tensor) else np.asarray(x)
+    return x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
 
 
 def _wide(x: np.ndarray) -> np.ndarray:

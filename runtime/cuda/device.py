@@ -43,9 +43,14 @@ class DeviceState:
     def target(self) -> GpuTarget:
         return self.properties.target
 
+    @property
+    def usable(self) -> bool:
+        """Whether this is the process that opened the device, not the child of a fork."""
+        return os.getpid() == self._pid
+
     def activate(self) -> None:
         """Make this device's context that of the calling thread. RuntimeError in the child of a fork."""
-        if os.getpid() != self._pid:
+        if not self.usable:
             raise RuntimeError("CUDA cannot be used in a forked subprocess; start it by spawn")
         self.driver.activate(self.context)
 

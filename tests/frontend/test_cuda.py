@@ -14,6 +14,8 @@ from weft import nn
 from weft.composite import PATIENCE
 from weft.nn import functional as F
 from weft.runtime import stats
+from weft.utils.data import DataLoader, TensorDataset
+from weft.utils.data.dataloader import pinned
 
 pytestmark = pytest.mark.gpu
 
@@ -248,6 +250,21 @@ class Foreign:
 
     def __init__(self, interface: dict[str, Any]) -> None:
         self.__cuda_array_interface__ = interface
+
+
+def test_batches_come_in_pinned_memory() -> None:
+    data = TensorDataset(weft.arange(4), weft.ones(4))
+    for x, y in DataLoader(data, batch_size=2, pin_memory=True):
+        assert x.is_pinned() and y.is_pinned()
+    assert pinned({"a": [x], "b": "text"})["a"][0].is_pinned()
+
+
+def test_comparisons_look_at_devices() -> None:
+    x = weft.ones(2, device="cuda")
+    weft.testing.assert_close(x, x.clone())
+    with pytest.raises(AssertionError, match="device"):
+        weft.testing.assert_close(x, x.cpu())
+    assert x.type() == "weft.cuda.FloatTensor" and weft.ones(2).type_as(x).is_cuda
 
 
 def test_the_memory_can_be_shared() -> None:

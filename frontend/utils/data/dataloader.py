@@ -71,6 +71,25 @@ def get_worker_info() -> WorkerInfo | None:
     return _worker_info
 
 
+def _has_gpu() -> bool:
+    from weft import cuda
+
+    return cuda.is_available()
+
+
+def pinned(batch: Any) -> Any:
+    """A batch with its tensors, nested ones too, in pinned memory; objects may have their own ``pin_memory``."""
+    if isinstance(batch, (str, bytes)):
+        return batch
+    if isinstance(batch, Mapping):
+        return {k: pinned(v) for k, v in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*map(pinned, batch))
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(map(pinned, batch))
+    return batch.pin_memory() if hasattr(batch, "pin_memory") else batch
+
+
 class DataLoader:
     """Batches of a dataset, with the arguments of ``torch.utils.data.DataLoader``.
 
@@ -161,6 +180,12 @@ class DataLoader:
         return len(self.sampler if self.batch_sampler is None else self.batch_sampler)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Any]:
+        batches = self._batches()
+        if not self.pin_memory or not _has_gpu():
+            return batches
+        return map(pinned, batches)
+
+    def _batches(self) -> Iterator[Any]:
         if self.num_workers:
             from weft.utils.data.workers import load_with_workers
 
