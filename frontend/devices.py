@@ -42,9 +42,9 @@ def resolved(found: Device) -> Device:
     return cuda.device.device_state(index).device
 
 
-def usable(device: Device) -> bool:
-    """Whether this process can use a device that was used before: not a GPU in the child of a fork."""
-    return device.type == "cpu" or cuda.device.device_state(device.index).usable
+def usable(payload: Any) -> bool:
+    """Whether this process can still write to an array: not to one of a GPU in the child of a fork."""
+    return type(payload) is _ndarray or payload.state.usable
 
 
 def put(array: np.ndarray, device: Device, non_blocking: bool = False) -> Any:

@@ -96,7 +96,7 @@ _defaults: dict[Device, Generator] = {CPU: default_generator}
 def default_generator_of(device: Device) -> Generator:
     """The generator from which numbers on a device are drawn where none is given."""
     found = _defaults.get(device)
-    if found is None:
+    if found is None or not usable(found._state._data):
         with interpreting(_NUMPY):  # it outlives a capture that is the first to draw from it
             found = _defaults[device] = Generator(device)
     return found
@@ -104,7 +104,7 @@ def default_generator_of(device: Device) -> Generator:
 
 def defaults() -> list[Generator]:
     """The default generators of all devices that have drawn numbers and that this process can use."""
-    return [g for device, g in _defaults.items() if usable(device)]
+    return [g for g in _defaults.values() if usable(g._state._data)]
 
 
 def _drawing(generator: Generator | None, device: Device) -> Generator:

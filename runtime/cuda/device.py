@@ -12,7 +12,7 @@ from typing import Any
 from weft.codegen.gpu.target import GpuTarget
 from weft.ir.types import Device
 from weft.runtime import stats
-from weft.runtime.cuda.driver import CudaError, DeviceProperties, Driver, driver, unavailable
+from weft.runtime.cuda.driver import CudaError, CudaUnavailable, DeviceProperties, Driver, driver, unavailable
 from weft.runtime.cuda.memory import Allocator, PinnedPool
 
 _WORDS = 4096  # executables of one device that can report an index out of range
@@ -45,12 +45,18 @@ class DeviceState:
 
     @property
     def usable(self) -> bool:
-        """Whether this is the process that opened the device, not the child of a fork."""
-        return os.getpid() == self._pid
+        """Whether work can be given to the device: by the process that opened it, not by the child of a fork,
+        and as long as the environment asks for the same driver."""
+        if os.getpid() != self._pid:
+            return False
+        try:
+            return driver() is self.driver
+        except CudaUnavailable:
+            return False
 
     def activate(self) -> None:
         """Make this device's context that of the calling thread. RuntimeError in the child of a fork."""
-        if not self.usable:
+        if os.getpid() != self._pid:
             raise RuntimeError("CUDA cannot be used in a forked subprocess; start it by spawn")
         self.driver.activate(self.context)
 

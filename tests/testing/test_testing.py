@@ -132,7 +132,8 @@ def test_structured_arguments_and_random_numbers() -> None:
 
 def test_the_plugin_imports_no_weft() -> None:
     code = (
-        "import sys, weft.testing.plugin as p; print([m for m in ('weft.codegen', 'weft.nn') if m in sys.modules])"
+        "import sys, weft.testing.plugin;"
+        "print([m for m in ('weft.codegen', 'weft.nn') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -78,7 +78,7 @@ def _has_gpu() -> bool:
 
 
 def pinned(batch: Any) -> Any:
-    """A batch with its tensors, nested ones too, in pinned memory; objects may have their own ``pin_memory``."""
+    """A batch with its tensors, nested ones too, in pinned memory; objects may have a ``pin_memory``."""
     if isinstance(batch, (str, bytes)):
         return batch
     if isinstance(batch, Mapping):
