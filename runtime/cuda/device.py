@@ -132,7 +132,10 @@ class StatusWords:
 
     def check(self, stream: int) -> None:
         """Look at the words that came: IndexError where one is set."""
-        words, values = self._fetched.pop(stream, ((), ()))
+        fetched = self._fetched.pop(stream, None)
+        if fetched is None:
+            return
+        words, values = fetched
         bad = [w for w in words if values[w - words[0]]]
         for w in bad:
             self._state.driver.memset(self.address(w), 0, 8, stream)

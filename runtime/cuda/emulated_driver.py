@@ -43,7 +43,7 @@ class _Event:
         self.at: float | None = None
 
 
-Node = Callable[[], None]
+Node = Callable[[], object]
 
 
 class EmulatedDriver(Driver):

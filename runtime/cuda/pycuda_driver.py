@@ -101,7 +101,7 @@ def _library() -> Any:
 
 def _pycuda() -> Any:
     try:
-        import pycuda.driver as cuda
+        import pycuda.driver as cuda  # pyright: ignore[reportMissingImports]
     except ImportError as e:
         raise unavailable(f"pycuda cannot be imported ({e})") from None
     try:

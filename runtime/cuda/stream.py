@@ -31,8 +31,9 @@ class Stream:
             _destroy(self._state, "cuStreamDestroy_v2", self.cuda_stream)
 
     def __eq__(self, other: object) -> bool:
-        same = isinstance(other, Stream) and other.cuda_stream == self.cuda_stream
-        return same and other.device_index == self.device_index
+        if not isinstance(other, Stream):
+            return NotImplemented
+        return (other.cuda_stream, other.device_index) == (self.cuda_stream, self.device_index)
 
     def __hash__(self) -> int:
         return hash((self.cuda_stream, self.device_index))

@@ -113,7 +113,7 @@ class FakeDevice:
         return {"sms": 54, "threads": 2048, "shared": 163 << 10}[which]
 
     def retain_primary_context(self) -> object:
-        return types.SimpleNamespace(handle=1)
+        return types.SimpleNamespace(handle=driver._emulated("sm_80").context(self.index))
 
 
 class FakePycuda:
