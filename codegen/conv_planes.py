@@ -63,8 +63,9 @@ def suits(op: Op) -> bool:
     graph, target = op.regions[0], current_target()
     conv = contraction_of(graph)
     g, (x, w) = geometry(conv), conv.operands
-    single = g.groups == g.outputs and target is not None
-    if not single or x.type.ndim > 4 or max(g.gap) > 1 or turn_of(graph, conv) is not None:
+    if g.groups != g.outputs or not isinstance(target, Target):
+        return False
+    if x.type.ndim > 4 or max(g.gap) > 1 or turn_of(graph, conv) is not None:
         return False
     over_taps = _over_taps(conv)
     if g.channels != g.groups and not (over_taps and g.samples == 1):

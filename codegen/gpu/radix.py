@@ -18,7 +18,7 @@ from weft.ir.types import bool_, i32
 
 DIGIT = 8
 BUCKETS = 1 << DIGIT
-SCANNERS, ITEMS = 512, 8  # threads that scan the counts of a line, and what each takes at once
+SCANNERS, ITEMS = 256, 8  # threads that scan the counts of a line, and what each takes; more threads spill
 
 
 class _Words(Pairs):

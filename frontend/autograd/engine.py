@@ -174,7 +174,8 @@ def _propagate(
     token = quiet.enter()
     try:
         hooks = None if plain else on_cotangent
-        found: dict[Any, Any] = backprop(records, _cotangents(walk, roots), needed | watched, hooks)
+        cotangents: dict[Any, Any] = {**_cotangents(walk, roots)}
+        found: dict[Any, Any] = backprop(records, cotangents, needed | watched, hooks)
     finally:
         quiet.leave(token)
         mode.grad = before

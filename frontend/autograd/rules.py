@@ -90,7 +90,8 @@ class Gradient:
             return prim.vjp(ct, out, *operands, **attrs)
         types = tuple(type_of(x) for x in operands)
         graph = _pruned_gradient(prim, types, tuple(sorted(attrs.items())), self.wanted)
-        grads = iter(run_graph(graph, [*operands, ct]))
+        arrays: list[Any] = [*operands, ct]
+        grads = iter(run_graph(graph, arrays))
         return [next(grads) if i in self.wanted else None for i in range(len(operands))]
 
 
@@ -143,7 +144,8 @@ def walk_arrays(
         out = results[0] if single else tuple(results)
         if type(prim) is Primitive and (large or long or prim.kind is Kind.CONTRACT):
             prim = Gradient(prim, tuple([i for i, e in enumerate(node.edges) if e is not None]))
-        grads = prim.vjp(ct, out, *operands, **node.attrs)
+        vjp: Any = prim.vjp
+        grads = vjp(ct, out, *operands, **node.attrs)
         for edge, g in zip(node.edges, grads, strict=True):
             if g is not None and edge is not None:
                 old = pending.get(edge)

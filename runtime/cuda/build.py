@@ -84,7 +84,7 @@ class DeviceBuilder(Builder):
             self.uses_status |= n + 1 in launch.buffers
         return code
 
-    def launch(self, op: Op, i: int, plan: Plan, code: DeviceCode) -> Step:
+    def launch(self, op: Op, i: int, plan: Plan, code: DeviceCode) -> Any:
         numbers = list(self.functions)
         launches = tuple((numbers.index(x.symbol), x) for x in code.launches)
         return Run(launches, *buffers_of(op, i, plan))

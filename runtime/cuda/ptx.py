@@ -7,6 +7,7 @@ from typing import Any
 
 from weft.codegen.gpu.check import verify_for
 from weft.codegen.gpu.target import GpuTarget
+from weft.codegen.libllvm import library
 from weft.ir.errors import CompilerError
 
 
@@ -14,6 +15,7 @@ from weft.ir.errors import CompilerError
 def _machine(target: GpuTarget) -> Any:
     import llvmlite.binding as llvm
 
+    library()  # sets LLVM's options, so that PTX is the same whether or not code for the CPU came first
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     found = llvm.Target.from_triple(target.triple)

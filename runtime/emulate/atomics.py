@@ -105,8 +105,9 @@ class _Atomic:
             for i in range(self.count):
                 sources = [active(R, mask, R[s[i]]) for s in self.slots]
                 old = self.apply(data, at + i, sources)
-                if self.targets and self.targets[i] is not None:
-                    scatter(R, mask, self.targets[i], old)
+                target = self.targets[i] if self.targets else None
+                if target is not None:
+                    scatter(R, mask, target, old)
 
     def apply(self, data: Array, at: Array, sources: list[Array]) -> Array:
         """Change the elements ``at``, in order; what each found."""

@@ -91,7 +91,7 @@ def _extract(d: Decoder, ins: Instruction) -> Step:
         if not signed:
             return value
         sign_at = np.minimum(position + length - _U32(1), _U32(bits - 1))
-        sign = (_shift_right(a, sign_at) & a.dtype.type(1)).astype(bool) & (length != 0)
+        sign: Any = (_shift_right(a, sign_at) & a.dtype.type(1)).astype(bool) & (length != 0)
         kept = np.where(position < bits, np.minimum(length, _U32(bits) - np.minimum(position, _U32(bits))), 0)
         return np.where(sign, value | ~_ones(kept.astype(_U32), a.dtype), value)
 
@@ -135,8 +135,9 @@ def _extend(d: Decoder, ins: Instruction) -> Step:
         ones = _ones(n, np.dtype(np.uint32))
         if not signed:
             return a & ones
-        sign = (_shift_right(a, np.where(n == 0, _U32(0), n - _U32(1))) & _U32(1)).astype(bool) & (n != 0)
-        return np.where(sign & (n < 32), a | ~ones, a & ones)
+        top: Any = _shift_right(a, np.where(n == 0, _U32(0), n - _U32(1))) & _U32(1)
+        extended: Any = a | ~ones
+        return np.where(top.astype(bool) & (n != 0) & (n < 32), extended, a & ones)
 
     dst, a, b = ins.operands
     return elementwise(d, fn, "u32", dst, (a, "u32"), (b, "u32"))

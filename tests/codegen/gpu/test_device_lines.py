@@ -121,7 +121,11 @@ def test_running_reductions(name, dtype):
 
 def test_a_long_line_is_cut():
     x = rng.standard_normal(30000).astype(np.float32)
-    kernel = check(lambda x: P.cumsum_p.bind(x, axis=0, reverse=False), x, form="cumulative", tolerance=2e-4)
+    types = [TensorType(x.shape, dtype_of_numpy(x.dtype))]
+    run = lambda x: P.cumsum_p.bind(x, axis=0, reverse=False)  # noqa: E731
+    kernel = compile_function(run, *types, form="cumulative", target=SM80)
+    # numpy's running sum in float32 has itself an error that grows with the length
+    np.testing.assert_allclose(kernel(x)[0], np.cumsum(x.astype(np.float64)), rtol=1e-5, atol=1e-4)
     assert len(kernel.code.launches) == 3
 
 
