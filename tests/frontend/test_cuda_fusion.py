@@ -18,6 +18,7 @@ pytestmark = pytest.mark.gpu
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     if not weft.cuda.is_available():
         monkeypatch.setenv("WEFT_CUDA", "emulate")
+        monkeypatch.setenv("WEFT_CUDA_DEVICES", "2")  # the driver that other tests use, too
 
 
 def chain_of_ten(x: weft.Tensor) -> weft.Tensor:
