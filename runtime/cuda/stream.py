@@ -141,7 +141,7 @@ def current_stream(device: int | None = None) -> Stream:
     """The stream that the calling thread's work on a device goes to."""
     index = current_device() if device is None else device
     found = _streams().get(index)
-    if found is None:
+    if found is None or found._state is not device_state(index):  # the environment asks for another driver
         found = _streams()[index] = default_stream(index)
     return found
 

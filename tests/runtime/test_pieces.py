@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from uuid import uuid4
+
 import numpy as np
 import pytest
 from weft.codegen.target import host_target
@@ -35,7 +37,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def compiled(graph: Graph) -> Executable:
-    return _compile(graph, "test", {}, None, "test")
+    return _compile(graph, f"test {uuid4()}", {}, None, "test")  # a key that no cache has
 
 
 def test_results_are_those_of_the_interpreter(small_pieces: None) -> None:
