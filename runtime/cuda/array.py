@@ -15,7 +15,7 @@ import numpy as np
 from weft.ir.graph import Operators
 from weft.ir.types import Device, TensorType, dtype_of_numpy
 from weft.runtime.cuda.device import DeviceState, current_device, device_state
-from weft.runtime.cuda.stream import current_stream
+from weft.runtime.cuda.stream import stream_of
 
 Ints = tuple[int, ...]
 
@@ -214,7 +214,7 @@ class DeviceArray(Operators):
         if source.state is not self.state:
             self._copy_from_peer(source)
         elif self._contiguous and source._contiguous:
-            stream = current_stream(self.state.index).cuda_stream
+            stream = stream_of(self.state).cuda_stream
             self.state.activate()
             self.state.driver.dtod(self.address, source.address, self.nbytes, stream)
         else:
@@ -226,7 +226,7 @@ class DeviceArray(Operators):
         """Between devices: dense arrays on either side, and the streams of both wait for one another."""
         dense = source.packed()
         target = self if self._contiguous else empty(self.shape, self.dtype, self.state.index)
-        here, there = current_stream(self.state.index), current_stream(source.state.index)
+        here, there = stream_of(self.state), stream_of(source.state)
         here.wait_stream(there)
         self.state.activate()
         self.state.driver.peer(
@@ -241,7 +241,7 @@ class DeviceArray(Operators):
         """Set every byte to zero; only for contiguous arrays."""
         if self.nbytes:
             self.state.activate()
-            stream = current_stream(self.state.index).cuda_stream
+            stream = stream_of(self.state).cuda_stream
             self.state.driver.memset(self.address, 0, self.nbytes, stream)
 
     def copy_to_host(self, out: np.ndarray | None = None, non_blocking: bool = False) -> np.ndarray:
@@ -250,7 +250,7 @@ class DeviceArray(Operators):
         range."""
         if out is None:
             out = np.empty(self.shape, self.dtype)
-        stream = current_stream(self.state.index).cuda_stream
+        stream = stream_of(self.state).cuda_stream
         if out.nbytes:
             dense = self if self._contiguous else self.copy()
             self.state.activate()
@@ -272,7 +272,7 @@ class DeviceArray(Operators):
             self.copy_from(from_host(array, self.state.index, non_blocking))
             return
         array = np.ascontiguousarray(array)
-        stream = current_stream(self.state.index).cuda_stream
+        stream = stream_of(self.state).cuda_stream
         self.state.activate()
         # from memory that is not pinned the driver has copied all when it returns
         self.state.driver.htod(self.address, array.__array_interface__["data"][0], self.nbytes, stream)
@@ -301,7 +301,7 @@ class DeviceArray(Operators):
         """Version 3 of the interface of numba, CuPy and PyTorch."""
         if self.dtype.kind == "V":
             raise TypeError(f"__cuda_array_interface__ has no name for {self.dtype}")
-        stream = current_stream(self.state.index).cuda_stream
+        stream = stream_of(self.state).cuda_stream
         return {
             "shape": self.shape,
             "typestr": self.dtype.str,
@@ -373,7 +373,7 @@ def _needs_more(n: int, new: Ints, k: int) -> bool:
 def empty(shape: Ints, dtype: np.dtype[Any], index: int | None = None) -> DeviceArray:
     """An uninitialised array on a device (the current one), for work on the current stream."""
     state = device_state(current_device() if index is None else index)
-    return new(state, tuple(shape), dtype, current_stream(state.index).cuda_stream)
+    return new(state, tuple(shape), dtype, stream_of(state).cuda_stream)
 
 
 def new(state: DeviceState, shape: Ints, dtype: np.dtype[Any], stream: int) -> DeviceArray:

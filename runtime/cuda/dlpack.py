@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 from weft.runtime.cuda.array import DeviceArray
 from weft.runtime.cuda.device import device_state
-from weft.runtime.cuda.stream import Event, Stream, current_stream
+from weft.runtime.cuda.stream import Event, Stream, current_stream, stream_of
 
 CUDA, PINNED, MANAGED = 2, 3, 13  # kDLCUDA, kDLCUDAHost, kDLCUDAManaged
 _CODES = {"i": 0, "u": 1, "f": 2, "c": 5, "b": 6}
@@ -87,7 +87,7 @@ def export(array: DeviceArray, stream: int | None = None) -> Any:
 
 def _hand_over(array: DeviceArray, stream: int | None) -> None:
     """Let a consumer's stream wait for the work on the array."""
-    ours = current_stream(array.state.index)
+    ours = stream_of(array.state)
     wanted = 0 if stream in (None, 1) else stream
     if wanted not in (-1, ours.cuda_stream):
         Stream(array.state.index, handle=wanted).wait_stream(ours)

@@ -19,7 +19,7 @@ from weft.runtime.cuda import hostcall
 from weft.runtime.cuda.array import DeviceArray, from_host, new
 from weft.runtime.cuda.device import DeviceState
 from weft.runtime.cuda.driver import CudaError
-from weft.runtime.cuda.stream import current_stream
+from weft.runtime.cuda.stream import stream_of
 from weft.runtime.executable import pickled
 from weft.runtime.jit import ENTRY
 
@@ -145,7 +145,7 @@ class DeviceExecutable:
         if not self.artifact.constants:
             return None
         out = from_host(np.frombuffer(self.artifact.constants, np.uint8), state.index)
-        current_stream(state.index).synchronize()
+        stream_of(state).synchronize()
         return out
 
     def _lay_out(self) -> None:
@@ -219,7 +219,7 @@ class DeviceExecutable:
         state: Any = self.state
         if len(arrays) != len(self._parameters):
             raise TypeError(f"{self.name} takes {len(self._parameters)} arrays, but got {len(arrays)}")
-        stream = current_stream(state.index).cuda_stream
+        stream = stream_of(state).cuda_stream
         allocator, late = state.allocator, []
         words, base = self._block()
         arena = allocator.take(self._arena_bytes, stream) if self._scalars_at else None
@@ -266,7 +266,7 @@ class DeviceExecutable:
     def _scalar(self, words: Any, i: int, a: Any, p: _Parameter) -> int:
         """Put a value of the host among those that come with the call; the bytes up to its end."""
         state: Any = self.state
-        if state.capturing and current_stream(state.index).cuda_stream in state.capturing:
+        if state.capturing and stream_of(state).cuda_stream in state.capturing:
             raise CudaError(f"argument {i} of {self.name} comes from the host, which a captured graph cannot "
                             "read again; put it on the device first")
         value = np.asarray(a, p.dtype) if isinstance(a, (bool, int, float, complex)) else np.asarray(a)

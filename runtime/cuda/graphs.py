@@ -16,7 +16,7 @@ from typing import Any
 from weft.runtime import stats
 from weft.runtime.cuda import api
 from weft.runtime.cuda.device import current_device, device_state
-from weft.runtime.cuda.stream import Stream, current_stream, using_stream
+from weft.runtime.cuda.stream import Stream, stream_of, using_stream
 
 
 class CudaGraph:
@@ -44,7 +44,7 @@ class CudaGraph:
         if self._graph:
             raise RuntimeError("this graph holds a capture already; reset it first")
         driver, handle = self._state.driver, self._stream.cuda_stream
-        self._stream.wait_stream(current_stream(self._state.index))
+        self._stream.wait_stream(stream_of(self._state))
         self._state.activate()
         driver.call("cuStreamBeginCapture_v2", handle, api.CAPTURE_THREAD_LOCAL)
         self._state.capturing.add(handle)
@@ -70,7 +70,7 @@ class CudaGraph:
             raise RuntimeError("nothing was captured in this graph")
         self._state.activate()
         stats.count("device_graph_launches")
-        stream = current_stream(self._state.index).cuda_stream
+        stream = stream_of(self._state).cuda_stream
         self._state.driver.call("cuGraphLaunch", self._graph, stream)
 
     def reset(self) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from weft.runtime.cuda.device import current_device, device_state
+from weft.runtime.cuda.device import DeviceState, current_device, device_state
 
 
 class Stream:
@@ -18,10 +18,13 @@ class Stream:
 
     ``cuda_stream`` is its handle; 0 is the default stream. """
 
-    def __init__(self, device: int | None = None, priority: int = 0, handle: int | None = None) -> None:
-        self.device_index = current_device() if device is None else device
+    def __init__(
+        self, device: int | None = None, priority: int = 0, handle: int | None = None,
+        state: DeviceState | None = None,
+    ) -> None:  # fmt: skip
+        self._state = state or device_state(current_device() if device is None else device)
+        self.device_index = self._state.index
         self.priority = priority
-        self._state = device_state(self.device_index)
         self._owned = handle is None
         self._state.activate()
         self.cuda_stream = self._state.driver.stream_create() if handle is None else handle
@@ -125,7 +128,7 @@ def _destroy(state: Any, name: str, handle: int) -> None:
 _tls = threading.local()
 
 
-def _streams() -> dict[int, Stream]:
+def _streams() -> dict[DeviceState, Stream]:
     found = getattr(_tls, "streams", None)
     if found is None:
         found = _tls.streams = {}
@@ -139,16 +142,21 @@ def default_stream(device: int | None = None) -> Stream:
 
 def current_stream(device: int | None = None) -> Stream:
     """The stream that the calling thread's work on a device goes to."""
-    index = current_device() if device is None else device
-    found = _streams().get(index)
-    if found is None or found._state is not device_state(index):  # the environment asks for another driver
-        found = _streams()[index] = default_stream(index)
+    return stream_of(device_state(current_device() if device is None else device))
+
+
+def stream_of(state: DeviceState) -> Stream:
+    """The same for a device whose state is at hand: each driver's devices have streams of their own, and to
+    find the driver of this moment costs more than all else of a call."""
+    found = _streams().get(state)
+    if found is None:
+        found = _streams()[state] = Stream(handle=0, state=state)
     return found
 
 
 def set_stream(stream: Stream) -> None:
     """Make ``stream`` the calling thread's current stream of its device."""
-    _streams()[stream.device_index] = stream
+    _streams()[stream._state] = stream
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from weft.codegen.gpu.target import GpuTarget
 from weft.ir.record import record
 from weft.runtime import stats
 from weft.runtime.cache import disk_cache, key_of
-from weft.runtime.cuda.stream import current_stream
+from weft.runtime.cuda.stream import stream_of
 
 _BLOCK = 256
 _NAME = "weft_strided_copy"
@@ -134,5 +134,5 @@ def strided_copy(target: Any, source: Any) -> None:
         words += column
     stats.count("device_launches")
     data = struct.pack(f"{len(words)}q", *words)
-    stream = current_stream(state.index).cuda_stream
+    stream = stream_of(state).cuda_stream
     state.driver.launch(function, (-(-n // _BLOCK), 1, 1), (_BLOCK, 1, 1), 0, stream, data)
