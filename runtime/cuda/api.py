@@ -28,8 +28,7 @@ PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "cuMemcpyDtoDAsync_v2": (_W, _W, _N, _W),
     "cuMemcpyPeerAsync": (_W, _W, _W, _W, _N, _W),
     "cuMemsetD8Async": (_W, ctypes.c_ubyte, _N, _W),
-    "cuStreamCreate": (_P, _U),
-    "cuStreamDestroy_v2": (_W,),
+    "cuStreamCreateWithPriority": (_P, _U, _I),
     "cuStreamSynchronize": (_W,),
     "cuStreamQuery": (_W,),
     "cuStreamWaitEvent": (_W, _W, _U),
@@ -62,6 +61,8 @@ NOT_FOUND = 500
 NOT_READY = 600
 ILLEGAL_ADDRESS = 700
 LAUNCH_FAILED = 719
+CAPTURE_UNSUPPORTED = 900
+CAPTURED_EVENT = 907
 
 ERRORS = {
     INVALID_VALUE: "CUDA_ERROR_INVALID_VALUE",
@@ -84,13 +85,14 @@ ERRORS = {
     702: "CUDA_ERROR_LAUNCH_TIMEOUT",
     716: "CUDA_ERROR_MISALIGNED_ADDRESS",
     LAUNCH_FAILED: "CUDA_ERROR_LAUNCH_FAILED",
-    900: "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED",
+    CAPTURE_UNSUPPORTED: "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED",
     901: "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED",
+    CAPTURED_EVENT: "CUDA_ERROR_CAPTURED_EVENT",
 }
 
 STREAM_NON_BLOCKING = 1
 EVENT_DEFAULT, EVENT_DISABLE_TIMING = 0, 2
-CAPTURE_THREAD_LOCAL = 1
+CAPTURE_RELAXED = 2  # the only mode in which the allocator may ask the driver for memory meanwhile
 MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 SHARED_WITHOUT_OPT_IN = 48 << 10
 

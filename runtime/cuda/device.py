@@ -6,6 +6,7 @@ import ctypes
 import itertools
 import os
 import threading
+from collections import defaultdict
 from functools import cache, cached_property
 from typing import Any
 
@@ -32,6 +33,7 @@ class DeviceState:
         self.pinned = PinnedPool(of, self.context)
         self.status = StatusWords(self)
         self.capturing: set[int] = set()  # streams whose work is recorded, not run
+        self.idle_streams: dict[int, list[int]] = defaultdict(list)  # that nobody holds, by priority
         self.functions: dict[Any, int] = {}  # kernels of the runtime's own
         self._pid = os.getpid()
 
@@ -53,6 +55,15 @@ class DeviceState:
             return driver() is self.driver
         except CudaUnavailable:
             return False
+
+    def take_stream(self, priority: int) -> int:
+        """A stream for one holder, who gives it back to ``idle_streams``. Streams are never destroyed: memory
+        is kept by stream, and the driver could give the handle to another one whose work runs beside."""
+        try:
+            return self.idle_streams[priority].pop()
+        except IndexError:
+            self.activate()
+            return self.driver.stream_create(priority)
 
     def activate(self) -> None:
         """Make this device's context that of the calling thread. RuntimeError in the child of a fork."""

@@ -152,8 +152,9 @@ class Driver:
     def memset(self, target: int, value: int, nbytes: int, stream: int) -> None:
         self.call("cuMemsetD8Async", target, value, nbytes, stream)
 
-    def stream_create(self) -> int:
-        return self._word("cuStreamCreate", api.STREAM_NON_BLOCKING)
+    def stream_create(self, priority: int = 0) -> int:
+        """A stream that does not wait for the default one; lower numbers go first."""
+        return self._word("cuStreamCreateWithPriority", api.STREAM_NON_BLOCKING, priority)
 
     def stream_synchronize(self, stream: int) -> None:
         self.call("cuStreamSynchronize", stream)
@@ -185,7 +186,6 @@ class Driver:
         if shared_bytes > api.SHARED_WITHOUT_OPT_IN:
             self.call("cuFuncSetAttribute", found, api.MAX_DYNAMIC_SHARED, shared_bytes)
         return found
-
 
     def launch(
         self, function: int, grid: Sequence[int], block: Sequence[int], shared: int, stream: int, data: bytes

@@ -37,10 +37,12 @@ class _Failure(Exception):
 
 
 class _Event:
-    """When it was recorded, in seconds; None before."""
+    """When it was recorded, in seconds; None before. While it marks a place in a graph it is ``captured``,
+    and the host cannot see it."""
 
     def __init__(self) -> None:
         self.at: float | None = None
+        self.captured = False
 
 
 Node = Callable[[], object]
@@ -66,6 +68,7 @@ class EmulatedDriver(Driver):
         self._objects: dict[int, Any] = {}
         self._pinned: dict[int, Any] = {}
         self._captures: dict[int, list[Node]] = {}
+        self._strict: dict[int, int] = {}  # threads, by streams that they capture in a mode but relaxed
         self.failure: BaseException | None = None
         self._thunks = {n: api.prototype(n)(partial(self._enter, getattr(self, "_" + n)))
                         for n in api.PROTOTYPES}  # fmt: skip
@@ -151,12 +154,19 @@ class EmulatedDriver(Driver):
         ctypes.c_size_t.from_address(free).value = _MEMORY - sum(self._machine.arena.sizes.values())
         ctypes.c_size_t.from_address(total).value = _MEMORY
 
+    def _not_while_capturing(self) -> None:
+        """Refuse what is unsafe while the calling thread captures, but in relaxed mode."""
+        if threading.get_ident() in self._strict.values():
+            raise _Failure(api.CAPTURE_UNSUPPORTED)
+
     def _cuMemAlloc_v2(self, out: int, nbytes: int) -> None:
+        self._not_while_capturing()
         if not nbytes:
             raise _Failure(api.INVALID_VALUE)
         _write(out, self._machine.malloc(nbytes))
 
     def _cuMemFree_v2(self, address: int) -> None:
+        self._not_while_capturing()
         self._machine.free(address)
 
     def _cuMemHostAlloc(self, out: int, nbytes: int, flags: int) -> None:
@@ -194,15 +204,12 @@ class EmulatedDriver(Driver):
         machine = self._machine
         self._issue(stream, lambda: machine.memset(target, value, nbytes))
 
-    def _cuStreamCreate(self, out: int, flags: int) -> None:
+    def _cuStreamCreateWithPriority(self, out: int, flags: int, priority: int) -> None:
         _write(out, self._new("stream"))
-
-    def _cuStreamDestroy_v2(self, stream: int) -> None:
-        del self._objects[stream]
 
     def _cuStreamSynchronize(self, stream: int) -> None:
         if stream in self._captures:
-            raise _Failure(900)
+            raise _Failure(api.CAPTURE_UNSUPPORTED)
 
     def _cuStreamQuery(self, stream: int) -> None:
         pass
@@ -218,16 +225,26 @@ class EmulatedDriver(Driver):
 
     def _cuEventRecord(self, event: int, stream: int) -> None:
         found = self._get(event, _Event)
+        found.captured = stream in self._captures
         self._issue(stream, lambda: setattr(found, "at", time.perf_counter()))
 
+    def _seen(self, event: int) -> _Event:
+        """An event that the host asks about."""
+        found = self._get(event, _Event)
+        if found.captured:
+            raise _Failure(api.CAPTURED_EVENT)
+        return found
+
     def _cuEventQuery(self, event: int) -> None:
-        self._get(event, _Event)
+        self._not_while_capturing()
+        self._seen(event)
 
     def _cuEventSynchronize(self, event: int) -> None:
-        self._get(event, _Event)
+        self._not_while_capturing()
+        self._seen(event)
 
     def _cuEventElapsedTime(self, out: int, start: int, end: int) -> None:
-        a, b = self._get(start, _Event).at, self._get(end, _Event).at
+        a, b = self._seen(start).at, self._seen(end).at
         if a is None or b is None:
             raise _Failure(api.INVALID_HANDLE)
         ctypes.c_float.from_address(out).value = 1000 * (b - a)
@@ -260,9 +277,14 @@ class EmulatedDriver(Driver):
         self._issue(stream, lambda: machine.launch(found, grid, block, shared, data))
 
     def _cuStreamBeginCapture_v2(self, stream: int, mode: int) -> None:
+        if stream == 0 or stream in self._captures:
+            raise _Failure(api.CAPTURE_UNSUPPORTED)
         self._captures[stream] = []
+        if mode != api.CAPTURE_RELAXED:
+            self._strict[stream] = threading.get_ident()
 
     def _cuStreamEndCapture(self, stream: int, out: int) -> None:
+        self._strict.pop(stream, None)
         _write(out, self._new(tuple(self._captures.pop(stream))))
 
     def _cuGraphInstantiateWithFlags(self, out: int, graph: int, flags: int) -> None:

@@ -36,7 +36,8 @@ class CudaGraph:
         if not sys.is_finalizing() and hasattr(self, "_stream"):
             with contextlib.suppress(Exception):  # the driver may be gone before the last object
                 self.reset()
-                self._state.allocator.private.discard(self._stream.cuda_stream)
+                self._state.driver.call("cuCtxSynchronize")  # replays may be under way on any stream
+                self._state.allocator.end_private(self._stream.cuda_stream)
 
     @contextmanager
     def capture(self) -> Iterator[None]:
@@ -46,7 +47,7 @@ class CudaGraph:
         driver, handle = self._state.driver, self._stream.cuda_stream
         self._stream.wait_stream(stream_of(self._state))
         self._state.activate()
-        driver.call("cuStreamBeginCapture_v2", handle, api.CAPTURE_THREAD_LOCAL)
+        driver.call("cuStreamBeginCapture_v2", handle, api.CAPTURE_RELAXED)
         self._state.capturing.add(handle)
         try:
             with using_stream(self._stream):

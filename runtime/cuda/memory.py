@@ -2,8 +2,9 @@
 
 A block that is freed is used again at once by the stream it was taken on, because what that stream runs later
 comes after what it runs now. Where other streams have used it too (:meth:`Allocator.record_stream`) it waits
-for events on those. Sizes, segments and splitting are those of PyTorch's CUDACachingAllocator: multiples of
-512 bytes, small blocks from segments of 2 MB, larger ones from segments of 20 MB or of their own.
+for events on those, and where one of them belongs to a captured graph, for the end of the graph. Sizes,
+segments and splitting are those of PyTorch's CUDACachingAllocator: multiples of 512 bytes, small blocks from
+segments of 2 MB, larger ones from segments of 20 MB or of their own.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ class Allocator:
         self._ready: dict[tuple[int, int], list[Block]] = {}  # whole, by stream and size
         self._free: dict[tuple[int, bool], list[Block]] = {}  # merged with their neighbours, by size
         self._waiting: deque[tuple[Block, list[int]]] = deque()  # blocks and the events that they wait for
+        self._kept: list[Block] = []  # given back, used by captured graphs
         self._lock = threading.RLock()
         self.private: set[int] = set()  # streams of captured graphs, whose memory stays as it is
         self._allocated = self._reserved = self._peak = self._peak_reserved = 0
@@ -119,12 +121,22 @@ class Allocator:
         """Make what was given back ready for use."""
         while self.freed:
             block = self.freed.popleft()
+            if block.users and not self.private.isdisjoint(block.users):
+                self._kept.append(block)  # each replay uses it
+                continue
             self._allocated -= block.size
             if block.users:
                 self._waiting.append((block, self._events(block.users)))
                 block.users = None
             else:
                 self._make_ready(block)
+
+    def end_private(self, stream: int) -> None:
+        """The graph that was captured on ``stream`` is gone, and all that it ran is over."""
+        with self._lock:
+            self.private.discard(stream)
+            self.freed.extend(self._kept)
+            self._kept.clear()
 
     def _make_ready(self, block: Block) -> None:
         self._ready.setdefault((block.stream, block.size), []).append(block)

@@ -14,9 +14,10 @@ from weft.runtime.cuda.device import DeviceState, current_device, device_state
 
 
 class Stream:
-    """A queue of work on a device, which runs in order. ``Stream()`` makes a new one on the current device.
+    """A queue of work on a device, which runs in order. ``Stream()`` is one of the current device that nobody
+    else holds; work on streams of a lower ``priority`` number goes first.
 
-    ``cuda_stream`` is its handle; 0 is the default stream. """
+    ``cuda_stream`` is its handle; 0 is the default stream."""
 
     def __init__(
         self, device: int | None = None, priority: int = 0, handle: int | None = None,
@@ -26,12 +27,11 @@ class Stream:
         self.device_index = self._state.index
         self.priority = priority
         self._owned = handle is None
-        self._state.activate()
-        self.cuda_stream = self._state.driver.stream_create() if handle is None else handle
+        self.cuda_stream = self._state.take_stream(priority) if handle is None else handle
 
     def __del__(self) -> None:
         if getattr(self, "cuda_stream", 0) and self._owned:
-            _destroy(self._state, "cuStreamDestroy_v2", self.cuda_stream)
+            self._state.idle_streams[self.priority].append(self.cuda_stream)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Stream):
@@ -78,7 +78,7 @@ class Event:
 
     def __del__(self) -> None:
         if getattr(self, "_handle", 0):
-            _destroy(self._state, "cuEventDestroy_v2", self._handle)
+            _destroy(self._state, self._handle)
 
     def record(self, stream: Stream | None = None) -> None:
         """Set the event to what is on the stream (the current one) now. RuntimeError on another device than
@@ -118,11 +118,11 @@ class Event:
         return self._state.driver.event_elapsed(self._handle, end._handle)
 
 
-def _destroy(state: Any, name: str, handle: int) -> None:
+def _destroy(state: Any, event: int) -> None:
     if not sys.is_finalizing():
         with contextlib.suppress(Exception):  # the driver may be gone before the last object
             state.activate()
-            state.driver.call(name, handle)
+            state.driver.call("cuEventDestroy_v2", event)
 
 
 _tls = threading.local()

@@ -10,10 +10,10 @@ import runtime_graphs as G
 from device_graphs import on_device
 from weft.ir.interp import run
 from weft.runtime import compile_graph, stats
-from weft.runtime.cuda.array import from_host
+from weft.runtime.cuda.array import empty, from_host
 from weft.runtime.cuda.device import device_state
 from weft.runtime.cuda.graphs import CudaGraph
-from weft.runtime.cuda.stream import current_stream
+from weft.runtime.cuda.stream import Event, Stream, current_stream
 
 pytestmark = pytest.mark.gpu
 
@@ -82,3 +82,34 @@ def test_one_capture_a_graph():
     graph.reset()
     with graph.capture():
         x.copy()
+
+
+def test_memory_may_be_taken_from_the_driver_while_capturing():
+    graph = CudaGraph()
+    allocator = device_state(0).allocator
+    with graph.capture():
+        reserved = allocator.reserved()
+        kept = empty((8 << 20,), np.dtype(np.float32))  # 32 MiB: a segment of its own
+    assert kept.nbytes == 32 << 20 and allocator.reserved() > reserved
+
+
+def test_the_host_cannot_ask_about_an_event_in_a_graph():
+    graph, event = CudaGraph(), Event()
+    with graph.capture():
+        event.record()
+    with pytest.raises(RuntimeError, match="CAPTURED_EVENT"):
+        event.query()
+    event.record()
+    assert event.query()
+
+
+def test_other_modes_of_capture_refuse_what_waits():
+    state = device_state(0)
+    stream = Stream()
+    state.activate()
+    state.driver.call("cuStreamBeginCapture_v2", stream.cuda_stream, 1)  # of this thread
+    try:
+        with pytest.raises(RuntimeError, match="CAPTURE_UNSUPPORTED"):
+            state.driver.malloc(512)
+    finally:
+        state.driver.call("cuGraphDestroy", state.driver.word("cuStreamEndCapture", stream.cuda_stream))

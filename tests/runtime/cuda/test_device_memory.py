@@ -175,3 +175,15 @@ def test_a_lease_gives_its_block_back():
     assert a.allocated() == 1024
     del lease
     assert a.allocated() == 0
+
+
+def test_what_a_captured_graph_uses_is_kept_until_its_end():
+    _, a = made()
+    a.private.add(7)
+    block = a.take(1000, 1)
+    a.record_stream(block, 7)
+    give(a, block)
+    assert a.take(1000, 1).address != block.address
+    assert a.allocated() == 2 * block.size  # a replay may run at any time
+    a.end_private(7)
+    assert a.take(1000, 1).address == block.address

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 
 import numpy as np
@@ -11,7 +12,7 @@ from device_graphs import device_arrays, on_device
 from weft.ir.interp import run
 from weft.runtime import compile_graph
 from weft.runtime.cuda.array import empty
-from weft.runtime.cuda.device import current_device, set_device
+from weft.runtime.cuda.device import current_device, device_state, set_device
 from weft.runtime.cuda.stream import (
     Event,
     Stream,
@@ -84,3 +85,15 @@ def test_the_current_device():
         set_device(0)
     with pytest.raises(RuntimeError, match="invalid device ordinal: cuda:99"):
         set_device(99)
+
+
+def test_the_handle_of_a_dead_stream_is_taken_again():
+    first = Stream()
+    handle = first.cuda_stream
+    assert Stream().cuda_stream != handle
+    del first
+    gc.collect()
+    assert handle in device_state(0).idle_streams[0]
+    assert Stream(priority=-1).cuda_stream != handle  # which has another priority
+    held = [Stream() for _ in range(1 + len(device_state(0).idle_streams[0]))]
+    assert handle in [s.cuda_stream for s in held]
