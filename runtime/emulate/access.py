@@ -134,8 +134,11 @@ class Site:
 
     # reading and writing
 
-    def read(self, R: Any, space: Space, flat: Array, mask: Mask | None, plain: bool = True) -> Array:
-        """What is there: an unsigned array, for several elements with rows of them."""
+    def read(self, R: Any, space: Space, flat: Array, mask: Mask | None, access: str = "plain") -> Array:
+        """What is there: an unsigned array, for several elements with rows of them.
+
+        ``access`` is "plain", "strong" or "atomic": who may access the same bytes at the same time.
+        """
         at = flat >> self.shift
         try:
             unwritten = space.check_written(at, self.width)
@@ -143,24 +146,27 @@ class Site:
             raise self.fault(R, mask, fault.lane or 0, fault.text) from None
         if unwritten is not None:
             self._find_unwritten(R, space, unwritten, mask)
-        if plain and space.race is not None:
-            race = space.race.read(flat, self.width, R.chunk.tokens(mask), R.chunk.orders[space.name])
+        if access == "atomic":
+            self._check_atomic(R, space, flat, mask)
+        elif space.race is not None:
+            tokens, order = R.chunk.tokens(mask), R.chunk.orders[space.name]
+            race = space.race.read(flat, self.width, tokens, order, access == "strong")
             if race is not None:
                 self._find_race(R, space, race, mask, "read of what another thread writes")
         self._count(R, space, flat, mask, False)
         return space.rows(self.size, self.count)[at]
 
     def write(
-        self, R: Any, space: Space, flat: Array, mask: Mask | None, values: Array, plain: bool = True
+        self, R: Any, space: Space, flat: Array, mask: Mask | None, values: Array, strong: bool = False
     ) -> None:
         at = flat >> self.shift
-        self.check_write(R, space, flat, mask, values, plain)
+        self.check_write(R, space, flat, mask, values, strong)
         space.rows(self.size, self.count)[at] = values
         space.mark_written(at, self.width)
         self._count(R, space, flat, mask, True)
 
     def check_write(
-        self, R: Any, space: Space, flat: Array, mask: Mask | None, values: Array, plain: bool = True
+        self, R: Any, space: Space, flat: Array, mask: Mask | None, values: Array, strong: bool = False
     ) -> None:
         """Whether the bytes may be written, and whether that is a race."""
         at = flat >> self.shift
@@ -170,13 +176,30 @@ class Site:
             space.check_allocated(at, self.width)
         except Fault as fault:
             raise self.fault(R, mask, fault.lane or 0, fault.text) from None
-        if not plain or space.race is None:
+        if space.race is None:
+            return
+        if strong:
+            self._check_atomic(R, space, flat, mask)
             return
         before, lost = space.race.write(flat, self.width, R.chunk.tokens(mask), R.chunk.orders[space.name])
         if before is not None or lost is not None:
             race = self._changes(space, at, values, before, lost)
             if race.any():
                 self._find_race(R, space, race, mask, "write of what another thread reads or writes")
+
+    def _check_atomic(self, R: Any, space: Space, flat: Array, mask: Mask | None) -> None:
+        """Whether an atomic operation, or a strong store, races with plain accesses."""
+        if space.race is None:
+            return
+        race = space.race.atomic(flat, self.width, R.chunk.tokens(mask), R.chunk.orders[space.name])
+        if race is not None:
+            self._find_race(R, space, race, mask, "atomic operation on what another thread accesses plainly")
+
+    def check_pending(self, R: Any, space: Space, flat: Array, mask: Mask | None) -> None:
+        """Whether something was written where a copy is about to arrive, since it was started."""
+        there = space.is_written(flat >> self.shift, self.width)
+        if there.any():
+            self._find_race(R, space, there, mask, "write of where a copy is under way")
 
     def _changes(
         self, space: Space, at: Array, values: Array, before: Array | None, lost: Array | None
@@ -203,7 +226,7 @@ class Site:
     def _find_race(self, R: Any, space: Space, where: Array, mask: Mask | None, text: str) -> None:
         chunk = R.chunk
         lane = int(chunk.lane_of(mask)[int(np.argmax(where))])
-        text = f"{space.name} memory: {text} without a barrier between"
+        text = f"{space.name} memory: {text}, with nothing that orders them"
         chunk.launch.find("race", self.ins, text, chunk.thread(lane), int(np.count_nonzero(where)))
 
     def _count(self, R: Any, space: Space, flat: Array, mask: Mask | None, write: bool) -> None:

@@ -59,6 +59,7 @@ def _part(batch: _Batch, which: Array) -> _Batch:
 
 def _deliver(R: Any, batch: _Batch, due: Array) -> None:
     arrived = batch if due.all() else _part(batch, due)
+    batch.site.check_pending(R, arrived.space, arrived.flat, R.chunk.mask_of(arrived.lanes))
     batch.site.write(R, arrived.space, arrived.flat, R.chunk.mask_of(arrived.lanes), arrived.values)
 
 

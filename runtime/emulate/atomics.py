@@ -100,7 +100,7 @@ class _Atomic:
         for space, flat, mask in self.site.parts(R, m):
             chunk.statistics.atomics += flat.size
             at = flat // self.site.size
-            self.site.read(R, space, flat, mask, plain=False)
+            self.site.read(R, space, flat, mask, "atomic")
             data = space.rows(self.site.size, 1)
             for i in range(self.count):
                 sources = [active(R, mask, R[s[i]]) for s in self.slots]

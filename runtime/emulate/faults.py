@@ -18,7 +18,7 @@ class EmulationError(RuntimeError):
 
 @dataclass
 class Finding:
-    """``kind`` is "race", "unwritten" or "uncoalesced"; ``count`` says how often it was seen."""
+    """``kind`` is "race", "unwritten", "undefined" or "uncoalesced"; ``count`` says how often it was seen."""
 
     kind: str
     kernel: str

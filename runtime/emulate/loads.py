@@ -43,7 +43,7 @@ def _load(d: Decoder, ins: Instruction) -> Step:
             R.chunk.acquire(m)
         parts = site.parts(R, m)
         for where, flat, mask in parts:
-            values = site.read(R, where, flat, mask, strong is None)
+            values = site.read(R, where, flat, mask, "strong" if strong else "plain")
             for i, target in enumerate(targets):
                 if target is not None:
                     value = values if count == 1 else np.ascontiguousarray(values[:, i])
@@ -107,7 +107,7 @@ def _store(d: Decoder, ins: Instruction) -> Step:
         for where, flat, mask in site.parts(R, m):
             columns = [active(R, mask, R[slot]).astype(unsigned, copy=False) for slot in slots]
             values = columns[0] if count == 1 else np.stack(columns, axis=1)
-            site.write(R, where, flat, mask, values, strong is None)
+            site.write(R, where, flat, mask, values, strong is not None)
 
     return run
 

@@ -86,6 +86,12 @@ class Space:
         states, ready = self.states(width)
         states[at] = ready
 
+    def is_written(self, at: Array, width: int) -> Array:
+        """Whether any byte of each access was written."""
+        states, ready = self.states(width)
+        written = states[at] & (ready // _READY * WRITTEN)
+        return written.any(axis=1) if written.ndim > 1 else written != 0
+
     def forget(self, at: Array, width: int) -> None:
         """The bytes count as unwritten again."""
         states, ready = self.states(width)

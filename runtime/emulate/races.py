@@ -8,6 +8,9 @@ the launch began; a coarse rule, which knows the usual protocols and finds what 
 
     token: thread (30 bits) | others read: warps, lanes (2 bits) | block barriers (16) | warp barriers (16)
 
+Atomic operations (and strong stores) do not race with each other, but with plain accesses; they are kept by
+themselves, as readers are.
+
 Accesses narrower than a word are kept by the byte, in planes made when the first comes.
 """
 
@@ -53,6 +56,18 @@ class _Plane:
     def __init__(self, units: int) -> None:
         self.writes = np.zeros(units, _U)
         self.reads = np.zeros(units, _U)
+        self._atomics: Array | None = None
+
+    @property
+    def atomics(self) -> Array:
+        if self._atomics is None:
+            self._atomics = np.zeros_like(self.reads)
+        return self._atomics
+
+    def against(self, kind: str) -> list[Array]:
+        """The records that an access of a kind may race with."""
+        atomics = [] if self._atomics is None or kind == "atomic" else [self._atomics]
+        return [self.writes, *([] if kind == "read" else [self.reads]), *atomics]
 
 
 class RaceShadow:
@@ -71,26 +86,45 @@ class RaceShadow:
         self.words = _Plane(self.size // 4)
         self._bytes = None
 
-    def read(self, flat: Array, width: int, token: Array, order: Order) -> Array | None:
-        """Record reads; where they race with a write: bits by access, None for nowhere."""
-        if width >= 4:
-            found = _read(self.words, flat >> 2, width // 4, token, order)
-            if self._bytes is not None:
-                found = _either(found, _check(self._bytes.writes, flat, width, token, order))
-            return found
-        found = _read(self.bytes, flat, width, token, order)
-        return _either(found, _check(self.words.writes, flat >> 2, 1, token, order))
+    def _planes(self, flat: Array, width: int) -> tuple[_Plane, Array, int, list[tuple[_Plane, Array, int]]]:
+        """The plane of an access, its first unit and how many; and what else covers the same bytes."""
+        if width < 4:
+            return self.bytes, flat, width, [(self.words, flat >> 2, 1)]
+        others = [] if self._bytes is None else [(self._bytes, flat, width)]
+        return self.words, flat >> 2, width // 4, others
+
+    def read(self, flat: Array, width: int, token: Array, order: Order, strong: bool = False) -> Array | None:
+        """Record reads; where they race with a write: bits by access, None for nowhere.
+
+        ``strong`` ones are not recorded and race with plain writes only.
+        """
+        plane, at, count, others = self._planes(flat, width)
+        found = None
+        for p, first, n in (*others, (plane, at, count)):
+            records = [p.writes] if strong else p.against("read")
+            found = _either(found, _check(records, first, n, token, order))
+        if not strong:
+            _record(plane.reads, at, count, token, order)
+        return found
 
     def write(self, flat: Array, width: int, token: Array, order: Order) -> tuple[Array | None, Array | None]:
         """Record writes. Which race with an access before, and which with others of this instruction."""
-        if width >= 4:
-            found, lost = _write(self.words, flat >> 2, width // 4, token, order)
-            if self._bytes is not None:
-                found = _either(found, _check_both(self._bytes, flat, width, token, order))
-        else:
-            found, lost = _write(self.bytes, flat, width, token, order)
-            found = _either(found, _check_both(self.words, flat >> 2, 1, token, order))
-        return found, lost
+        plane, at, count, others = self._planes(flat, width)
+        found = None
+        for p, first, n in (*others, (plane, at, count)):
+            found = _either(found, _check(p.against("write"), first, n, token, order))
+        units, tokens = _units(at, count, token)
+        plane.writes[units] = tokens
+        return found, _per_access(plane.writes[units] != tokens)
+
+    def atomic(self, flat: Array, width: int, token: Array, order: Order) -> Array | None:
+        """Record atomic operations; where they race with plain accesses."""
+        plane, at, count, others = self._planes(flat, width)
+        found = None
+        for p, first, n in (*others, (plane, at, count)):
+            found = _either(found, _check(p.against("atomic"), first, n, token, order))
+        _record(plane.atomics, at, count, token, order)
+        return found
 
 
 def _either(a: Array | None, b: Array | None) -> Array | None:
@@ -112,38 +146,34 @@ def _per_access(conflict: Array | None) -> Array | None:
     return conflict.any(axis=1) if conflict.ndim > 1 else conflict
 
 
-def _check(records: Array, at: Array, count: int, token: Array, order: Order) -> Array | None:
+def _check(records: list[Array], at: Array, count: int, token: Array, order: Order) -> Array | None:
     units, token = _units(at, count, token)
-    return _per_access(_conflict(records[units], token, order))
+    found = None
+    for record in records:
+        found = _either(found, _conflict(record[units], token, order))
+    return _per_access(found)
 
 
-def _check_both(plane: _Plane, at: Array, count: int, token: Array, order: Order) -> Array | None:
-    found = [_check(records, at, count, token, order) for records in (plane.writes, plane.reads)]
-    return _either(*found)
-
-
-def _read(plane: _Plane, at: Array, count: int, token: Array, order: Order) -> Array | None:
+def _record(records: Array, at: Array, count: int, token: Array, order: Order) -> None:
+    """Note who accessed, besides those that did before and still matter."""
     units, token = _units(at, count, token)
-    conflict = _per_access(_conflict(plane.writes[units], token, order))
-    old = plane.reads[units]
-    new = _joined(old, token, order)
-    plane.reads[units] = new
-    back = plane.reads[units]
+    new = _joined(records[units], token, order)
+    records[units] = new
+    back = records[units]
     lost = (back ^ new) >> _U(THREAD)
     if lost.any():
-        _add_readers(plane, units, lost, back, new)
-    return conflict
+        _add_readers(records, units, lost, back, new)
 
 
-def _add_readers(plane: _Plane, units: Array, lost: Array, back: Array, new: Array) -> None:
+def _add_readers(records: Array, units: Array, lost: Array, back: Array, new: Array) -> None:
     """Several threads of one instruction read the same unit: the last is recorded, the others as flags."""
     for flag, which in ((_LANES, (lost != 0) & (lost >> _U(5) == 0)), (_WARPS, lost >> _U(5) != 0)):
         if which.any():
             where = units[which]
-            plane.reads[where] = plane.reads[where] | flag
+            records[where] = records[where] | flag
     earlier = new & _FLAGS
     if ((earlier & ~back) != 0).any():
-        plane.reads[units] |= earlier
+        records[units] |= earlier
 
 
 def _joined(old: Array, token: Array, order: Order) -> Array:
@@ -161,17 +191,6 @@ def _joined(old: Array, token: Array, order: Order) -> Array:
     joined = token.copy().reshape(-1)
     joined[matters] |= np.where(warps, _WARPS, _U(0)) | np.where(lanes, _LANES, _U(0))
     return joined.reshape(token.shape)
-
-
-def _write(
-    plane: _Plane, at: Array, count: int, token: Array, order: Order
-) -> tuple[Array | None, Array | None]:
-    units, token = _units(at, count, token)
-    conflict = _conflict(plane.writes[units], token, order)
-    readers = _conflict(plane.reads[units], token, order)
-    conflict = _either(conflict, readers)
-    plane.writes[units] = token
-    return _per_access(conflict), _per_access(plane.writes[units] != token)
 
 
 def _conflict(record: Array, token: Array, order: Order) -> Array | None:

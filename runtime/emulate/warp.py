@@ -58,11 +58,25 @@ def _shfl(d: Decoder, ins: Instruction) -> Step:
         self_lane = everyone % WARP
         valid, other = _source_lane(mode, self_lane, R[lane].astype(np.int64), R[clamp].astype(np.int64))
         other = np.where(valid, other, self_lane)
+        _check_sources(R, m, named, everyone - self_lane + other, ins)
         assign(R, m, target, full(R, R[source])[everyone - self_lane + other])
         if flag is not None:
             assign(R, m, flag, np.broadcast_to(valid, everyone.shape))
 
     return run
+
+
+def _check_sources(R: Any, m: Mask | None, named: int, sources: Array, ins: Instruction) -> None:
+    """What a thread that takes no part would give is undefined."""
+    chunk = R.chunk
+    if m is None and chunk.live.all() and R[named].shape[0] == 1 and R[named][0] == _ALL:
+        return
+    bits = chunk.live if m is None else m.bits
+    undefined = bits & ~(bits & _named_bits(R, named))[sources]
+    if undefined.any():
+        thread = chunk.thread(int(np.argmax(undefined)))
+        text = "a value of a thread that takes no part"
+        chunk.launch.find("undefined", ins, text, thread, int(np.count_nonzero(undefined)))
 
 
 def _source_lane(mode: str, lane: Array, b: Array, c: Array) -> tuple[Array, Array]:

@@ -141,6 +141,99 @@ def test_the_last_block_may_read_what_the_others_published():
     assert {f.kind for f in found} == {"race"}
 
 
+_COUNTER = """
+    mov.u32 %r1, tile; setp.eq.u32 %p1, %r90, 0; mov.u32 %r4, 1;
+    @%p1 st.shared.b32 [%r1], %r91;
+    FIRST
+    red.shared.add.u32 [%r1], %r4;
+    SECOND
+    ld.shared.b32 %r2, [%r1]; st.global.b32 [%rd10], %r2;
+"""
+
+
+def test_atomics_race_with_plain_accesses_and_not_with_each_other():
+    for first, second, wrong in (
+        ("bar.sync 0;", "bar.sync 0;", ""), ("", "bar.sync 0;", "red.shared"),
+        ("bar.sync 0;", "", "ld.shared"), ("bar.warp.sync -1;", "bar.sync 0;", "red.shared"),
+    ):  # fmt: skip
+        body = _COUNTER.replace("FIRST", first + "\n").replace("SECOND", second + "\n")
+        ptx = entry(body, params=1, declarations=_TILE)
+        lines = [(f.kind, f.line) for f in _findings(ptx, [_X], 2)]
+        assert lines == ([("race", _line(ptx, wrong))] if wrong else [])
+
+
+def test_atomics_race_with_plain_accesses_in_global_memory():
+    """Also between blocks, of bytes within a word, and where the plain access comes first."""
+    atomic, load, store = (
+        "red.global.add.u32 [%rd0], %r4;", "ld.global.u8 %r2, [%rd0+1];", "st.global.b32 [%rd0], %r0;"
+    )  # fmt: skip
+    for block in (64, 32):
+        for lines, kinds in (
+            ((atomic, "red.global.max.u32 [%rd0], %r4;"), []),
+            ((atomic, "ld.relaxed.gpu.global.u32 %r2, [%rd0]; st.relaxed.gpu.global.u32 [%rd0], %r4;"), []),
+            ((atomic, load), ["race"]),
+            ((load, atomic), ["race"]),
+            ((atomic, "setp.eq.u32 %p1, %r0, 77; @%p1 " + store), ["race"]),
+            (("setp.eq.u32 %p1, %r0, 13; @%p1 " + store, atomic), ["race"]),
+        ):
+            ptx = entry("mov.u32 %r4, 1;\n" + "\n".join(lines), params=1)
+            assert [f.kind for f in _findings(ptx, [_X], 128 // block, block)] == kinds, lines
+
+
+def test_strong_accesses_race_with_plain_ones():
+    body = """
+    setp.ge.u32 %p1, %r90, 32; @%p1 bra OTHER;
+    WRITE bra END;
+OTHER: READ st.global.b32 [%rd11], %r2;
+END:
+    """
+    for write, read, kinds in (
+        ("st.volatile.global.u32 [%rd0], %r0;", "ld.volatile.global.u32 %r2, [%rd0];", []),
+        ("st.global.u32 [%rd0], %r0;", "ld.volatile.global.u32 %r2, [%rd0];", ["race"]),
+        ("st.volatile.global.u32 [%rd0], %r0;", "ld.global.u32 %r2, [%rd0];", ["race"]),
+    ):
+        write = "setp.eq.u32 %p2, %r90, 5; @%p2 " + write
+        ptx = entry(body.replace("WRITE", write).replace("READ", read))
+        assert sorted({f.kind for f in _findings(ptx, [_X, _X], 1)}) == kinds
+
+
+def test_blocks_of_a_launch_do_not_see_each_other():
+    """Many blocks, not all side by side, each reading what its neighbour writes, or writing it."""
+    arrays = [np.zeros(64 * 300 + 64, np.float32), np.zeros(64 * 300, np.float32)]
+    for first, second in (
+        ("st.global.b32 [%rd10+256], %r0;", "ld.global.b32 %r1, [%rd10];"),  # of the block before
+        ("st.global.b32 [%rd10], %r0;", "ld.global.b32 %r1, [%rd10+256];"),  # of the block behind
+        ("ld.global.b32 %r1, [%rd10+256];", "st.global.b32 [%rd10], %r0;"),
+    ):
+        ptx = entry(f"{first} bar.sync 0; membar.gl;\n{second} st.global.b32 [%rd11], %r1;")
+        assert {f.kind for f in _findings(ptx, arrays, 300)} == {"race"}
+    twice = entry("and.b32 %r1, %r0, 8191; mad.wide.u32 %rd20, %r1, 4, %rd0;\nst.global.b32 [%rd20], %r0;")
+    (found,) = [f for f in _findings(twice, arrays, 300) if f.kind == "race"]
+    assert found.count == 64 * 300 - 8192 and found.line == _line(twice, "st.global")
+    same = twice.replace("[%rd20], %r0", "[%rd20], %r1")
+    assert _findings(same, arrays, 300) == []
+
+
+def test_a_shuffle_takes_values_of_participants_only():
+    """Half a warp goes another way; the others name themselves, and reach beyond themselves or not."""
+    body = """
+    and.b32 %r1, %r90, 31; setp.ge.u32 %p1, %r1, 16; @%p1 bra END;
+    shfl.sync.bfly.b32 %r2, %r0, DISTANCE, 31, MASK;
+    st.global.b32 [%rd10], %r2;
+END:
+    """
+    for distance, wanted in ((8, []), (16, ["undefined"])):
+        text = body.replace("DISTANCE", str(distance))
+        ptx = entry(text.replace("MASK", "0xffff"), params=1)
+        assert [f.kind for f in _findings(ptx, [_X])] == wanted
+    for mask in ("-1", "0xff"):  # the others never come; some leave themselves out
+        late = body.replace("DISTANCE", "1").replace("MASK", mask).replace("END:", "END: bar.warp.sync -1;")
+        with pytest.raises(EmulationError, match="named in its mask"):
+            run(entry(late, params=1), "k", [_X], 1, 64)
+    exited = "setp.ge.u32 %p1, %r90, 40; @%p1 exit; shfl.sync.bfly.b32 %r2, %r0, 16, 31, -1;"
+    assert [f.kind for f in _findings(entry(exited, params=1), [_X])] == ["undefined"]
+
+
 def test_out_of_bounds():
     machine = device()
     with pytest.raises(EmulationError, match="not allocated") as caught:
@@ -250,6 +343,49 @@ def test_a_copy_is_visible_to_others_after_a_barrier_only():
     assert [f.kind for f in _findings(ptx, [_X, _X])] == ["race"]
     ptx = entry(other.replace("WAIT", "cp.async.wait_all; bar.sync 0;"), declarations=_TILE)
     assert _findings(ptx, [_X, _X]) == []
+
+
+_PIPELINE = """
+    mov.u32 %r1, tile; mad.lo.u32 %r2, %r90, 4, %r1; mov.u32 %r9, 0; mov.u32 %r10, 0; mov.u64 %rd20, %rd10;
+    cp.async.ca.shared.global [%r2], [%rd20], 4; cp.async.commit_group;
+LOOP:
+    add.u64 %rd20, %rd20, 256; xor.b32 %r3, %r2, 256;
+    cp.async.ca.shared.global [%r3], [%rd20], 4; cp.async.commit_group;
+    cp.async.wait_group PENDING;
+    bar.sync 0;
+    xor.b32 %r4, %r2, 128; ld.shared.b32 %r5, [%r4]; add.u32 %r10, %r10, %r5;
+    SECOND
+    mov.u32 %r2, %r3; add.u32 %r9, %r9, 1; setp.lt.u32 %p1, %r9, 3; @%p1 bra LOOP;
+    st.global.b32 [%rd11], %r10; cp.async.wait_all;
+"""
+
+
+def test_a_pipeline_of_copies():
+    """Waiting for too few groups, or copying into what others still read, is found; the right one is not."""
+    source, target = np.arange(256, dtype=np.uint32), np.zeros(64, np.uint32)
+    for pending, second, kinds in (("1", "bar.sync 0;", []), ("1", "", ["race"]),
+                                   ("2", "bar.sync 0;", ["race", "unwritten"])):  # fmt: skip
+        ptx = entry(_PIPELINE.replace("PENDING", pending).replace("SECOND", second), declarations=_TILE)
+        machine = device()
+        got = run(ptx, "k", [source, target], 1, 64, machine=machine)[1]
+        assert sorted({f.kind for f in machine.findings}) == kinds
+        if not kinds:
+            turned = np.arange(64) ^ 32
+            np.testing.assert_array_equal(got, sum(source[64 * i + turned] for i in range(3)))
+
+
+def test_nothing_is_stored_where_a_copy_is_under_way():
+    body = """
+    mov.u32 %r1, tile; mad.lo.u32 %r2, %r90, 4, %r1;
+    cp.async.ca.shared.global [%r2], [%rd10], 4; cp.async.commit_group;
+    FIRST
+    st.shared.b32 [%r2], %r0;
+    SECOND
+    ld.shared.b32 %r3, [%r2]; st.global.b32 [%rd11], %r3;
+    """
+    for first, second, kinds in (("", "cp.async.wait_all;", ["race"]), ("cp.async.wait_all;", "", [])):
+        ptx = entry(body.replace("FIRST", first).replace("SECOND", second), declarations=_TILE)
+        assert [f.kind for f in _findings(ptx, [_X, _X])] == kinds
 
 
 def test_unknown_instructions_and_operands_are_named():
