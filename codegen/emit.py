@@ -381,8 +381,13 @@ class VectorBuilder(ScalarMath):
         return self.widen(self.narrow(Reg(x.text, dtype, x.lanes, x.depth)), dtype)
 
     def _round_to_bf16(self, x: Reg) -> Reg:
-        """To nearest, ties to even, by integer arithmetic: subnormals and NaN stay what they are."""
+        """To nearest, ties to even; where no instruction does it as IEEE 754 asks, by integer arithmetic."""
         wide = Reg(x.text, T.f32, x.lanes, x.depth)
+        if self.target is not None and self.target.bf16_rounding:
+            w, d = x.lanes, x.depth
+            short = self.emit(f"fptrunc {reg_type(T.f32, w)} {x.text} to {vec('bfloat', w)}", T.bf16, w, d)
+            bits = self.emit(f"bitcast {vec('bfloat', w)} {short.text} to {vec('i16', w)}", T.u16, w, d)
+            return self.widen(bits, T.bf16)
         bits = self.bitcast(wide, T.u32)
         odd = self.binary("and", self.binary("shr", bits, self.const(16, T.u32)), self.const(1, T.u32))
         up = self.binary("add", self.binary("add", bits, self.const(0x7FFF, T.u32)), odd)

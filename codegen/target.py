@@ -39,6 +39,9 @@ class Machine(Protocol):
     @property
     def nan_extrema(self) -> bool: ...
 
+    @property
+    def bf16_rounding(self) -> bool: ...
+
 
 @record(frozen=True)
 class Target:
@@ -60,6 +63,7 @@ class Target:
     line_bytes: int = 64
 
     nan_extrema = False  # no instruction for a maximum that passes NaN on
+    bf16_rounding = False  # vcvtneps2bf16 takes subnormals for zero
 
     @property
     def architecture(self) -> str:

@@ -48,6 +48,11 @@ class GpuTarget:
         return self.capability >= (8, 0)
 
     @property
+    def bf16_rounding(self) -> bool:
+        """True where f32 is rounded to bf16 by one instruction, subnormals and NaN included."""
+        return self.capability >= (8, 0)
+
+    @property
     def features(self) -> str:
         return f"+ptx{self.ptx}"
 
