@@ -8,24 +8,22 @@ selected: it is compared, a vector at a time, with the last of those found so fa
 
 from __future__ import annotations
 
-from math import prod
-
 from weft.codegen.blocks import Code, Ix
 from weft.codegen.emit import VectorBuilder
-from weft.codegen.indexing import only_op, operand_pointers
-from weft.codegen.kernel import KernelCode, Unsupported
+from weft.codegen.indexing import operand_pointers
+from weft.codegen.kernel import KernelCode
 from weft.codegen.lanes import load_lanes, load_raw, store_lanes
 from weft.codegen.llvm import mem_type
 from weft.codegen.phases import Writer, aligned
+from weft.codegen.sort_lines import SortedLines
 from weft.codegen.target import Target
 from weft.ir.graph import Op
-from weft.ir.types import DType, bool_, f32, f64, i8, i16, i32, i64, u8, u16, u32, u64
+from weft.ir.types import bool_, i8, i16, i32, i64
 
 _SHORT = 40  # lines up to this length are sorted by insertion
 _UNITS = 16  # most units of work, each with scratch memory for a line
 _SELECTING = 64  # the same where it only holds what is kept
 _SELECTED = 8  # times as long as what is kept of it that a line must be to select
-_UNSIGNED = {8: u8, 16: u16, 32: u32, 64: u64}
 _RAW = {8: i8, 16: i16, 32: i32, 64: i64}
 
 
@@ -34,23 +32,10 @@ def emit(op: Op, target: Target, prefix: str) -> KernelCode:
     return _Sort(op, target, prefix).emit()
 
 
-class _Sort(Writer):
+class _Sort(SortedLines, Writer):
     def __init__(self, op: Op, target: Target, prefix: str) -> None:
         super().__init__(op, target, prefix)
-        self.sort = only_op(self.graph, some=True)
-        a = self.sort.attrs
-        self.x, axis = self.sort.operands[0].type, a["axis"]
-        self.n, self.inner = self.x.shape[axis], prod(self.x.shape[axis + 1 :])
-        self.kept = self.sort.results[0].type.shape[axis]
-        self.descending = bool(a.get("descending", a.get("largest", False)))
-        self.lines = self.x.size // self.n
-        if self.n >= 1 << 31:
-            raise Unsupported("lines longer than 2**31")
-        # half precision is compared as f32, and narrow integers as 32 bits at most
-        d = self.x.dtype
-        wide = f32 if d.is_floating_point and d.bits == 16 else u8 if d is bool_ else d
-        self.wide: DType = wide
-        self.key = _UNSIGNED[wide.bits]
+        self.read_sort(self.graph)
         self.select = self.kept * _SELECTED <= self.n and self.n > _SHORT
         self.radix = self.n > _SHORT and not self.select
         self.units = min(self.lines, _SELECTING if self.select else _UNITS)
@@ -103,22 +88,10 @@ class _Sort(Writer):
 
     def _key(self, fn: Code, origin: Ix, i: Ix, lanes: int = 0, mask: str | None = None) -> str:
         """The element (or vector) as an unsigned integer of the same order."""
-        b, d, wide, key = VectorBuilder(fn, lanes), self.x.dtype, self.wide, self.key
+        d = self.x.dtype
         at = self._element(fn, self.src, origin, i, mem_type(d))
-        x = b.reg(load_lanes(fn, at, d, lanes, mask), d, lanes)
-        if wide.is_floating_point:
-            x = b.binary("add", b.convert(x, wide), b.const(0.0, wide))  # -0.0 becomes 0.0
-            signed = i64 if wide is f64 else i32
-            bits = b.bitcast(x, signed)
-            sign = b.binary("shr", bits, b.const(wide.bits - 1, signed))
-            flips = b.binary("or", b.bitcast(sign, key), b.const(1 << (wide.bits - 1), key))
-            ordered = b.binary("xor", b.bitcast(bits, key), flips)
-            got = b.select(b.compare("ne", x, x), b.const((1 << wide.bits) - 1, key), ordered)
-        else:
-            got = b.convert(x, key) if d is bool_ else b.bitcast(x, key)
-            if wide.is_signed:
-                got = b.binary("xor", got, b.const(1 << (wide.bits - 1), key))
-        return (b.unary("not", got) if self.descending else got).text
+        b = VectorBuilder(fn, lanes)
+        return self.key_of(b, b.reg(load_lanes(fn, at, d, lanes, mask), d, lanes)).text
 
     def _put(self, fn: Code, buffer: tuple[str, str], at: Ix, key: str, position: str) -> None:
         t = mem_type(self.key)

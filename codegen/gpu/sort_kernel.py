@@ -6,20 +6,15 @@ values are then read again at the positions.
 
 from __future__ import annotations
 
-from math import prod
-
 from weft.codegen.blocks import Ix
 from weft.codegen.gpu.device import DeviceFunction
 from weft.codegen.gpu.kernel import DeviceCode
 from weft.codegen.gpu.radix import sorting
 from weft.codegen.gpu.target import GpuTarget
 from weft.codegen.gpu.writer import DeviceWriter, load_value
-from weft.codegen.indexing import only_op
-from weft.codegen.kernel import Unsupported
+from weft.codegen.sort_lines import SortedLines
 from weft.ir.graph import Op
-from weft.ir.types import DType, bool_, f32, f64, i32, i64, u8, u16, u32, u64
-
-_UNSIGNED = {8: u8, 16: u16, 32: u32, 64: u64}
+from weft.ir.types import u32
 
 
 def emit(op: Op, target: GpuTarget, prefix: str) -> DeviceCode:
@@ -27,22 +22,10 @@ def emit(op: Op, target: GpuTarget, prefix: str) -> DeviceCode:
     return _Sort(op, target, prefix).emit()
 
 
-class _Sort(DeviceWriter):
+class _Sort(SortedLines, DeviceWriter):
     def __init__(self, op: Op, target: GpuTarget, prefix: str) -> None:
         super().__init__(op, target, prefix)
-        self.sort = only_op(self.graph, some=True)
-        a = self.sort.attrs
-        self.x, axis = self.sort.operands[0].type, a["axis"]
-        self.n, self.inner = self.x.shape[axis], prod(self.x.shape[axis + 1 :])
-        self.kept = self.sort.results[0].type.shape[axis]
-        self.descending = bool(a.get("descending", a.get("largest", False)))
-        self.lines = self.x.size // self.n
-        if self.n >= 1 << 31:
-            raise Unsupported("lines longer than 2**31")
-        d = self.x.dtype
-        half = d.is_floating_point and d.bits == 16
-        self.wide: DType = f32 if half else u8 if d is bool_ else d
-        self.key = _UNSIGNED[self.wide.bits]
+        self.read_sort(self.graph)
 
     def emit(self) -> DeviceCode:
         wanted = {v: self.result(i) for i, v in enumerate(self.graph.results)}
@@ -67,21 +50,9 @@ class _Sort(DeviceWriter):
 
     def _take(self, fn: DeviceFunction, line: Ix, i: Ix) -> tuple[str, str]:
         """The element as an unsigned integer of the same order, and its position."""
-        b, d, wide, key = self.builder(fn), self.x.dtype, self.wide, self.key
-        x = load_value(fn, b, "%a0", self._place(fn, line, i, self.n), d)
-        if wide.is_floating_point:
-            x = b.binary("add", b.convert(x, wide), b.const(0.0, wide))  # -0.0 becomes 0.0
-            signed = i64 if wide is f64 else i32
-            bits = b.bitcast(x, signed)
-            sign = b.binary("shr", bits, b.const(wide.bits - 1, signed))
-            flips = b.binary("or", b.bitcast(sign, key), b.const(1 << (wide.bits - 1), key))
-            ordered = b.binary("xor", b.bitcast(bits, key), flips)
-            got = b.select(b.compare("ne", x, x), b.const((1 << wide.bits) - 1, key), ordered)
-        else:
-            got = b.convert(x, key) if d is bool_ else b.bitcast(x, key)
-            if wide.is_signed:
-                got = b.binary("xor", got, b.const(1 << (wide.bits - 1), key))
-        got = b.unary("not", got) if self.descending else got
+        b, key = self.builder(fn), self.key
+        x = load_value(fn, b, "%a0", self._place(fn, line, i, self.n), self.x.dtype)
+        got = self.key_of(b, x)
         return b.convert(got, u32 if key.bits < 32 else key).text, fn.op(f"trunc i64 {i} to i32")
 
     def _finish(self, fn: DeviceFunction, line: Ix, rank: Ix, key: str, position: str) -> None:

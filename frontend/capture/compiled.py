@@ -341,7 +341,7 @@ class Compiled:
         return self._entry(args, kwargs).executable.llvm()
 
     def asm(self, *args: Any, **kwargs: Any) -> str:
-        """The assembly."""
+        """The assembly; of a GPU the PTX."""
         return self._entry(args, kwargs).executable.asm()
 
     def backward_graph(self) -> Any:
