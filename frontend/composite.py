@@ -286,7 +286,10 @@ _reads_no_input: set[Any] = set()
 def _composite(fn: Any) -> Any:
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if _current.get() is not _NUMPY or not switch.on:
+        interp = _current.get()
+        if interp is not _NUMPY or not switch.on:
+            if interp.recording and all(map(_is_plain, (*args, *kwargs.values()))):
+                return interp.apart(fn, *args, **kwargs)
             return fn(*args, **kwargs)
         tensors: list[Tensor] = []
         key: list[Any] = [fn, mode.grad]
@@ -318,6 +321,18 @@ def _composite(fn: Any) -> Any:
         return _call(plan, tensors)
 
     return call
+
+
+_PLAIN = frozenset((Tensor, float, int, bool, str, type(None)))
+
+
+def _is_plain(x: Any) -> bool:
+    """Whether what a function does with this argument runs no code of the user's."""
+    if type(x) in _PLAIN:
+        return True
+    if type(x) is tuple:
+        return all(map(_is_plain, x))
+    return isinstance(x, Tensor) and type(x).__module__.startswith("weft.")
 
 
 def _meet(

@@ -410,10 +410,10 @@ def _write_array(t: Tensor, new: Tensor) -> None:
 def _write_captured(interp: Any, t: Tensor, new: Tensor) -> None:
     from weft.dispatch import payload
 
-    _assign(interp, t, payload(new, interp))
+    assign_captured(interp, t, payload(new, interp))
 
 
-def _assign(interp: Any, t: Tensor, value: Value) -> None:
+def assign_captured(interp: Any, t: Tensor, value: Value) -> None:
     """Give ``t`` another value in the capture; through its steps if it is a view made in this capture."""
     if type(t._data) is not Value:
         interp.assign(t, value)
@@ -423,7 +423,7 @@ def _assign(interp: Any, t: Tensor, value: Value) -> None:
         old = interp.lift(v.base) if v.base._view is None else v.base._view.value(v.base, interp)
         run = _value_apply(interp)
         new = write_through(run, wrap(old), wrap(value), v.steps)
-        _assign(interp, v.base, new._data)
+        assign_captured(interp, v.base, new._data)
     t._data = value
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from weft.ir.types import TensorType
+from weft.ir.types import Device, TensorType
 
 if TYPE_CHECKING:
     from weft.ir.prims.base import Primitive
@@ -94,7 +94,7 @@ class Op:
     ) -> None:
         self.prim = prim
         self.operands = tuple(operands)
-        self.attrs: Mapping[str, Any] = MappingProxyType(dict(attrs))
+        self.attrs: Mapping[str, Any] = _frozen(attrs)
         self.results = tuple(results)
         self.regions = tuple(regions)
         self.loc = loc
@@ -107,6 +107,16 @@ class Op:
 
     def __repr__(self) -> str:
         return f"Op({self.prim.name}, {len(self.operands)} operands, {len(self.results)} results)"
+
+
+_NO_ATTRS: Mapping[str, Any] = MappingProxyType({})
+
+
+def _frozen(attrs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The attributes as what nobody changes: those of another operation are that already."""
+    if type(attrs) is MappingProxyType:
+        return attrs
+    return MappingProxyType(dict(attrs)) if attrs else _NO_ATTRS
 
 
 class Graph:
@@ -190,6 +200,16 @@ class GraphBuilder:
 
     def finish(self, results: Iterable[Value]) -> Graph:
         return Graph(self.params, self.ops, results, self.name)
+
+
+def devices_of(graph: Graph | GraphBuilder) -> set[Device]:
+    """The devices that values of the graph live on, those of nested regions aside."""
+    found = {id(d): d for d in [p.type.device for p in graph.params]}
+    for op in graph.ops:
+        for r in op.results:
+            device = r.type.device
+            found[id(device)] = device
+    return set(found.values())
 
 
 def rewrite(

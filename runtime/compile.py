@@ -6,14 +6,14 @@ import contextlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from functools import partial
 from typing import Any
 
 from weft.codegen import libllvm
 from weft.codegen.target import Target
 from weft.ir.errors import CompilerError
-from weft.ir.graph import Graph
+from weft.ir.graph import Graph, devices_of
 from weft.ir.types import Device
 from weft.runtime import jit, stats, threads, workers
 from weft.runtime.cache import DiskCache, disk_cache, key_of
@@ -43,14 +43,15 @@ def compile_graph(
     """See :func:`weft.runtime.compile_graph`."""
     donate = dict(donate or {})
     key = fingerprint(graph) + repr(sorted(donate.items())) + repr(target)
-    place = key, _driver_of(graph, target)
+    devices = _gpus(graph)
+    place = key, _driver_of(devices, target)
     with _lock:
         found = _memory.get(place)
         if found is not None:
             _memory.move_to_end(place)
             stats.count("cache_memory_hits")
             return found
-        made = _compile(graph, key, donate, target, name or graph.name)
+        made = _compile(graph, key, donate, target, name or graph.name, devices)
         _memory[place] = made
         if len(_memory) > _MEMORY_LIMIT:
             _memory.popitem(last=False)
@@ -60,8 +61,14 @@ def compile_graph(
     return made
 
 
-def _compile(graph: Graph, key: str, donate: dict[int, int], target: Target | None, name: str) -> Executable:
-    devices = _gpus(graph)
+def _compile(
+    graph: Graph,
+    key: str,
+    donate: dict[int, int],
+    target: Target | None,
+    name: str,
+    devices: Set[Device] = frozenset(),
+) -> Executable:
     if devices or not (target is None or isinstance(target, Target)):
         return _compile_for_gpu(graph, key, donate, target, devices, name)
     machine = target or host_target()
@@ -103,15 +110,12 @@ def _compile(graph: Graph, key: str, donate: dict[int, int], target: Target | No
 
 def _gpus(graph: Graph) -> set[Device]:
     """The GPUs that values of a graph live on."""
-    found = {p.type.device for p in graph.params}
-    for op in graph.ops:
-        found.update([r.type.device for r in op.results])
-    return {d for d in found if d.type == "cuda"}
+    return {d for d in devices_of(graph) if d.type == "cuda"}
 
 
-def _driver_of(graph: Graph, target: Any) -> Any:
+def _driver_of(devices: Set[Device], target: Any) -> Any:
     """What an executable is bound to besides its code: the driver, where it runs on a GPU."""
-    if target is not None or not _gpus(graph):
+    if target is not None or not devices:
         return None
     from weft.runtime.cuda.driver import driver
 
@@ -119,7 +123,7 @@ def _driver_of(graph: Graph, target: Any) -> Any:
 
 
 def _compile_for_gpu(
-    graph: Graph, key: str, donate: dict[int, int], target: Any, devices: set[Device], name: str
+    graph: Graph, key: str, donate: dict[int, int], target: Any, devices: Set[Device], name: str
 ) -> Any:
     """A graph of one GPU; RuntimeError where there are several."""
     if len(devices) > 1:

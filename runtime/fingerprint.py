@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 from weft.ir.graph import Graph, Op, Value
-from weft.ir.types import Device, Dim, DType
+from weft.ir.types import Device, Dim, DType, TensorType
 from weft.runtime.digest import digest
 
 
 def fingerprint(graph: Graph) -> str:
     """Hex digest of a graph's types, operations, attributes and regions; not of names or source lines."""
     parts: list[str] = []
-    _graph(graph, parts)
+    _graph(graph, parts, {})
     return _digest("\n".join(parts).encode())
 
 
@@ -24,7 +24,7 @@ def op_fingerprint(op: Op) -> str:
     parts = [_attrs(op.attrs), *(str(v.type) for v in op.operands), *(str(r.type) for r in op.results)]
     parts.append(op.prim.name)
     for region in op.regions:
-        _graph(region, parts)
+        _graph(region, parts, {})
     return _digest("\n".join(parts).encode())
 
 
@@ -32,22 +32,34 @@ def _digest(data: bytes) -> str:
     return digest(data).hex()
 
 
-def _graph(graph: Graph, parts: list[str]) -> None:
-    number: dict[Value, int] = {}
+def _graph(graph: Graph, parts: list[str], known: dict[int, str]) -> None:
+    """Adds the text of a graph. ``known``: that of types and attributes by their ids, many of which values
+    and operations share."""
+    number: dict[Value, str] = {}
     for p in graph.params:
-        number[p] = len(number)
-        parts.append(str(p.type))
+        number[p] = str(len(number))
+        parts.append(_type(p.type, known))
     for op in graph.ops:
-        operands = ",".join([str(number[v]) for v in op.operands])
-        types = ",".join([str(r.type) for r in op.results])
-        parts.append(f"{op.prim.name}({operands}){{{_attrs(op.attrs)}}}{types}")
+        attrs = known.get(id(op.attrs)) if op.attrs else ""
+        if attrs is None:
+            attrs = known[id(op.attrs)] = _attrs(op.attrs)
+        operands = ",".join([number[v] for v in op.operands])
+        types = ",".join([_type(r.type, known) for r in op.results])
+        parts.append(f"{op.prim.name}({operands}){{{attrs}}}{types}")
         for region in op.regions:
             parts.append("(")
-            _graph(region, parts)
+            _graph(region, parts, known)
             parts.append(")")
         for r in op.results:
-            number[r] = len(number)
-    parts.append("return " + ",".join([str(number[r]) for r in graph.results]))
+            number[r] = str(len(number))
+    parts.append("return " + ",".join([number[r] for r in graph.results]))
+
+
+def _type(type: TensorType, known: dict[int, str]) -> str:
+    text = known.get(id(type))
+    if text is None:
+        text = known[id(type)] = str(type)
+    return text
 
 
 def _attrs(attrs: Mapping[str, Any]) -> str:

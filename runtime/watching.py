@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import threading
 from collections.abc import Callable
 from functools import cache
 from types import CodeType
-from typing import Any
+from typing import Any, TypeVar
 
 from weft.runtime import callpath, watch_ir
 
+Result = TypeVar("Result")
 _MOST = watch_ir.SLOTS // 2  # code objects in the table: a fuller one is slow to search
 _known: list[Any] = []  # what the table refers to, kept alive
+_current = threading.local()  # its ``callback`` is what this thread was started with
 
 
 @cache
@@ -37,14 +40,31 @@ def start(callback: Callable[..., Any]) -> None:
     """Call ``callback(frame, event, arg)`` at each "call" and "c_call" in this thread, but for those of code
     that :func:`pass_over` named; ``sys.setprofile`` ends it. It may be told of other events, too. It may call
     this again, when :func:`ready` has become true."""
+    _current.callback = callback
     native = _native() if ready() else None
     if native is None:
         sys.setprofile(callback)
-        return
-    install = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.py_object)(
-        ("PyEval_SetProfile", ctypes.pythonapi)
-    )
-    install(native[0], callback)
+    else:
+        _install()(native[0], callback)
+
+
+@cache
+def _install() -> Callable[[int, Any], None]:
+    kind = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.py_object)
+    return kind(("PyEval_SetProfile", ctypes.pythonapi))
+
+
+def unwatched(fn: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+    """``fn(*args, **kwargs)`` without telling the callback: for what calls nothing that it would want to know
+    of. While there is a profile function, whatever it does, the interpreter is much slower."""
+    callback = sys.getprofile()
+    if callback is None or callback is not getattr(_current, "callback", None):
+        return fn(*args, **kwargs)
+    sys.setprofile(None)
+    try:
+        return fn(*args, **kwargs)
+    finally:
+        start(callback)
 
 
 def pass_over(code: CodeType) -> None:

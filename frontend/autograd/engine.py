@@ -175,7 +175,9 @@ def _propagate(
     try:
         hooks = None if plain else on_cotangent
         cotangents: dict[Any, Any] = {**_cotangents(walk, roots)}
-        found: dict[Any, Any] = backprop(records, cotangents, needed | watched, hooks)
+        walked = (records, cotangents, needed | watched, hooks)
+        own = plain and all(type(n.prim) is Primitive for n in nodes)  # no function of the user's runs
+        found: dict[Any, Any] = walk.outer.apart(backprop, *walked) if own else backprop(*walked)
     finally:
         quiet.leave(token)
         mode.grad = before

@@ -9,7 +9,7 @@ import numpy as np
 from weft.autograd.grad_mode import mode
 from weft.autograd.tape import Saved, edge_of
 from weft.capture.backward import BackwardPlan, Joint, Rerun, edges_of
-from weft.capture.entry import HELPERS, Miss, clashes, root_of
+from weft.capture.entry import HELPERS, Miss, clashes
 from weft.capture.environment import same
 from weft.capture.outputs import OutputWriter, follow, tensor_paths
 from weft.capture.recorder import overlap, shares
@@ -110,8 +110,7 @@ class CallWriter(OutputWriter):
         lines.append(f"r = run({', '.join(inputs)})")
         lines += self._result_lines(writes, backward, rerun)
         lines.append(f"return {expression}")
-        source = both_versions([_as_miss(line) for line in lines])
-        return source, self._namespace(backward, split)
+        return "\n".join(map(_as_miss, lines)), self._namespace(backward, split)
 
     def _check_lines(self) -> list[str]:
         """Checks of the interpreter, the arguments, the modes and the environment."""
@@ -159,7 +158,7 @@ class CallWriter(OutputWriter):
             "e0": EPOCH[0],
         }
         space |= {f"M_{i}": Miss(r, i) for i, r in enumerate(self.code.reasons)}
-        space["roots"] = {id(root_of(h.array)) for h in self.guards.hidden.values() if h.written}
+        space |= self.guards.written()
         if backward is not None:
             space["make_node"] = backward.node
             space["select"] = self._selector() if split is not None else None
@@ -191,12 +190,11 @@ class CallWriter(OutputWriter):
         written = [s for s, _ in writes]
         for g in given:
             others = [w for w in written if w.tensor is not g.tensor]
-            hidden = [w for w in others if w.hidden is not None]
+            hidden = any(w.hidden is not None for w in others)
             explicit = [w for w in others if w.hidden is None]
             reason = self._miss(f"{self._label(g.tensor)} now shares memory with a tensor that is written")
             if hidden:
-                names = ", ".join(w.array for w in hidden)
-                out.append(f"if clashes({g.array}, roots, ({names},)): return {reason}")
+                out.append(f"if clashes({g.array}, roots, written): return {reason}")
             out += [
                 f"if clash({g.array}, {w.array}): return {reason}"
                 for w in explicit
@@ -205,11 +203,14 @@ class CallWriter(OutputWriter):
         return out
 
     def _version_lines(self, writes: list[tuple[Source, Value]]) -> list[str]:
-        out = []
+        out: list[str] = []
         for s, _ in writes:
-            n = s.tensor._vc[0] - self.rec.states[id(s.tensor)].version
-            out.append(f"{s.var}._vc[0] += {max(n, 1)}")
-        return out
+            n = max(s.tensor._vc[0] - self.rec.states[id(s.tensor)].version, 1)
+            if s.hidden is not None:
+                s.hidden.writes = n
+            else:
+                out.append(f"{s.var}._vc[0] += {n}")
+        return [*out, "for t, n in writes: t._vc[0] += n"] if len(out) < len(writes) else out
 
     def _rerun_lines(self, lines: list[str], writes: list[tuple[Source, Value]]) -> str:
         """What a double backward will need: versions of the inputs, copies of small ones that are written."""
@@ -232,16 +233,28 @@ class CallWriter(OutputWriter):
         return lambda out: [follow(out, path) for path in paths]
 
 
-def both_versions(lines: list[str]) -> str:
-    """Source of ``call``, which leaves to the native code what that checks itself, and of ``full``, to
-    which it turns when the native code refuses the arrays."""
-    fast = [line for line in lines if NATIVE not in line]
-    at = next(i for i, line in enumerate(fast) if line.startswith("r = run("))
-    fast.insert(at + 1, "if r is REFUSED: return full(args, kwargs)")
-    full = [line.replace(NATIVE, "").replace("r = run(", "r = run_checked(") for line in lines]
-    full.insert(next(i for i, line in enumerate(full) if line.startswith("r = run_")), "if dry: return None")
-    parts = (("call(args, kwargs)", fast), ("full(args, kwargs, dry=False)", full))
-    return "\n".join(f"def {head}:\n" + "".join(f"    {x}\n" for x in body) for head, body in parts)
+def fast_version(source: str) -> str:
+    """Source of ``call``, which leaves to the native code what that checks itself; where the native code
+    refuses the arrays it turns to ``full``."""
+    lines = [line for line in source.split("\n") if NATIVE not in line]
+    lines.insert(_run_line(lines) + 1, "if r is REFUSED: return full(args, kwargs)")
+    return _function("call(args, kwargs)", lines)
+
+
+def full_version(source: str) -> str:
+    """Source of ``full``, which checks everything; with ``dry`` it does nothing else."""
+    lines = [line.replace(NATIVE, "") for line in source.split("\n")]
+    at = _run_line(lines)
+    lines[at] = lines[at].replace("r = run(", "r = run_checked(")
+    return _function("full(args, kwargs, dry=False)", [*lines[:at], "if dry: return None", *lines[at:]])
+
+
+def _run_line(lines: list[str]) -> int:
+    return next(i for i, line in enumerate(lines) if line.startswith("r = run("))
+
+
+def _function(head: str, lines: list[str]) -> str:
+    return f"def {head}:\n" + "".join(f"    {x}\n" for x in lines)
 
 
 def _as_miss(line: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 from weft import runtime
 from weft.capture.backward import BackwardPlan
+from weft.capture.callcode import fast_version, full_version
 from weft.capture.entry import Guards, Miss
 from weft.capture.errors import CaptureError
 from weft.capture.outputs import tensor_paths
@@ -59,9 +60,25 @@ class Entry:
         namespace["run"], namespace["REFUSED"] = refusing_runner(self.executable), REFUSED
         namespace["run_checked"] = self.executable.runner
         namespace["refresh"] = _refresher(plan.guards, namespace)
-        exec(builtins.compile(plan.source, f"<weft call of {name}>", "exec"), namespace)
-        self.call: Callable[[Any, Any], Any] = namespace["call"]
-        self.check: Callable[..., Miss | None] = namespace["full"]
+        self.check: Callable[..., Miss | None] = _full(plan.source, name, namespace)
+        self.call: Callable[[Any, Any], Any] = _defined("call", fast_version(plan.source), name, namespace)
+
+
+def _defined(function: str, source: str, name: str, namespace: dict[str, Any]) -> Callable[..., Any]:
+    exec(builtins.compile(source, f"<weft call of {name}>", "exec"), namespace)
+    return namespace[function]
+
+
+def _full(source: str, name: str, namespace: dict[str, Any]) -> Callable[..., Any]:
+    """The call with all checks, compiled when it is first needed, which for most entries is never."""
+
+    def full(args: Any, kwargs: Any, dry: bool = False) -> Any:
+        if namespace["full"] is full:
+            _defined("full", full_version(source), name, namespace)
+        return namespace["full"](args, kwargs, dry)
+
+    namespace["full"] = full
+    return full
 
 
 def _frozen(plan: Plan, name: str) -> Any:
@@ -355,7 +372,8 @@ class Compiled:
 
     def call_source(self) -> str:
         """The generated function that checks the guards and calls the code."""
-        return self._entry((), {}).plan.source
+        source = self._entry((), {}).plan.source
+        return fast_version(source) + full_version(source)
 
     def reset(self) -> None:
         """Forget all versions."""

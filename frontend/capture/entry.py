@@ -39,14 +39,15 @@ class Hidden:
     """A tensor that the function reaches by itself: an input, read afresh. ``name`` stands for it in the
     code."""
 
-    __slots__ = ("array", "array_name", "contiguous", "leaf", "name", "path", "rg", "tensor", "written")
+    __slots__ = ("array", "array_name", "contiguous", "leaf", "name", "path", "rg", "tensor", "writes",
+                 "written")  # fmt: skip
 
     def __init__(self, tensor: Tensor, path: str, name: str, array_name: str) -> None:
         self.tensor, self.path, self.name, self.array_name = tensor, path, name, array_name
         self.array = tensor._data
         self.contiguous = bool(self.array.flags.c_contiguous)
         self.rg, self.leaf = tensor.requires_grad, tensor.is_leaf
-        self.written = False
+        self.written, self.writes = False, 0
 
     def mismatch(self, t: Any) -> str | None:
         """Why ``t`` cannot stand in for the tensor of the trace."""
@@ -140,8 +141,18 @@ class Guards:
             namespace[h.name], namespace[h.array_name] = h.tensor, h.array
         self.hidden = {id(h.tensor): h for h in self.hidden.values()}
         namespace["e0"] = EPOCH[0]
-        namespace["roots"] = {id(root_of(h.array)) for h in self.hidden.values() if h.written}
+        namespace |= self.written()
         return self._clash()
+
+    def written(self) -> dict[str, Any]:
+        """Constants of the generated code about the hidden inputs that are written: the owners of their
+        memory, their arrays, and how many versions each of them goes on by."""
+        found = [h for h in self.hidden.values() if h.written]
+        return {
+            "roots": {id(root_of(h.array)) for h in found},
+            "written": tuple(h.array for h in found),
+            "writes": tuple((h.tensor, h.writes) for h in found),
+        }
 
     def _clash(self) -> str | None:
         """Written hidden inputs must not share memory with others: the trace took them apart."""
@@ -200,7 +211,9 @@ def _test_dict(p: Place, h: str, v: str) -> str:
 
 _TESTS: dict[str, Callable[[Place, str, str, Code], str]] = {
     "item": _test_item,
-    "cell": lambda p, h, v, c: f"{h}.cell_contents is not {v}" if p.value is not MISSING else f"full({h})",
+    "cell": lambda p, h, v, c: (
+        f"{h}.cell_contents is not {v}" if p.value is not MISSING else f"cell_is_full({h})"
+    ),
     "attr": lambda p, h, v, c: f"getattr({h}, {p.key!r}, MISSING) is not {v}",
     "list": lambda p, h, v, c: _test_list(p, h, v),
     "dict": lambda p, h, v, c: _test_dict(p, h, v),
@@ -255,4 +268,4 @@ def brief(x: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-HELPERS = {"is_": operator.is_, "MISSING": MISSING, "EPOCH": EPOCH, "full": cell_is_full}
+HELPERS = {"is_": operator.is_, "MISSING": MISSING, "EPOCH": EPOCH, "cell_is_full": cell_is_full}

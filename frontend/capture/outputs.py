@@ -16,7 +16,7 @@ from weft.capture.state import TracedScalar
 from weft.devices import to_host
 from weft.dispatch import payload
 from weft.ir import prims as P
-from weft.ir.graph import Op, Value
+from weft.ir.graph import Op, Value, devices_of
 from weft.ir.prims.base import _NUMPY
 from weft.ir.types import CPU, Device, DType
 from weft.tensor import Tensor
@@ -34,8 +34,12 @@ class OutputWriter(SourceFinder):
     @cached_property
     def on_device(self) -> bool:
         """Whether the graph runs on a GPU."""
-        values = [*self.seg.builder.params, *(r for op in self.seg.builder.ops for r in op.results)]
-        return any(v.type.device.type == "cuda" for v in values)
+        return any(d.type == "cuda" for d in devices_of(self.seg.builder))
+
+    @cached_property
+    def _broadcasts(self) -> dict[Value, Op]:
+        """The broadcasts of the trace by their results."""
+        return {op.results[0]: op for op in self.seg.builder.ops if op.prim is P.broadcast_p}
 
     def _output(self, o: Any) -> str:
         """An expression that makes the output afresh (statements it needs go to ``after``)."""
@@ -111,8 +115,8 @@ class OutputWriter(SourceFinder):
 
         As eagerly, the elements then share memory. Not so a gradient that a parameter keeps, which is written
         to, nor what a gradient flows through, whose cotangent has the shape of the result."""
-        op = next((op for op in reversed(self.seg.builder.ops) if value in op.results), None)
-        if op is None or op.prim is not P.broadcast_p or not value.type.nbytes:
+        op = self._broadcasts.get(value)
+        if op is None or not value.type.nbytes:
             return None
         kept = any(b.tensor._grad is t for b in self.rec.states.values())
         return None if kept or edge_of(t) is not None or value in self.results else op

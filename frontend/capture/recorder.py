@@ -12,7 +12,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from weft.autograd.tape import Saved, reachable
@@ -27,9 +27,11 @@ from weft.ir.prims.base import _NUMPY, Interpreter, Primitive
 from weft.ir.record import field, record
 from weft.ir.types import CPU, TensorType, f64, i64
 from weft.passes.autodiff import backprop
+from weft.runtime.watching import unwatched
 from weft.tensor import Tensor
 from weft.views import OVERLAP
 
+Result = TypeVar("Result")
 Run = Callable[[Graph, list[Any]], Sequence[np.ndarray]]
 
 
@@ -176,6 +178,9 @@ class Recorder(Interpreter):
         out = builder.add(prim, values, attrs, regions, loc)
         self.segment.known.update(out)
         return out[0] if prim.n_results == 1 and len(out) == 1 else out
+
+    def apart(self, fn: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+        return unwatched(fn, *args, **kwargs)
 
     def value(self, x: Any) -> Value:
         """An operand as a Value of the present segment."""

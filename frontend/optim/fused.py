@@ -31,16 +31,55 @@ _steps: dict[Any, int] = {}
 
 
 def pure(update: Update) -> Update:
-    """Mark an ``update`` that does nothing but tensor arithmetic: it may be recorded once for many steps."""
+    """Mark an ``update`` that does nothing but tensor arithmetic, and writes to the parameter and its state
+    alone: it may be recorded once for many steps, and for many parameters."""
     update.pure = True  # type: ignore[attr-defined]
+    return update
+
+
+def _repeatable(optimizer: Any, group: dict[str, Any]) -> bool:
+    return getattr(type(optimizer).update, "pure", False) and not group.get("differentiable")
+
+
+def runs_own_code(optimizer: Any) -> bool:
+    """Whether no method of a step is the user's."""
+    from weft.capture.userland import kind_of
+
+    names = ("_step_group", "options", "state_of", "new_state", "update")
+    methods = [getattr(getattr(type(optimizer), name), "__code__", None) for name in names]
+    own = all(code is not None and kind_of(code) == "weft" for code in methods)
+    return own and not vars(optimizer).keys() & set(names)
+
+
+def repeated_update(optimizer: Any, group: dict[str, Any]) -> Callable[..., None] | None:
+    """In a capture, an ``update`` that records once for all parameters of the same types; None where each has
+    to be recorded."""
+    rec: Any = interpreter()
+    if not rec.recording or not _repeatable(optimizer, group):
+        return None
+    from weft.capture.recorder import Recorder
+    from weft.capture.repeat import Repeats
+
+    if type(rec) is not Recorder:
+        return None
+    repeats = Repeats(rec)
+
+    def update(p: Tensor, grad: Tensor, state: dict[str, Any], options: dict[str, Any]) -> None:
+        def run() -> bool:
+            before = dict(state)
+            optimizer.update(p, grad, state, options)
+            return state.keys() == before.keys() and all(state[k] is v for k, v in before.items())
+
+        tensors = [p, grad, *(x for x in state.values() if isinstance(x, Tensor))]
+        key = tuple((k, isinstance(x, Tensor) or (type(x), x)) for k, x in state.items())
+        repeats.call(key, run, tensors)
+
     return update
 
 
 def step_group(optimizer: Any, group: dict[str, Any], items: Sequence[Item]) -> bool:
     """Update all ``items`` in one call; False where they have to be updated one by one."""
-    if not switch.on or not items or interpreter() is not _NUMPY:
-        return False
-    if not getattr(type(optimizer).update, "pure", False) or group.get("differentiable"):
+    if not switch.on or not items or interpreter() is not _NUMPY or not _repeatable(optimizer, group):
         return False
     lr = group["lr"]
     if type(lr) is not float and type(lr) is not int:

@@ -9,9 +9,10 @@ from typing import Any
 
 from weft.autograd.grad_mode import enable_grad, no_grad
 from weft.capture.state import bump_epoch, hidden_scalar, is_capturing, paused
+from weft.dispatch import interpreter
 from weft.nn.hooks import RemovableHandle
 from weft.nn.module import clear_grad
-from weft.optim.fused import step_group
+from weft.optim.fused import repeated_update, runs_own_code, step_group
 from weft.tensor import Tensor
 
 
@@ -119,9 +120,13 @@ class Optimizer:
         if closure is not None:
             with enable_grad():
                 loss = closure()
+        own = is_capturing() and runs_own_code(self)
         with no_grad():
             for group in self.param_groups:
-                self._step_group(group)
+                if own:
+                    interpreter().apart(self._step_group, group)
+                else:
+                    self._step_group(group)
         for hook in list(self._step_post_hooks.values()):
             hook.fn(self, (closure,), {})
         return loss
@@ -131,8 +136,9 @@ class Optimizer:
         items = [(p, p.grad, self.state_of(p, group)) for p in group["params"] if p.grad is not None]
         if step_group(self, group, items):
             return
+        update = repeated_update(self, group) or self.update
         for p, grad, state in items:
-            self.update(p, -grad if group.get("maximize") else grad, state, options)
+            update(p, -grad if group.get("maximize") else grad, state, options)
 
     def options(self, group: dict[str, Any]) -> dict[str, Any]:
         """The options of a group as numbers: in capture, as inputs that each call reads afresh."""

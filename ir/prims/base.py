@@ -6,11 +6,13 @@ import enum
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from weft.ir.graph import Graph, GraphBuilder
 from weft.ir.types import CPU, DType, TensorType, dtype_of_numpy
+
+Result = TypeVar("Result")
 
 
 class Kind(enum.Enum):
@@ -135,6 +137,10 @@ class Interpreter:
         self, prim: Primitive, operands: Sequence[Any], attrs: Mapping[str, Any], regions: Sequence[Graph]
     ) -> Any:
         raise RuntimeError("abstract")
+
+    def apart(self, fn: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+        """``fn(*args, **kwargs)``, which calls nothing of the user's: who watches for that may look away."""
+        return fn(*args, **kwargs)
 
 
 INTERPRETERS: dict[str, Interpreter] = {}

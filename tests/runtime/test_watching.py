@@ -69,3 +69,30 @@ def test_the_hook_stands_in_for_the_callback_and_what_it_raises_comes_through() 
     finally:
         sys.setprofile(None)
     assert inner([1]) == 1
+
+
+def test_what_runs_unwatched_is_not_told_of_and_what_follows_is() -> None:
+    def work(x: list[int]) -> int:
+        return watching.unwatched(outer, x) + inner(x)
+
+    seen = events(work, [1, 2])
+    assert seen["inner", "call"] == 1 and seen["outer", "max"] == 0
+
+
+def test_a_profiler_of_somebody_else_is_told_of_what_runs_unwatched() -> None:
+    names: list[str] = []
+    sys.setprofile(lambda frame, event, arg: names.append(frame.f_code.co_name) if event == "call" else None)
+    try:
+        watching.unwatched(outer, [1, 2])
+    finally:
+        sys.setprofile(None)
+    assert names.count("inner") == 1
+
+
+def test_an_error_in_what_runs_unwatched_leaves_the_watch_on() -> None:
+    def work(x: list[int]) -> None:
+        with pytest.raises(ValueError, match="empty"):
+            watching.unwatched(max, x)
+        inner(x)
+
+    assert events(work, [])["inner", "call"] == 1
