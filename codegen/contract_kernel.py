@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from math import prod
 
 from weft.codegen.blocks import Code, Ix
-from weft.codegen.contract_plan import Plan, Problem, Side, choose, chunk_of, cost, fused_rows, slot_ns
+from weft.codegen.contract_plan import Plan, Problem, Side, best_panel, choose, chunk_of, cost, fused_rows, slot_ns
 from weft.codegen.contract_unit import ContractUnit, Grid
 from weft.codegen.epilogue import EPILOGUE, Output, emit_epilogue, kernel_pointers, overwritable
 from weft.codegen.kernel import KernelCode, Phase, Unsupported
@@ -22,13 +22,13 @@ from weft.codegen.microkernel import (
     accumulator,
     rows_for,
 )
-from weft.codegen.operands import Matrix, matrix
+from weft.codegen.operands import Matrix, unfolded_matrix
 from weft.codegen.packing import Packer, Packing, element_of, unit_rows
 from weft.codegen.phases import Partial, Writer, aligned, emit_combine
 from weft.codegen.places import Coord, Region
 from weft.codegen.target import Target
 from weft.codegen.uniforms import Uniforms
-from weft.ir.contraction import unsupported
+from weft.ir.contraction import axes_of, unsupported
 from weft.ir.graph import Graph, Op, Value
 from weft.ir.prims.base import Kind
 
@@ -60,9 +60,26 @@ def _side(m: Matrix) -> Side:
     size = m.dtype.itemsize
     row, k = (m.row_stride or 0, m.k_stride or 0) if m.pure else (0, 0)
     copies = 1 if m.same_for_batch else m.batch
+    panel = m.panel if m.plain else 0
     return Side(
-        m.in_registers, m.pure and k == 1, m.pure and row == 1, abs(row) * size, abs(k) * size, copies, m.pure
-    )
+        m.in_registers, m.pure and k == 1, m.pure and row == 1, abs(row) * size, abs(k) * size, copies,
+        m.pure, panel,
+    )  # fmt: skip
+
+
+def panel_width(graph: Graph, dot: Op, target: Target) -> int:
+    """Columns of the panels in which the second operand of ``dot`` should lie where writing it so costs nothing.
+
+    0 where it is read best as it is.
+    """
+    if unsupported(dot) is not None:
+        return 0
+    acc = accumulator(dot.result.type.dtype)
+    a, b = (unfolded_matrix(v, graph, axes_of(dot, i)) for i, v in enumerate(dot.operands))
+    if not b.plain or b.rows == 1:
+        return 0
+    lanes = target.lanes(acc.bits)
+    return best_panel(Problem(a.batch, a.rows, b.rows, a.depth, acc.itemsize, lanes, _side(a), _side(b)), target)
 
 
 class Contract(Writer):
@@ -81,6 +98,7 @@ class Contract(Writer):
         )
         self.plan = plan or choose(self.problem, target)
         self.pack_a, self.pack_b = self.plan.pack_a, self.plan.pack_b
+        self.panelled = self.problem.b.panel > 0 and self.plan.kind == "outer" and not self.pack_b
         # the sums are the kernel's only result, as they are
         results = self.graph.results
         self.bare = list(results) == [self.dot.result] and results[0].type.dtype is self.acc
@@ -92,17 +110,17 @@ class Contract(Writer):
     # -- decisions
 
     def _operands(self) -> None:
-        contract, batch = self.dot.attrs["contract"], self.dot.attrs["batch"]
-        sides = []
-        for v, c, s in zip(self.dot.operands, contract, batch, strict=True):
-            free = tuple(i for i in range(v.type.ndim) if i not in c and i not in s)
-            sides.append(matrix(v, self.graph, (tuple(s), free, tuple(c))))
-        self.a, self.b = sides
-        rows, cols = self.a.sizes(1), self.b.sizes(1)
+        (batch, rows, _), (_, cols, _) = ax = axes_of(self.dot, 0), axes_of(self.dot, 1)
+        x, w = self.dot.operands
+        self.a, self.b = (unfolded_matrix(v, self.graph, at) for v, at in zip((x, w), ax, strict=True))
         self.swapped = self.b.rows == 1 and self.a.rows > 1
         if self.swapped:  # a column is a row in memory: matrix-vector becomes vector-matrix
             self.a, self.b = self.b, self.a
-        self.output = Output(self.a.sizes(0), rows, cols, self.swapped)
+        shape, other = x.type.shape, w.type.shape
+        self.output = Output(
+            tuple(shape[i] for i in batch), tuple(shape[i] for i in rows), tuple(other[i] for i in cols),
+            self.swapped,
+        )  # fmt: skip
 
     def _grids(self) -> None:
         n, lanes, wide = self.n, self.lanes, self.plan.vectors
@@ -114,6 +132,8 @@ class Contract(Writer):
         vectors = -(-rest // lanes)
         if not rest:
             pass
+        elif self.panelled:  # whose last one is whole
+            self._grid(vectors, n - rest, 1, rest if rest % lanes else 0)
         elif vectors * lanes <= n:  # the last panel overlaps the one before
             self._grid(vectors, n - vectors * lanes, 1, 0)
         elif vectors == 1:
@@ -325,7 +345,8 @@ class Contract(Writer):
         lines = [f"contract {self.batch} x [{self.m}, {self.k}] x [{self.k}, {self.n}] {self.acc.name}"]
         lines.append(f"  {self.plan}")
         for name, packed in (("a", self.pack_a), ("b", self.pack_b)):
-            lines.append(f"  {name}: {'packed' if packed else 'in place'}")
+            ready = name == "b" and self.panelled
+            lines.append(f"  {name}: {'packed' if packed else 'in panels' if ready else 'in place'}")
         for g in self.grids:
             lines.append(
                 f"  grid: columns {g.start}.., {g.panels} panels x {g.tiles} tiles "

@@ -12,7 +12,7 @@ from math import gcd
 
 from weft.codegen.microkernel import rows_for, widest
 from weft.codegen.target import Target
-from weft.ir.record import record
+from weft.ir.record import record, replace
 
 _PAGE = 4096  # bytes after which addresses fall into the same set of the first-level cache
 _WAYS = 6  # lines of one set that a tile may count on, of eight
@@ -31,6 +31,8 @@ _UNEVEN = 1.02  # of the rows, from which on lower tiles are considered that do 
 _FUSED_ROWS = 512  # of A, for which packing a panel of B again is cheap
 _FUSED_FAR = 1.4  # by how much that is dearer from beyond the second-level cache
 _FEW_UNITS = 12
+_OWN_ROWS = 3  # rows so few that twice as wide tiles fit into the registers
+_GAIN = 0.97  # of the cost without them, below which panels are worth the memory
 _STREAM_ROWS = 48  # rows up to which the stream kernel is considered
 
 
@@ -40,7 +42,8 @@ class Side:
 
     ``in_place``: the kernels can read it unpacked; ``along_k``: so can the kernel of inner products;
     ``along_rows``: vectors run across its rows; ``cuttable``: any piece of it can be packed alone. Strides
-    are in bytes, 0 where there is no single one; ``copies`` is the number of matrices to pack.
+    are in bytes, 0 where there is no single one; ``copies`` is the number of matrices to pack. ``panel``: rows
+    of the panels in which it lies packed already (then k steps by a line of a panel), or 0.
     """
 
     in_place: bool
@@ -50,6 +53,7 @@ class Side:
     k_bytes: int
     copies: int
     cuttable: bool = True
+    panel: int = 0
 
 
 @record(frozen=True)
@@ -93,6 +97,22 @@ def choose(p: Problem, target: Target) -> Plan:
     return min(plans(p, target), key=lambda plan: cost(p, plan, target))
 
 
+def best_panel(p: Problem, target: Target) -> int:
+    """Columns of the panels in which B is multiplied fastest, or 0 where they gain too little to keep a copy."""
+    wide = widest(target)
+    widths = {min(p.n, v * p.lanes) for v in (wide, 2 * wide) if v == wide or p.m <= _OWN_ROWS}
+    costs = {}
+    for width in sorted(widths):
+        side = replace(p.b, in_place=False, along_k=False, along_rows=False, cuttable=False, panel=width)
+        if width == p.n:
+            side = replace(p.b, in_place=True, along_k=False, along_rows=True, row_bytes=p.size,
+                           k_bytes=width * p.size)  # fmt: skip
+        q = replace(p, b=side)
+        costs[width] = min(cost(q, plan, target) for plan in plans(q, target) if not plan.pack_b)
+    width = min(costs, key=costs.__getitem__)
+    return width if costs[width] < _GAIN * cost(p, choose(p, target), target) else 0
+
+
 def chunk_of(p: Problem, plan: Plan) -> int:
     """The k of one block; blocks of about the same size."""
     if plan.kind != "outer" or p.k * p.size <= 1.5 * _CHUNK_BYTES:
@@ -116,7 +136,7 @@ def plans(p: Problem, target: Target) -> Iterator[Plan]:
 def _outer(p: Problem, target: Target) -> Iterator[Plan]:
     wide = min(widest(target), -(-p.n // p.lanes))
     widths = {wide, *(v for v in range(1, wide) if v <= 2 or p.n < 2 * wide * p.lanes)}
-    if p.m <= 3 and target.registers >= 32:
+    if p.m <= _OWN_ROWS and target.registers >= 32:
         widths.add(min(8, max(1, p.n // p.lanes)))
     for vectors in sorted(widths):
         most = rows_for(target, vectors, p.m)
@@ -125,10 +145,16 @@ def _outer(p: Problem, target: Target) -> Iterator[Plan]:
             heights |= {h for h in range(most // 2 + 1, most) if p.m % h == 0}
         for rows in sorted(heights):
             for pack_a in (False, True) if p.a.in_place else (True,):
-                for pack_b in (False, True) if p.b.in_place and p.b.along_rows else (True,):
+                ready = (p.b.in_place and p.b.along_rows) or in_panels(p, vectors)
+                for pack_b in (False, True) if ready else (True,):
                     yield Plan("outer", rows, vectors, pack_a, pack_b)
                 if p.b.cuttable and vectors == wide:
                     yield Plan("outer", rows, vectors, pack_a, True, fused=True)
+
+
+def in_panels(p: Problem, vectors: int) -> bool:
+    """True where tiles of so many vectors find their columns of B in one of the panels that it lies in."""
+    return p.b.panel > 0 and p.b.panel % (vectors * p.lanes) == 0
 
 
 def _inner(p: Problem, target: Target) -> Iterator[Plan]:
@@ -212,7 +238,7 @@ def _outer_cost(p: Problem, plan: Plan, target: Target) -> float:
 def _in_place(p: Problem, vectors: int, target: Target) -> float:
     """Slots per k and tile because rows of a panel of B lie apart: they leave the caches between tiles."""
     panel = vectors * p.lanes * p.size
-    if p.b.k_bytes <= panel or p.k * panel <= target.l1_bytes // 2:
+    if p.b.panel or p.b.k_bytes <= panel or p.k * panel <= target.l1_bytes // 2:
         return 0.0
     if p.k > _held(p.b.k_bytes, target) and p.m > vectors:
         return panel / target.line_bytes * _SHORT_PIECE * 0.7 * _slow(target)

@@ -153,9 +153,10 @@ class ContractUnit:
                 return fn.at(self.scratch, fn.add(c.b_at, at))
             base = c._packed_b(fn, self.scratch, self.number, batch, panel)
             return fn.at(base, fn.mul(start, self.g.tile.row_bytes))
-        b = c.b
-        assert b.row_stride is not None and b.k_stride is not None
-        index = fn.add(fn.mul(self.g.col(fn, panel), b.row_stride), fn.mul(start, b.k_stride))
+        b, col = c.b, self.g.col(fn, panel)
+        assert b.k_stride is not None
+        coords = fn.split(col, [d for d, _ in b.groups(1)])  # of a column at which a tile may begin
+        index = fn.dot(coords, [stride for _, stride in b.groups(1)], fn.mul(start, b.k_stride))
         return fn.at(self.b_in_place, fn.mul(index, size))
 
     def _pack(self, panel: Ix, start: Ix, count: Ix) -> str:
@@ -180,7 +181,7 @@ class ContractUnit:
         if c.plan.kind == "stream":
             name = stream_kernel(fn, g.tile, stream_turns(c.target, c.m), step=step)
         else:
-            masked = bool(g.partial) and not c.pack_b
+            masked = bool(g.partial) and not c.pack_b and not c.panelled
             name = outer_kernel(
                 fn, g.tile, step=step, accumulate=self.blocked, masked=masked, strided=self.direct
             )

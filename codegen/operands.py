@@ -10,6 +10,7 @@ from weft.codegen.llvm import mem_type
 from weft.codegen.microkernel import accumulator
 from weft.codegen.places import Coord, Place, Region
 from weft.ir.access import Access, Ints, access_of, merge
+from weft.ir.contraction import Axes, unfolded
 from weft.ir.graph import Graph, Value
 from weft.ir.record import record
 from weft.ir.types import DType
@@ -19,12 +20,14 @@ from weft.ir.types import DType
 class Matrix:
     """A contraction's operand as a batch of matrices: rows (free dimensions) by k (contracted ones).
 
-    ``axes`` are the operand's axes: batch, rows, k.
+    ``axes`` are the operand's axes: batch, rows, k. The first of the row axes may be longer than ``rows``
+    tells: what lies there is padding.
     """
 
     value: Value
-    axes: tuple[Ints, Ints, Ints]
+    axes: Axes
     access: Access | None
+    rows: int
 
     def groups(self, which: int) -> list[tuple[int, int]]:
         """Merged (size, stride) pairs of the batch (0), rows (1) or k (2); needs an access."""
@@ -74,10 +77,6 @@ class Matrix:
         return prod(self.sizes(0))
 
     @property
-    def rows(self) -> int:
-        return prod(self.sizes(1))
-
-    @property
     def depth(self) -> int:
         return prod(self.sizes(2))
 
@@ -112,6 +111,18 @@ class Matrix:
         return self.pure and self.plain
 
     @property
+    def panel(self) -> int:
+        """Rows of the panels in which memory holds the operand, each as lines of k with the rows side by side.
+
+        They follow each other at one distance, and whole panels lie in memory, so that vectors may be read
+        beyond the last row. 0 where the operand does not lie so, or one stride would do.
+        """
+        if not self.affine or self.row_stride is not None or self.k_stride is None:
+            return 0
+        groups = self.groups(1)
+        return groups[1][0] if len(groups) == 2 and groups[1][1] == 1 else 0
+
+    @property
     def same_for_batch(self) -> bool:
         a = self.access
         return a is not None and a.pure and all(a.strides[i] == 0 for i in self.axes[0])
@@ -138,6 +149,17 @@ class Matrix:
         return Place(self.value.type.shape, coords)
 
 
-def matrix(v: Value, graph: Graph, axes: tuple[Ints, Ints, Ints]) -> Matrix:
+def matrix(v: Value, graph: Graph, axes: Axes) -> Matrix:
     """Describe ``v`` of a region as a batch of matrices."""
-    return Matrix(v, axes, access_of(v, graph.producers()))
+    return Matrix(v, axes, access_of(v, graph.producers()), prod(v.type.shape[i] for i in axes[1]))
+
+
+def unfolded_matrix(v: Value, graph: Graph, axes: Axes) -> Matrix:
+    """As :func:`matrix`, with the axes that memory has: ``v`` may merge some of them, or cut padding off."""
+    plain = matrix(v, graph, axes)
+    if plain.access is not None:
+        return plain
+    producers = graph.producers()
+    inner, apart = unfolded(v, axes, producers)
+    found = access_of(inner, producers)
+    return plain if found is None or not found.pure else Matrix(inner, apart, found, plain.rows)

@@ -12,15 +12,16 @@ group.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 
-from weft.ir.access import Access, access_of
-from weft.ir.graph import Graph, Op
+from weft.ir.access import Access, Ints, access_of, merge
+from weft.ir.graph import Graph, Op, Value
 from weft.ir.prims.base import Kind
 from weft.ir.record import replace
 from weft.ir.types import TensorType
 
+Axes = tuple[Ints, Ints, Ints]  # of an operand as a batch of matrices: batch, rows, k
 FORMS = {"dot_general": "contract", "conv": "conv"}
 # Moves that send an output coordinate to one operand coordinate, possibly none (pad).
 INDEX_MOVES = frozenset({"reshape", "permute", "broadcast", "slice", "flip", "pad", "copy"})
@@ -122,6 +123,78 @@ def side_refusal(contract: Op, op: Op) -> str | None:
     if kind is Kind.RANDOM and op.prim.scalar is not None:
         return None
     return f"a {kind.value} op cannot be computed on a tile"
+
+
+def axes_of(dot: Op, operand: int) -> Axes:
+    """The axes of an operand of a ``dot_general``: batch, free ones, contracted ones."""
+    batch, k = dot.attrs["batch"][operand], dot.attrs["contract"][operand]
+    rows = (i for i in range(dot.operands[operand].type.ndim) if i not in k and i not in batch)
+    return tuple(batch), tuple(rows), tuple(k)
+
+
+def unfolded(v: Value, axes: Axes, producers: Mapping[Value, Op]) -> tuple[Value, Axes]:
+    """What ``v`` is a view of where axes are not yet merged, nor rows at the end cut off; and its axes there.
+
+    Row numbers are the same in both.
+    """
+    while (op := producers.get(v)) is not None:
+        found = _axes_before(op, axes)
+        if found is None:
+            break
+        v, axes = op.operands[0], found
+    return v, axes
+
+
+def _axes_before(op: Op, axes: Axes) -> Axes | None:
+    if op.prim.name == "permute":
+        spread = [(p,) for p in op.attrs["perm"]]
+    elif op.prim.name == "slice":
+        old, new = op.operands[0].type.shape, op.result.type.shape
+        cut = {i for i, (d, e) in enumerate(zip(old, new, strict=True)) if d != e}
+        if any(op.attrs["start"]) or set(op.attrs["step"]) != {1} or not cut <= set(axes[1][:1]):
+            return None
+        return axes
+    elif op.prim.name == "reshape":
+        refined = _refinement(op.operands[0].type.shape, op.result.type.shape)
+        if refined is None:
+            return None
+        spread = refined
+    else:
+        return None
+    batch, rows, k = (tuple(i for a in group for i in spread[a]) for group in axes)
+    return batch, rows, k
+
+
+def _refinement(old: Ints, new: Ints) -> list[Ints] | None:
+    """For each axis of ``new`` those of ``old`` that it merges, or None where one is split."""
+    out: list[Ints] = []
+    i = 0
+    for d in new:
+        first, size = i, 1
+        while i < len(old) and (size < d or (size == d and old[i] == 1)):
+            size, i = size * old[i], i + 1
+        if size != d:
+            return None
+        out.append(tuple(range(first, i)))
+    return out if i == len(old) else None
+
+
+def in_panels(graph: Graph, dot: Op, operand: int) -> bool:
+    """True where rows of an operand lie in memory in panels: side by side in each, one line for every k.
+
+    Such an operand is a view that no strides over its own axes describe; kernels read it through
+    :func:`unfolded`.
+    """
+    producers, v = graph.producers(), dot.operands[operand]
+    if dot.prim.name != "dot_general" or access_of(v, producers) is not None:
+        return False
+    inner, (_, rows, k) = unfolded(v, axes_of(dot, operand), producers)
+    found = access_of(inner, producers)
+    if found is None or not found.pure:
+        return False
+    sizes, strides = inner.type.shape, found.strides
+    down = merge([sizes[i] for i in rows], [strides[i] for i in rows])
+    return len(down) == 2 and down[1][1] == 1 and len(merge([sizes[i] for i in k], [strides[i] for i in k])) < 2
 
 
 def turn_of(graph: Graph, conv: Op) -> Op | None:

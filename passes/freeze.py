@@ -2,19 +2,21 @@
 
 The first part, the *prologue*, need run only when a parameter has changed; its results are parameters of the
 second. The weights of convolutions are put in the order in which kernels read them there
-(:func:`weft.ir.contraction.blocked_weights`), so that no call packs them.
+(:func:`weft.ir.contraction.blocked_weights`), and those of products into panels
+(:mod:`weft.passes.panels`), so that no call packs them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
-from weft.ir.contraction import block_of_weights, by_kernel_rows, by_pixels, depthwise
+from weft.ir.contraction import Axes, axes_of, block_of_weights, by_kernel_rows, by_pixels, depthwise
 from weft.ir.graph import Graph, GraphBuilder, Op, Value
 from weft.ir.prims import broadcast_p, permute_p, reshape_p
 from weft.ir.prims.base import Kind
 from weft.ir.record import record
 from weft.passes.dce import dce
+from weft.passes.panels import from_panels, panels_fit, to_panels
 
 _PURE = frozenset({Kind.MAP, Kind.REDUCE, Kind.MOVE, Kind.CONTRACT, Kind.GATHER, Kind.SOURCE})
 
@@ -29,17 +31,21 @@ class Split:
     kept: tuple[int, ...]
 
 
-def split_frozen(graph: Graph, frozen: Collection[int]) -> Split | None:
+PanelWidth = Callable[[Graph, Op], int]
+
+
+def split_frozen(graph: Graph, frozen: Collection[int], panel: PanelWidth | None = None) -> Split | None:
     """Cut ``graph`` where values of the params numbered ``frozen`` meet others.
 
-    None where nothing depends on them alone. The results of ``main`` are those of ``graph``.
+    ``panel(graph, dot)`` tells how wide panels of the second operand of a product should be, 0 for none. None
+    where nothing depends on frozen params alone. The results of ``main`` are those of ``graph``.
     """
-    return _Splitter(graph, frozen).split()
+    return _Splitter(graph, frozen, panel or (lambda graph, dot: 0)).split()
 
 
 class _Splitter:
-    def __init__(self, graph: Graph, frozen: Collection[int]) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, frozen: Collection[int], panel: PanelWidth) -> None:
+        self.graph, self.panel = graph, panel
         self.params = {p: i for i, p in enumerate(graph.params)}
         self.known = {p for p, i in self.params.items() if i in frozen}
         self.makers = graph.producers()
@@ -47,6 +53,7 @@ class _Splitter:
         self.before: dict[Value, Value] = {}  # of known values, in the prologue
         self.after: dict[Value, Value] = {}
         self.crossing: list[Value] = []
+        self.panels: dict[tuple[Value, Axes, int], Value] = {}  # in the main graph
 
     def split(self) -> Split | None:
         for p in self.graph.params:
@@ -60,6 +67,9 @@ class _Splitter:
             elif op.prim.name == "conv" and self._blocks(op):
                 x, w = op.operands
                 self._add(self.main, self.after, op, [self.later(x), self._packed(w)])
+            elif op.prim.name == "dot_general" and (width := self._panel_width(op)):
+                x, w = op.operands
+                self._add(self.main, self.after, op, [self.later(x), self._in_panels(w, axes_of(op, 1), width)])
             else:
                 self._add(self.main, self.after, op, [self.later(x) for x in op.operands])
         results = [self.later(r) for r in self.graph.results]
@@ -104,6 +114,19 @@ class _Splitter:
             return False
         block = block_of_weights(w.type)
         return block > 0 and (w.type.shape[0] // conv.attrs["groups"]) % block == 0
+
+    def _panel_width(self, dot: Op) -> int:
+        x, w = dot.operands
+        known = w in self.known and x not in self.known
+        return self.panel(self.graph, dot) if known and panels_fit(dot) else 0
+
+    def _in_panels(self, w: Value, axes: Axes, width: int) -> Value:
+        """``w`` as the main graph sees it: a view of panels that the prologue has written."""
+        key = (w, axes, width)
+        if key not in self.panels:
+            blocks = self._cross(to_panels(self.first, self.before[w], axes, width))
+            self.panels[key] = from_panels(self.main, blocks, w.type, axes)
+        return self.panels[key]
 
     def _packed(self, w: Value) -> Value:
         """The weights as the main graph sees them: a view of blocks that the prologue has written."""

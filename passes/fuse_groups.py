@@ -130,6 +130,8 @@ class Grouping:
 
     def _need_prologue(self, contract: Op, v: Value, operand: int) -> None:
         op = self.producer.get(v)
+        if contraction.in_panels(self.graph, contract, operand) and v is contract.operands[operand]:
+            return  # all of it is a view
         if op in self.transparent and operand == 1 and self._blocked(contract) and v is contract.operands[1]:
             for x in op.operands:
                 self._need_prologue(contract, x, operand)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from weft.ir.graph import Graph
+from weft.ir.graph import Graph, Op
+from weft.ir.types import CPU
 from weft.runtime.compile import compile_graph
 
 Stamp = Callable[[], Sequence[tuple[np.ndarray, int]]]
@@ -69,9 +70,17 @@ def _same(a: Sequence[tuple[np.ndarray, int]], b: Sequence[tuple[np.ndarray, int
     return all(x is y and v == w for (x, v), (y, w) in zip(a, b, strict=True))
 
 
+def _panel_width(graph: Graph, dot: Op) -> int:
+    """Of the weights of a product on the CPU; see :func:`weft.codegen.contract_kernel.panel_width`."""
+    from weft.codegen.contract_kernel import panel_width
+    from weft.codegen.target import host_target
+
+    return panel_width(graph, dot, host_target()) if dot.result.type.device is CPU else 0
+
+
 def freeze_graph(graph: Graph, params: Sequence[int], stamp: Stamp, name: str) -> Frozen | None:
     """See :func:`weft.runtime.freeze_graph`."""
     from weft.passes.freeze import split_frozen
 
-    split = split_frozen(graph, set(params))
+    split = split_frozen(graph, set(params), _panel_width)
     return None if split is None else Frozen(graph, split, stamp, name)
