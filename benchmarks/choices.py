@@ -4,7 +4,8 @@
 ``python -m benchmarks.choices [--shapes 1x1024x4096,nt:64x784x128] [--cpu haswell] [--all]`` runs every
 plan (kernel, tile, packing) of each shape as a kernel of its own on one thread, and prints the shapes where
 another plan was faster by more than a tenth, with what was chosen and what was best. Shapes are
-[form:][batch*]MxKxN, where the form says which operand is given transposed: nn (default), nt, tn, tt.
+[form:][batch*]MxKxN, where the form says which operand is given transposed: nn (default), nt, tn, tt; np and
+tp say that the second lies in panels, as frozen weights do.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,9 +22,10 @@ from weft.codegen.contract_plan import Plan, choose, cost, plans, slot_ns
 from weft.codegen.standalone import Standalone, aligned, kernel_op
 from weft.codegen.target import Target, host_target, named_target
 from weft.ir import prims as P
-from weft.ir.graph import Graph
+from weft.ir.graph import Graph, GraphBuilder
 from weft.ir.prims.base import trace
-from weft.ir.types import DType, TensorType, f32, f64
+from weft.ir.types import DType, TensorType, bf16, f32, f64
+from weft.passes.panels import from_panels
 
 SHAPES = (
     "32x32x32,64x64x64,100x100x100,256x256x256,nt:256x256x256,tn:256x256x256,512x512x512,nt:512x512x512,"
@@ -56,7 +59,19 @@ class Shape:
         at, batch = len(lead), tuple(range(len(lead)))
         contract = ((at + (self.form[0] == "n"),), (at + (self.form[1] == "t"),))
         types = TensorType(lead + a, dtype), TensorType(lead + b, dtype)
+        if self.form[1] == "p":
+            return self._over_panels(*types, contract, batch)
         return trace(lambda x, y: P.dot_general_p.bind(x, y, contract=contract, batch=(batch, batch)), *types)
+
+    def _over_panels(
+        self, a: TensorType, b: TensorType, contract: Sequence[tuple[int]], batch: tuple[int, ...]
+    ) -> Graph:
+        width, axes = min(64, self.n), (batch, (b.ndim - 1,), (b.ndim - 2,))
+        g = GraphBuilder("over_panels")
+        x = g.param(a)
+        panels = g.param(TensorType((*b.shape[:-2], -(-self.n // width), self.k, width), b.dtype))
+        attrs = {"contract": tuple(contract), "batch": (batch, batch)}
+        return g.finish(list(g.add(P.dot_general_p, (x, from_panels(g, panels, b, axes)), attrs)))
 
 
 def parsed(text: str) -> Shape:
@@ -127,12 +142,12 @@ def contractions(arguments: list[str]) -> None:
     )
     parser.add_argument("--shapes", default=SHAPES)
     parser.add_argument("--cpu", default="", help="build for this CPU (see weft.codegen.target.named_target)")
-    parser.add_argument("--dtype", choices=("f32", "f64"), default="f32")
+    parser.add_argument("--dtype", choices=("f32", "f64", "bf16"), default="f32")
     parser.add_argument("--all", action="store_true", help="print every plan of every shape")
     parser.add_argument("--budget", type=float, default=0.02, help="seconds per plan")
     args = parser.parse_args(arguments)
     target = named_target(args.cpu) if args.cpu else host_target()
-    dtype = {"f32": f32, "f64": f64}[args.dtype]
+    dtype = {"f32": f32, "f64": f64, "bf16": bf16}[args.dtype]
     missed = total = 0
     for text in args.shapes.split(","):
         shape = parsed(text)

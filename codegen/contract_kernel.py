@@ -13,7 +13,17 @@ from collections.abc import Mapping
 from math import prod
 
 from weft.codegen.blocks import Code, Ix
-from weft.codegen.contract_plan import Plan, Problem, Side, best_panel, choose, chunk_of, cost, fused_rows, slot_ns
+from weft.codegen.contract_plan import (
+    Plan,
+    Problem,
+    Side,
+    best_panel,
+    choose,
+    chunk_of,
+    cost,
+    fused_rows,
+    slot_ns,
+)
 from weft.codegen.contract_unit import ContractUnit, Grid
 from weft.codegen.epilogue import EPILOGUE, Output, emit_epilogue, kernel_pointers, overwritable
 from weft.codegen.kernel import KernelCode, Phase, Unsupported
@@ -60,15 +70,14 @@ def _side(m: Matrix) -> Side:
     size = m.dtype.itemsize
     row, k = (m.row_stride or 0, m.k_stride or 0) if m.pure else (0, 0)
     copies = 1 if m.same_for_batch else m.batch
-    panel = m.panel if m.plain else 0
     return Side(
         m.in_registers, m.pure and k == 1, m.pure and row == 1, abs(row) * size, abs(k) * size, copies,
-        m.pure, panel,
+        m.pure, m.panel, not m.plain,
     )  # fmt: skip
 
 
 def panel_width(graph: Graph, dot: Op, target: Target) -> int:
-    """Columns of the panels in which the second operand of ``dot`` should lie where writing it so costs nothing.
+    """Columns of the panels in which the second operand of ``dot`` should lie if writing them costs nothing.
 
     0 where it is read best as it is.
     """
@@ -76,10 +85,11 @@ def panel_width(graph: Graph, dot: Op, target: Target) -> int:
         return 0
     acc = accumulator(dot.result.type.dtype)
     a, b = (unfolded_matrix(v, graph, axes_of(dot, i)) for i, v in enumerate(dot.operands))
-    if not b.plain or b.rows == 1:
+    if not b.affine or b.rows == 1:
         return 0
     lanes = target.lanes(acc.bits)
-    return best_panel(Problem(a.batch, a.rows, b.rows, a.depth, acc.itemsize, lanes, _side(a), _side(b)), target)
+    p = Problem(a.batch, a.rows, b.rows, a.depth, acc.itemsize, lanes, _side(a), _side(b))
+    return best_panel(p, target)
 
 
 class Contract(Writer):

@@ -17,6 +17,7 @@ from weft.ir.record import record, replace
 _PAGE = 4096  # bytes after which addresses fall into the same set of the first-level cache
 _WAYS = 6  # lines of one set that a tile may count on, of eight
 _BROADCAST = 0.75  # a scalar load that fills a vector
+_WIDEN = 0.2  # slots to widen one vector
 _LATENCY = 5.0  # slots until a sum can be added to again
 _CALL = 30.0  # slots to enter and leave a kernel
 _STORE = 4.0  # slots to take one vector through the epilogue
@@ -33,6 +34,7 @@ _FUSED_FAR = 1.4  # by how much that is dearer from beyond the second-level cach
 _FEW_UNITS = 12
 _OWN_ROWS = 3  # rows so few that twice as wide tiles fit into the registers
 _GAIN = 0.97  # of the cost without them, below which panels are worth the memory
+_GAIN_NS = 2000.0  # the time that they save at least: a call has to ask whether they are still right
 _STREAM_ROWS = 48  # rows up to which the stream kernel is considered
 
 
@@ -42,8 +44,9 @@ class Side:
 
     ``in_place``: the kernels can read it unpacked; ``along_k``: so can the kernel of inner products;
     ``along_rows``: vectors run across its rows; ``cuttable``: any piece of it can be packed alone. Strides
-    are in bytes, 0 where there is no single one; ``copies`` is the number of matrices to pack. ``panel``: rows
-    of the panels in which it lies packed already (then k steps by a line of a panel), or 0.
+    are in bytes, 0 where there is no single one; ``copies`` is the number of matrices to pack. ``panel``:
+    rows of the panels in which it lies packed already (then k steps by a line of a panel), or 0; such an
+    operand may be ``narrow``: widened as it is read.
     """
 
     in_place: bool
@@ -54,6 +57,7 @@ class Side:
     copies: int
     cuttable: bool = True
     panel: int = 0
+    narrow: bool = False
 
 
 @record(frozen=True)
@@ -98,19 +102,27 @@ def choose(p: Problem, target: Target) -> Plan:
 
 
 def best_panel(p: Problem, target: Target) -> int:
-    """Columns of the panels in which B is multiplied fastest, or 0 where they gain too little to keep a copy."""
+    """Columns of the panels in which B is multiplied fastest; 0 where they gain too little to keep a copy."""
     wide = widest(target)
     widths = {min(p.n, v * p.lanes) for v in (wide, 2 * wide) if v == wide or p.m <= _OWN_ROWS}
     costs = {}
     for width in sorted(widths):
         side = replace(p.b, in_place=False, along_k=False, along_rows=False, cuttable=False, panel=width)
         if width == p.n:
+            if p.b.narrow:  # an ordinary operand, which is packed to be widened
+                continue
             side = replace(p.b, in_place=True, along_k=False, along_rows=True, row_bytes=p.size,
                            k_bytes=width * p.size)  # fmt: skip
         q = replace(p, b=side)
         costs[width] = min(cost(q, plan, target) for plan in plans(q, target) if not plan.pack_b)
-    width = min(costs, key=costs.__getitem__)
-    return width if costs[width] < _GAIN * cost(p, choose(p, target), target) else 0
+    if not costs:
+        return 0
+    width, plan = min(costs, key=costs.__getitem__), choose(p, target)
+    nbytes = p.n * p.k * p.size
+    once = p.batch * nbytes / target.line_bytes * _NEAR_LINE if nbytes > target.l1_bytes else 0.0
+    now, then = max(once, cost(p, plan, target)), max(once, costs[width])  # however B lies, it has to be read
+    pays = plan.pack_b or then < _GAIN * now
+    return width if pays and now - then > _GAIN_NS / slot_ns(target) else 0
 
 
 def chunk_of(p: Problem, plan: Plan) -> int:
@@ -227,6 +239,7 @@ def _outer_cost(p: Problem, plan: Plan, target: Target) -> float:
         per_k += 0.3 if p.k <= _held(p.a.k_bytes, target) else 3.0
     if not plan.pack_b:
         per_k += _in_place(p, vectors, target)
+        per_k += vectors * _WIDEN * p.b.narrow
     total = panels * tiles * (p.k * per_k + _CALL + slots * _STORE)
     if rest:
         high = rows_for(target, rest, p.m, _WAYS if crowd > 1 else 14)

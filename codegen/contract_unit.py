@@ -177,14 +177,15 @@ class ContractUnit:
             self._inner(a, row_stride * size, b, count, tile)
             return
         step = "k" if k_stride == 1 else "m" if row_stride == 1 else "any"
-        b_step = g.tile.row_bytes if c.pack_b else (c.b.k_stride or 0) * size
+        b_step = g.tile.row_bytes if c.pack_b else (c.b.k_stride or 0) * c.b.dtype.itemsize
         if c.plan.kind == "stream":
             name = stream_kernel(fn, g.tile, stream_turns(c.target, c.m), step=step)
         else:
             masked = bool(g.partial) and not c.pack_b and not c.panelled
             name = outer_kernel(
-                fn, g.tile, step=step, accumulate=self.blocked, masked=masked, strided=self.direct
-            )
+                fn, g.tile, step=step, accumulate=self.blocked, masked=masked, strided=self.direct,
+                operand=None if c.pack_b else c.b.dtype,
+            )  # fmt: skip
         last = c.n * c.acc.itemsize if self.direct else g.partial
         fn.do(
             f"call void @{name}(ptr {a}, i64 {row_stride * size}, i64 {k_stride * size}, ptr {b}, "

@@ -82,17 +82,22 @@ def outer_kernel(
     accumulate: bool = False,
     masked: bool = False,
     strided: bool = False,
+    operand: DType | None = None,
 ) -> str:
     """Declare in ``fn`` and name the kernel that broadcasts A and reads rows of B.
 
     Its arguments: a, bytes between rows of A, bytes between k of A, b, bytes between k of B, k (positive),
     tile, and a number: of columns if ``masked`` (then B has a single, partial vector), of bytes between rows
     of the tile if ``strided`` (else they follow each other). ``step`` says what
-    is known of A: ``"k"`` if consecutive k are neighbours, ``"m"`` if consecutive rows are, ``"any"``.
+    is known of A: ``"k"`` if consecutive k are neighbours, ``"m"`` if consecutive rows are, ``"any"``. B
+    holds elements of ``operand``, or else of the tile's dtype.
     """
+    source = operand or tile.dtype
+    plain = mem_type(source) == mem_type(tile.dtype)
     name = (
         f"weft_outer_{tile.dtype.name}_{tile.rows}x{tile.vectors}x{tile.lanes}_{step}"
         f"{'_acc' if accumulate else ''}{'_masked' if masked else ''}{'_strided' if strided else ''}"
+        f"{'' if plain else f'_{source.name}'}"
     )
     params = "ptr noalias %a, i64 %ars, i64 %aks, ptr noalias %b, i64 %bks, i64 %k, ptr noalias %t, i64 %n"
     k = Code(name, params, linkage="internal")
@@ -114,7 +119,11 @@ def outer_kernel(
         carried.append((t, init))
     with k.range(0, "%k", 1, carried, runs=True) as turn:
         ap, bp, acc = turn.vars[0], turn.vars[1], turn.vars[2:]
-        row = [load_lanes(k, k.at(bp, v, t), dtype, lanes, mask) for v in range(tile.vectors)]
+        read = [
+            load_lanes(k, k.at(bp, v * lanes * source.itemsize), source, lanes, mask)
+            for v in range(tile.vectors)
+        ]
+        row = [widened(k, x, source, lanes) for x in read]
         at = ap
         for r in range(tile.rows):
             if bases:

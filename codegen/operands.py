@@ -112,7 +112,7 @@ class Matrix:
 
     @property
     def panel(self) -> int:
-        """Rows of the panels in which memory holds the operand, each as lines of k with the rows side by side.
+        """Rows of the panels in which memory holds the operand: one line for each k, rows side by side.
 
         They follow each other at one distance, and whole panels lie in memory, so that vectors may be read
         beyond the last row. 0 where the operand does not lie so, or one stride would do.

@@ -192,9 +192,10 @@ def in_panels(graph: Graph, dot: Op, operand: int) -> bool:
     found = access_of(inner, producers)
     if found is None or not found.pure:
         return False
-    sizes, strides = inner.type.shape, found.strides
-    down = merge([sizes[i] for i in rows], [strides[i] for i in rows])
-    return len(down) == 2 and down[1][1] == 1 and len(merge([sizes[i] for i in k], [strides[i] for i in k])) < 2
+    down, along = (
+        merge([inner.type.shape[i] for i in group], [found.strides[i] for i in group]) for group in (rows, k)
+    )
+    return len(down) == 2 and down[1][1] == 1 and len(along) < 2
 
 
 def turn_of(graph: Graph, conv: Op) -> Op | None:

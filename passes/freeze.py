@@ -69,7 +69,8 @@ class _Splitter:
                 self._add(self.main, self.after, op, [self.later(x), self._packed(w)])
             elif op.prim.name == "dot_general" and (width := self._panel_width(op)):
                 x, w = op.operands
-                self._add(self.main, self.after, op, [self.later(x), self._in_panels(w, axes_of(op, 1), width)])
+                panels = self._in_panels(w, axes_of(op, 1), width)
+                self._add(self.main, self.after, op, [self.later(x), panels])
             else:
                 self._add(self.main, self.after, op, [self.later(x) for x in op.operands])
         results = [self.later(r) for r in self.graph.results]

@@ -1,7 +1,7 @@
 """The second operand of a product in panels: some of its columns side by side, one line for every k.
 
-A kernel that multiplies by a panel reads it from end to end. Panels are written by primitives and read through a
-view of them (:func:`weft.ir.contraction.in_panels`), so a graph means the same in any interpreter.
+A kernel that multiplies by a panel reads it from end to end. Panels are written by primitives and read
+through a view of them (:func:`weft.ir.contraction.in_panels`), so a graph means the same in any interpreter.
 """
 
 from __future__ import annotations

@@ -70,6 +70,11 @@ def lower(graph: Graph, target_kind: str = "cpu") -> Lowered:
     return Lowered(stages, graph, list(refusals))
 
 
+def simplified(graph: Graph) -> Graph:
+    """The graph after the passes that know of no target."""
+    return simplify(cse(canonicalise(dce(graph))))
+
+
 def _verify(graph: Graph, stage: str) -> None:
     from weft.ir.errors import VerificationError
     from weft.ir.verify import verify

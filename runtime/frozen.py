@@ -11,15 +11,29 @@ from weft.ir.graph import Graph, Op
 from weft.ir.types import CPU
 from weft.runtime.compile import compile_graph
 
-Stamp = Callable[[], Sequence[tuple[np.ndarray, int]]]
+Stamp = Callable[[], tuple[Sequence[np.ndarray], Callable[[], bool]]]
+
+
+class _Made:
+    """What a prologue made: ``fits(arrays)`` while the frozen ones are those that it was made of."""
+
+    def __init__(
+        self, results: list[np.ndarray], numbers: Sequence[int], of: Sequence[np.ndarray],
+        fresh: Callable[[], bool],
+    ) -> None:  # fmt: skip
+        self.results = results
+        # one expression: it is evaluated in every call
+        same = " and ".join(["fresh()", *(f"x[{i}] is a{i}" for i in numbers)])
+        names = {"fresh": fresh, **{f"a{i}": a for i, a in zip(numbers, of, strict=True)}}
+        self.fits: Callable[[Sequence[Any]], bool] = eval(f"lambda x: {same}", names)
 
 
 class Frozen:
     """An executable in two parts; for what it does not define itself it is that of the main part.
 
-    ``stamp()`` gives the array and version of each frozen parameter; where an array that is passed is not
-    the stamped one, nothing is known of its versions, and the prologue runs again. ``prologue_runs`` counts
-    how often it ran.
+    ``stamp()`` gives the frozen arrays as they are and a function that tells whether they still are that;
+    where an array that is passed is not the stamped one, nothing is known of its versions, and the prologue
+    runs again. ``prologue_runs`` counts how often it ran.
     """
 
     def __init__(self, graph: Graph, split: Any, stamp: Stamp, name: str) -> None:
@@ -28,7 +42,7 @@ class Frozen:
         self.main = compile_graph(split.main, donate=None, target=None, name=name)
         self.frozen, self.kept = split.frozen, split.kept
         self.prologue_runs = 0
-        self._made: tuple[Sequence[tuple[np.ndarray, int]], list[np.ndarray]] | None = None
+        self._made: _Made | None = None
         self._lock = threading.Lock()
         self.runner = self._over(self.main.runner)
 
@@ -44,30 +58,26 @@ class Frozen:
         return self._over(lambda *rest: self.main.call(rest))(*arrays)
 
     def _over(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        kept = self.kept
+
         def call(*arrays: Any) -> Any:
-            return run(*[arrays[i] for i in self.kept], *self._ready(arrays))
+            made = self._made
+            results = made.results if made is not None and made.fits(arrays) else self._make(arrays)
+            return run(*[arrays[i] for i in kept], *results)
 
         return call
 
-    def _ready(self, arrays: Sequence[Any]) -> list[np.ndarray]:
+    def _make(self, arrays: Sequence[Any]) -> list[np.ndarray]:
         """The prologue's results for these arrays."""
-        now, made = self.stamp(), self._made
-        if made is not None and _same(now, made[0]) and self._stamped(arrays, now):
-            return made[1]
+        of, fresh = self.stamp()
         given = [arrays[i] for i in self.frozen]
         with self._lock:
             out = self.prologue.call(given)
             self.prologue_runs += 1
         # the stamp was read first: what changed meanwhile shows at the next call
-        self._made = (now, out) if self._stamped(arrays, now) else None
+        known = all(x is a for x, a in zip(given, of, strict=True))
+        self._made = _Made(out, self.frozen, of, fresh) if known else None
         return out
-
-    def _stamped(self, arrays: Sequence[Any], now: Sequence[tuple[np.ndarray, int]]) -> bool:
-        return all(arrays[i] is a for i, (a, _) in zip(self.frozen, now, strict=True))
-
-
-def _same(a: Sequence[tuple[np.ndarray, int]], b: Sequence[tuple[np.ndarray, int]]) -> bool:
-    return all(x is y and v == w for (x, v), (y, w) in zip(a, b, strict=True))
 
 
 def _panel_width(graph: Graph, dot: Op) -> int:
@@ -81,6 +91,8 @@ def _panel_width(graph: Graph, dot: Op) -> int:
 def freeze_graph(graph: Graph, params: Sequence[int], stamp: Stamp, name: str) -> Frozen | None:
     """See :func:`weft.runtime.freeze_graph`."""
     from weft.passes.freeze import split_frozen
+    from weft.passes.pipeline import simplified
 
-    split = split_frozen(graph, set(params), _panel_width)
+    # which side of a product the weights are on is seen once transpositions have gone into the products
+    split = split_frozen(simplified(graph), set(params), _panel_width)
     return None if split is None else Frozen(graph, split, stamp, name)

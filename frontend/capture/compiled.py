@@ -11,7 +11,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from weft import runtime
@@ -29,6 +29,7 @@ from weft.capture.state import paused, recorder
 from weft.capture.trace import settle, trace
 from weft.runtime import compile as _loaded  # noqa: F401  (here, since every first call needs it)
 from weft.runtime.pause import collection_paused
+from weft.tensor import Tensor
 
 RECOMPILE_LIMIT = 8  # versions of one function; beyond, calls that fit none run in segments
 FAILURE_LIMIT = 3  # traces of one function that did not become one graph
@@ -87,10 +88,20 @@ def _frozen(plan: Plan, name: str) -> Any:
 
     numbers, tensors = zip(*plan.fixed, strict=True)
 
-    def stamp() -> list[tuple[Any, int]]:
-        return [(t._data, t._vc[0]) for t in tensors]
+    def stamp() -> tuple[list[Any], Callable[[], bool]]:
+        arrays = [t._data for t in tensors]
+        return arrays, unchanged(tensors)
 
     return freeze_graph(plan.graph, numbers, stamp, name)
+
+
+def unchanged(tensors: Sequence[Tensor]) -> Callable[[], bool]:
+    """A function that tells whether the tensors have the payloads and versions that they have now."""
+    names: dict[str, Any] = {}
+    for i, t in enumerate(tensors):
+        names |= {f"t{i}": t, f"a{i}": t._data, f"v{i}": t._vc[0]}
+    same = " and ".join(f"t{i}._data is a{i} and t{i}._vc[0] == v{i}" for i in range(len(tensors)))
+    return eval(f"lambda: {same}", names)
 
 
 def _refresher(guards: Guards, namespace: dict[str, Any]) -> Callable[[], Miss | None]:

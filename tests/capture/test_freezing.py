@@ -43,6 +43,43 @@ def test_the_prologue_runs_once_per_version() -> None:
         assert exe.prologue_runs == 4
 
 
+def perceptron() -> weft.nn.Module:
+    weft.manual_seed(1)
+    nn = weft.nn
+    first = [nn.Linear(96, 256), nn.GELU(), nn.Linear(256, 200), nn.ReLU()]
+    return nn.Sequential(*first, nn.Linear(200, 80)).eval()
+
+
+def test_products_read_panels_that_the_prologue_wrote() -> None:
+    net, x = perceptron(), weft.randn(48, 96)
+    fn = frozen(net)
+    with weft.no_grad():
+        for k in (1, 2, 3):
+            same(fn, net, x * k)
+        exe = fn.entries[0].executable
+        assert exe.prologue_runs == 1
+        assert [k.form for k in fn.kernels()] == ["contract"] * 3
+        assert all("b: in panels" in k.loops and "packed none" in k.loops for k in fn.kernels())
+        # three weights and nothing else, each once; a call has memory for what it computes, none to pack into
+        made = [r.type.shape for r in exe.prologue.graph.results]
+        for (panels, _, width), n in zip(made, (256, 200, 80), strict=True):
+            assert panels == -(-n // width)
+        assert exe.main.artifact.arena_bytes == 48 * (256 + 200) * 4
+        net[2].weight[3:5].zero_()
+        same(fn, net, x)
+        same(fn, net, x)
+        assert exe.prologue_runs == 2
+
+
+def test_weights_on_the_left_are_left_alone() -> None:
+    net = weft.nn.Linear(96, 256, bias=False).eval()
+    fn = weft.compile(lambda x: net(x).transpose(0, 1), options={"freezing": True})
+    x = weft.randn(48, 96)
+    with weft.no_grad():
+        np.testing.assert_allclose(fn(x).numpy(), net(x).numpy().T, rtol=1e-4, atol=1e-5)
+    assert [k.form for k in fn.kernels()] == ["contract"]
+
+
 def test_a_replaced_parameter_is_seen() -> None:
     net, x = network(), weft.randn(1, 16, 5, 5)
     fn = frozen(net)
