@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from weft.codegen.contract_kernel import Contract
-from weft.codegen.contract_plan import Plan, choose, cost, plans, slot_ns
+from weft.codegen.contract_plan import Plan, choose, cost, plans
 from weft.codegen.standalone import Standalone, aligned, kernel_op
 from weft.codegen.target import Target, host_target, named_target
 from weft.ir import prims as P
@@ -118,12 +118,17 @@ def measure(shape: Shape, dtype: DType, target: Target, budget: float) -> list[t
         kernel = Standalone(
             op, target, "k0", lambda op, t, prefix, plan=plan: Contract(op, t, prefix, plan).emit()
         )
-        out.append((seconds(kernel, budget), estimate * slot_ns(target) * 1e-9, plan))
+        out.append((seconds(kernel, budget), estimate * target.slot_ns * 1e-9, plan))
     chosen = choose(problem, target)
     return sorted(out, key=lambda row: (row[2] != chosen, row[0]))
 
 
-FAMILIES = {"contraction": "benchmarks.choices:contractions", "elementwise": "benchmarks.choices_loops:main"}
+FAMILIES = {
+    "contraction": "benchmarks.choices:contractions",
+    "elementwise": "benchmarks.choices_loops:main",
+    "convolution": "benchmarks.choices_conv:main",
+    "attention": "benchmarks.choices_attention:main",
+}
 
 
 def main() -> None:

@@ -22,7 +22,6 @@ from weft.codegen.contract_plan import (
     chunk_of,
     cost,
     fused_rows,
-    slot_ns,
 )
 from weft.codegen.contract_unit import ContractUnit, Grid
 from weft.codegen.epilogue import EPILOGUE, Output, emit_epilogue, kernel_pointers, overwritable
@@ -112,7 +111,7 @@ class Contract(Writer):
         # the sums are the kernel's only result, as they are
         results = self.graph.results
         self.bare = list(results) == [self.dot.result] and results[0].type.dtype is self.acc
-        self.cost_ns = cost(self.problem, self.plan, target) * slot_ns(target)
+        self.cost_ns = cost(self.problem, self.plan, target) * target.slot_ns
         self._grids()
         self._splits()
         self._layout()

@@ -1,8 +1,6 @@
 """Which loops compute a contraction, with which tiles, from what packed: the cheapest of a few by estimate.
 
-Costs are counted in *slots*, the time of one vector fma at full rate, for all threads together. The numbers
-were fitted to what ``benchmarks/choices.py`` measures; it prints where they lead to a choice that is not the
-best.
+Costs are those of :mod:`weft.codegen.costs`, in slots.
 """
 
 from __future__ import annotations
@@ -10,23 +8,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import gcd
 
+from weft.codegen.costs import (
+    BROADCAST,
+    CALL,
+    FAR_LINE,
+    NEAR_LINE,
+    PACK,
+    PACK_FAR,
+    PACK_NEAR,
+    PHASE,
+    SHORT_PIECE,
+    STORE,
+    slow,
+    tile_slots,
+)
 from weft.codegen.microkernel import rows_for, widest
 from weft.codegen.target import Target
 from weft.ir.record import record, replace
 
 _PAGE = 4096  # bytes after which addresses fall into the same set of the first-level cache
 _WAYS = 6  # lines of one set that a tile may count on, of eight
-_BROADCAST = 0.75  # a scalar load that fills a vector
 _WIDEN = 0.2  # slots to widen one vector
-_LATENCY = 5.0  # slots until a sum can be added to again
-_CALL = 30.0  # slots to enter and leave a kernel
-_STORE = 4.0  # slots to take one vector through the epilogue
 _UNUSUAL = 1.03  # for tiles of another width, so that kernels share their loops and compile once
-_PACK = 1500.0  # slots to pack anything at all
-_PHASE = 6000.0  # slots to begin another parallel phase
-_PACK_NEAR, _PACK_FAR = 0.12, 0.37  # slots per packed byte, within the second-level cache and beyond it
-_NEAR_LINE = 2.5  # slots per line from the second-level cache
-_FAR_LINE, _SHORT_PIECE = 4.0, 10.0  # slots per line of B beyond that cache: in long streams, in short pieces
 _CHUNK_BYTES = 4096  # of k per block: a panel of B then takes a fraction of the second-level cache
 _UNEVEN = 1.02  # of the rows, from which on lower tiles are considered that do not overlap
 _FUSED_ROWS = 512  # of A, for which packing a panel of B again is cheap
@@ -119,10 +122,10 @@ def best_panel(p: Problem, target: Target) -> int:
         return 0
     width, plan = min(costs, key=costs.__getitem__), choose(p, target)
     nbytes = p.n * p.k * p.size
-    once = p.batch * nbytes / target.line_bytes * _NEAR_LINE if nbytes > target.l1_bytes else 0.0
+    once = p.batch * nbytes / target.line_bytes * NEAR_LINE if nbytes > target.l1_bytes else 0.0
     now, then = max(once, cost(p, plan, target)), max(once, costs[width])  # however B lies, it has to be read
     pays = plan.pack_b or then < _GAIN * now
-    return width if pays and now - then > _GAIN_NS / slot_ns(target) else 0
+    return width if pays and now - then > _GAIN_NS / target.slot_ns else 0
 
 
 def chunk_of(p: Problem, plan: Plan) -> int:
@@ -203,7 +206,7 @@ def cost(p: Problem, plan: Plan, target: Target) -> float:
 
 def _packing(p: Problem, plan: Plan, target: Target) -> float:
     total = extra = 0.0
-    near, far = _PACK_NEAR * _slow(target), _PACK_FAR * _slow(target)
+    near, far = PACK_NEAR * slow(target), PACK_FAR * slow(target)
     for packed, side, rows in ((plan.pack_a, p.a, p.m), (plan.pack_b, p.b, p.n)):
         if packed and plan.fused and side is p.b:
             times = -(-p.m // fused_rows(p.m))
@@ -214,8 +217,8 @@ def _packing(p: Problem, plan: Plan, target: Target) -> float:
                 extra += p.batch * p.m * p.n * p.k / p.lanes * (1 / panels - 1 / _FEW_UNITS)
         elif packed:
             nbytes = side.copies * rows * p.k * p.size
-            total += nbytes * (near if nbytes <= target.l2_bytes // 2 else far) + _PACK
-    return extra + total + (_PHASE if total > 10_000 else 0.0)
+            total += nbytes * (near if nbytes <= target.l2_bytes // 2 else far) + PACK
+    return extra + total + (PHASE if total > 10_000 else 0.0)
 
 
 def fused_rows(m: int) -> int:
@@ -234,17 +237,17 @@ def _outer_cost(p: Problem, plan: Plan, target: Target) -> float:
     tiles, (panels, rest) = -(-p.m // rows), divmod(-(-p.n // p.lanes), vectors)
     slots = rows * vectors
     crowd = 1.0 if plan.pack_a else _crowded(p.a, rows, target.line_bytes)
-    per_k = max(slots, rows * _BROADCAST + vectors, _LATENCY) * crowd
+    per_k = tile_slots(rows, vectors, target) * crowd
     if not plan.pack_a and p.a.k_bytes >= 1024 and p.k >= 64:  # a line of A for a few elements of it
         per_k += 0.3 if p.k <= _held(p.a.k_bytes, target) else 3.0
     if not plan.pack_b:
         per_k += _in_place(p, vectors, target)
         per_k += vectors * _WIDEN * p.b.narrow
-    total = panels * tiles * (p.k * per_k + _CALL + slots * _STORE)
+    total = panels * tiles * (p.k * per_k + CALL + slots * STORE)
     if rest:
         high = rows_for(target, rest, p.m, _WAYS if crowd > 1 else 14)
-        each = max(high * rest, high * _BROADCAST + rest, _LATENCY)
-        total += -(-p.m // high) * (p.k * each + _CALL + high * rest * _STORE)
+        each = tile_slots(high, rest, target)
+        total += -(-p.m // high) * (p.k * each + CALL + high * rest * STORE)
     return total + _first_touch(p, plan, target)
 
 
@@ -254,7 +257,7 @@ def _in_place(p: Problem, vectors: int, target: Target) -> float:
     if p.b.panel or p.b.k_bytes <= panel or p.k * panel <= target.l1_bytes // 2:
         return 0.0
     if p.k > _held(p.b.k_bytes, target) and p.m > vectors:
-        return panel / target.line_bytes * _SHORT_PIECE * 0.7 * _slow(target)
+        return panel / target.line_bytes * SHORT_PIECE * 0.7 * slow(target)
     return panel / target.line_bytes * (2.0 if panel < 256 else 0.1)
 
 
@@ -270,7 +273,7 @@ def _first_touch(p: Problem, plan: Plan, target: Target) -> float:
     if nbytes <= target.l2_bytes:
         return 0.0
     short = not plan.pack_b and p.b.along_rows and plan.kind == "outer" and p.k > _held(p.b.k_bytes, target)
-    return nbytes / target.line_bytes * (_SHORT_PIECE if short else _FAR_LINE) * _slow(target)
+    return nbytes / target.line_bytes * (SHORT_PIECE if short else FAR_LINE) * slow(target)
 
 
 def _inner_cost(p: Problem, plan: Plan, target: Target) -> float:
@@ -282,11 +285,11 @@ def _inner_cost(p: Problem, plan: Plan, target: Target) -> float:
     if not plan.pack_a:  # lines are read once, whole
         crowd = min(1.15, _crowded(p.a, rows + cols, target.line_bytes))
     near = (rows + cols) * p.k * p.size <= target.l1_bytes
-    per_step = max(rows * cols, (rows + cols) * crowd * (1.0 if near else _NEAR_LINE), _LATENCY)
+    per_step = max(rows * cols, (rows + cols) * crowd * (1.0 if near else NEAR_LINE), target.latency_slots)
     sums = rows * (6.0 * cols if cols & (cols - 1) else 3.0 * cols + 8)
     return (
-        calls * (steps * per_step + _CALL + sums)
-        + p.m * p.n / p.lanes * _STORE
+        calls * (steps * per_step + CALL + sums)
+        + p.m * p.n / p.lanes * STORE
         + _first_touch(p, plan, target)
     )
 
@@ -296,10 +299,10 @@ def _stream_cost(p: Problem, plan: Plan, target: Target) -> float:
     vectors = -(-p.n // p.lanes)
     steps = -(-p.k // turns)
     per_vector = max(turns * p.m, turns + p.m, 2.0 * p.m)
-    scalars = turns * p.m * _BROADCAST * -(-vectors // plan.vectors)
+    scalars = turns * p.m * BROADCAST * -(-vectors // plan.vectors)
     return (
         steps * (vectors * per_vector * 1.1 + 2 * scalars)
-        + vectors * p.m * _STORE
+        + vectors * p.m * STORE
         + _first_touch(p, plan, target)
     )
 
@@ -308,13 +311,3 @@ def stream_turns(target: Target, rows: int) -> int:
     """The k that the stream kernel takes at once: what registers hold of A for (at most four) rows."""
     spare = target.registers - 2
     return max(2, min(8, spare // (min(rows, 4) + 1)))
-
-
-def _slow(target: Target) -> float:
-    """How many slots pass while memory does what it does in one slot of 512-bit vectors."""
-    return 512 / target.vector_bits
-
-
-def slot_ns(target: Target) -> float:
-    """The time of one slot, in nanoseconds on one thread."""
-    return 0.28 * target.vector_bits / 512

@@ -21,11 +21,12 @@ from weft.codegen.contract_kernel import contraction_of
 from weft.codegen.conv_copy import copy_positions
 from weft.codegen.conv_direct_unit import DirectUnit, emit_scattered
 from weft.codegen.conv_geometry import Geometry, Line, lines_of
+from weft.codegen.conv_plan import DIRECT, DirectCut, DirectPlan, DirectProblem, direct_cut
 from weft.codegen.conv_weights import emit_weights
 from weft.codegen.conv_writer import ConvWriter
 from weft.codegen.epilogue import Output, kernel_pointers
 from weft.codegen.kernel import KernelCode, Phase
-from weft.codegen.microkernel import Tile, widest
+from weft.codegen.microkernel import Tile
 from weft.codegen.operands import Matrix, matrix
 from weft.codegen.packing import Packer, Packing, element_of, unit_rows
 from weft.codegen.phases import aligned
@@ -45,11 +46,6 @@ from weft.ir.graph import Op
 from weft.ir.record import record, replace
 
 Ints = tuple[int, ...]
-_GFLOPS = 70.0
-_UNIT_FLOPS = 1 << 20
-_UNITS = 16
-_MOST_ROWS = 8  # each row of a tile keeps an address register
-_UNIT_BYTES = 24 << 10  # of sums, of one unit
 _PIXELS = 256  # copied by one unit
 
 
@@ -81,36 +77,6 @@ class PixelClass:
         return all(line.gap == 1 for line in self.lines)
 
 
-@record(frozen=True)
-class Blocking:
-    """``tile``; the blocks of channels (of all groups) and tiles of a unit; taps and channels at a time."""
-
-    tile: Tile
-    blocks: int
-    tiles: int
-    taps: int
-    depth: int
-
-
-def tile_for(target: Target, acc_lanes: int, outputs: int, pixels: int, block: int = 0) -> tuple[int, int]:
-    """Rows and vectors of the tile that wastes the least on ``outputs`` channels of ``pixels`` positions.
-
-    With ``block`` tiles take whole blocks of so many channels, and none reaches past the last.
-    """
-    vectors, best = -(-outputs // acc_lanes), (0.0, 0, 0)
-    for wide in range(1, widest(target) + 1):
-        if block and (vectors % wide or wide * acc_lanes % block):
-            continue
-        most = max(1, min((target.registers - 1 - wide) // wide, _MOST_ROWS, pixels))
-        rows = -(-pixels // -(-pixels // most))
-        # products hide the latency of ten before them; loads must keep up with them
-        work = max(rows * wide, rows / 2 + wide, 10) + 0.5
-        total = -(-pixels // rows) * -(-vectors // wide) * work
-        if not best[1] or total < best[0]:
-            best = (total, rows, wide)
-    return best[1], best[2]
-
-
 def classes_of(g: Geometry) -> list[PixelClass]:
     return [PixelClass(lines) for lines in itertools.product(*(lines_of(g, d) for d in range(3)))]
 
@@ -122,7 +88,9 @@ def suits(op: Op) -> bool:
 
 
 class Direct(ConvWriter):
-    def __init__(self, op: Op, target: Target, prefix: str) -> None:
+    way = DIRECT
+
+    def __init__(self, op: Op, target: Target, prefix: str, plan: DirectPlan | None = None) -> None:
         super().__init__(op, target, prefix)
         x, w = self.conv.operands
         self.w: Matrix = matrix(w, self.graph, ((), (0,), tuple(range(1, w.type.ndim))))
@@ -139,9 +107,8 @@ class Direct(ConvWriter):
         self.classes = classes_of(self.g)
         self.scattered = len(self.classes) > 1 and self.turn is None
         self.frozen = self._frozen()
-        block = block_of_weights(w.type) if self.frozen else 0
-        rows, vectors = tile_for(target, self.lanes, self.m, max(c.pixels for c in self.classes), block)
-        self.tile = Tile(rows, vectors, self.lanes, self.acc)
+        self.choose(self._problem(), plan)
+        self.tile = Tile(self.plan.rows, self.plan.vectors, self.lanes, self.acc)
         self.blocks = -(-self.m // self.tile.cols)
         self._source()
         self._layout()
@@ -167,8 +134,7 @@ class Direct(ConvWriter):
 
     def _source(self) -> None:
         """Read the input where it lies, if its channels are neighbours; else from a channels-last copy."""
-        a = self.x.access
-        last = self.x.plain and a is not None and (a.strides[1] == 1 or self.g.channels == 1)
+        a, last = self.x.access, self._channels_last()
         inside = all(c.inside for c in self.classes)
         self.copy_x = not last and not (self.x.plain and inside and self.blocks == 1)
         self.copy_x = self.copy_x or self.row > 1
@@ -183,26 +149,23 @@ class Direct(ConvWriter):
         lead = (0,) * (5 - len(a.strides))
         self.x_strides, self.x_offset = (*a.strides[:2], *lead, *a.strides[2:]), a.offset
 
-    def blocking(self, c: PixelClass) -> Blocking:
+    def _problem(self) -> DirectProblem:
+        g, size = self.g, self.acc.itemsize
+        block = block_of_weights(self.conv.operands[1].type) if self.frozen else 0
+        classes = tuple((c.pixels, c.taps) for c in self.classes)
+        copied = 0 if self._channels_last() else g.samples * prod(g.size) * self.pixel * size
+        return DirectProblem(g.samples, g.groups, self.m, self.depth, classes, self.lanes, size, block,
+                             self.depthwise, copied, self.turn is not None)  # fmt: skip
+
+    def cut(self, c: PixelClass) -> DirectCut:
         """How units of a class of positions are cut."""
-        tile = self.tile
-        most = max(1, self.target.l2_bytes // 4 // tile.row_bytes)  # k whose weights stay in the cache
-        taps, depth = max(c.taps, 1), self.depth
-        if taps * depth > 1.5 * most:
-            depth = -(-depth // -(-depth // most)) if depth > 1.5 * most else depth
-            taps = max(1, min(taps, most // depth))
-        tiles = -(-c.pixels // tile.rows)
-        per_unit = max(1, min(tiles, _UNIT_BYTES // tile.bytes))
-        work = 2 * tile.rows * tile.cols * max(c.taps, 1) * self.depth
-        blocks = 1
-        columns = self.g.groups * self.blocks
-        others = self.g.samples * columns
-        while per_unit > 1 and others * -(-tiles // per_unit) < _UNITS and per_unit * work > 2 * _UNIT_FLOPS:
-            per_unit = -(-per_unit // 2)
-        while blocks < columns and blocks * per_unit * work < _UNIT_FLOPS:
-            blocks *= 2
-        per_unit = -(-tiles // -(-tiles // per_unit))
-        return Blocking(tile, min(blocks, columns), per_unit, taps, depth)
+        return direct_cut(self.problem, self.plan, c.pixels, c.taps)
+
+    def _channels_last(self) -> bool:
+        """True where the input is read as it lies, pixel by pixel."""
+        a = self.x.access
+        beside = self.x.plain and a is not None and (a.strides[1] == 1 or self.g.channels == 1)
+        return beside and self.row == 1
 
     def _layout(self) -> None:
         g, size, at = self.g, self.acc.itemsize, 0
@@ -232,13 +195,13 @@ class Direct(ConvWriter):
             phases.append(self.phase("prepare", prepare, 2000.0))
         flops = sum(2 * g.samples * c.pixels * c.taps * self.depth * g.outputs for c in self.classes)
         parts = [self._unit(i, c) for i, c in enumerate(self.classes)]
-        phases.append(self.phase("main", parts, flops / sum(n for _, n in parts) / _GFLOPS))
+        phases.append(self.phase("main", parts, self.cost_ns / sum(n for _, n in parts)))
         if self.scattered:
             phases.append(self.phase("combine", [emit_scattered(self)], 2000.0))
         return self.code(phases, self.scratch, self._describe(), flops)
 
     def _describe(self) -> str:
-        g, t, b = self.g, self.tile, self.blocking(self.classes[0])
+        g, t, b = self.g, self.tile, self.cut(self.classes[0])
         return "\n".join([
             f"direct {'depthwise ' * self.depthwise}conv {g.groups} groups x "
             f"[{g.samples} x {self.plane} pixels] x [{self.m} channels], "
@@ -314,8 +277,8 @@ class Direct(ConvWriter):
 
     def _unit(self, number: int, c: PixelClass) -> tuple[str, int]:
         fn = self.start(f"{self.prefix}_unit{number}")
-        b = self.blocking(c)
-        tiles = -(-c.pixels // b.tile.rows)
+        b = self.cut(c)
+        tiles = -(-c.pixels // self.tile.rows)
         counts = (self.g.samples, -(-self.g.groups * self.blocks // b.blocks), -(-tiles // b.tiles))
         sample, block, part = fn.split("%u", counts)
         DirectUnit(self, fn, c, b, sample).emit(block, part)

@@ -14,7 +14,8 @@ from weft.codegen.packing import transpose_function
 from weft.codegen.phases import aligned
 
 if TYPE_CHECKING:
-    from weft.codegen.conv_direct import Blocking, Direct, PixelClass
+    from weft.codegen.conv_direct import Direct, PixelClass
+    from weft.codegen.conv_plan import DirectCut
 
 _SCATTERED_ROWS = 64
 _BLOCK = 64  # bytes of frozen weights that lie side by side
@@ -25,15 +26,15 @@ _STRAIGHT = 144  # products of a tap up to which they are written without a loop
 class DirectUnit:
     """The code of a unit: a table of addresses, then for each block of channels all tiles, k by chunks."""
 
-    def __init__(self, d: Direct, fn: Code, c: PixelClass, b: Blocking, sample: Ix) -> None:
+    def __init__(self, d: Direct, fn: Code, c: PixelClass, b: DirectCut, sample: Ix) -> None:
         self.d, self.fn, self.c, self.b, self.sample = d, fn, c, b, sample
-        self.tile, self.size = b.tile, d.acc.itemsize
+        self.tile, self.size = d.tile, d.acc.itemsize
         self.scratch = d.scratch_of(fn)
         self.single = b.taps >= c.taps and b.depth >= d.depth
         # tiles leave at once where their rows are rows of the result
         self.at_once = self.single and d.turn is not None and c.taps > 0
-        self.sums = fn.alloca((1 if self.at_once else b.tiles) * b.tile.bytes)
-        self.table = fn.alloca(8 * max(1, b.tiles * c.taps * b.tile.rows))
+        self.sums = fn.alloca((1 if self.at_once else b.tiles) * d.tile.bytes)
+        self.table = fn.alloca(8 * max(1, b.tiles * c.taps * d.tile.rows))
         self.offsets = fn.alloca(8 * max(1, c.taps))
 
     def emit(self, block: Ix, part: Ix) -> None:

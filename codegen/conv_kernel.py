@@ -8,19 +8,21 @@ beforehand where the convolution asks for that), and multiplies them by every ti
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import prod
 
 from weft.codegen.blocks import Code, Ix
 from weft.codegen.contract_kernel import contraction_of
 from weft.codegen.contract_unit import Grid
 from weft.codegen.conv_phases import Phases, emit_phase_weights, emit_weave, split_phases
+from weft.codegen.conv_plan import PATCH, PatchPlan, PatchProblem
 from weft.codegen.conv_unit import ConvUnit
 from weft.codegen.conv_writer import ConvWriter
 from weft.codegen.epilogue import kernel_pointers
 from weft.codegen.kernel import KernelCode, Phase
 from weft.codegen.lanes import store_lanes, tail_mask
 from weft.codegen.llvm import reg_type
-from weft.codegen.microkernel import Tile, rows_for, widened, widest
+from weft.codegen.microkernel import Tile, widened
 from weft.codegen.operands import Matrix, matrix
 from weft.codegen.packing import Packer, Packing, element_of
 from weft.codegen.phases import Partial, aligned, emit_combine
@@ -28,30 +30,39 @@ from weft.codegen.places import Coord, Place, Region
 from weft.codegen.target import Target
 from weft.codegen.uniforms import Uniforms
 from weft.ir.access import row_major
-from weft.ir.contraction import by_taps
+from weft.ir.contraction import by_taps, turn_of
 from weft.ir.graph import Op
 from weft.ir.record import record, replace
 from weft.ir.types import f32
 
 Ints = tuple[int, ...]
-_GFLOPS = 50.0
 _CHUNK = 512  # k packed at a time, about
-_UNIT_FLOPS = 1 << 20
-_UNITS = 24
-_MOST_TILES = 128  # per unit: their sums wait on the stack
 
 
 def emit(op: Op, target: Target, prefix: str) -> KernelCode:
     """The code of a kernel of form ``conv``."""
+    return chosen(op, target, prefix).emit()
+
+
+def chosen(op: Op, target: Target, prefix: str) -> ConvWriter:
+    """The way and the plan of least estimated cost."""
+    return min(ways(op, target, prefix), key=lambda way: way.cost_ns)
+
+
+def ways(op: Op, target: Target, prefix: str) -> Iterator[ConvWriter]:
+    """Every way of computing the convolution that is worth an estimate, each with its best plan."""
     from weft.codegen import conv_direct, conv_planes, conv_taps
 
+    conv = contraction_of(op.regions[0])
+    turned = turn_of(op.regions[0], conv) is not None
     if conv_planes.suits(op):
-        return conv_planes.Planes(op, target, prefix).emit()
-    if by_taps(contraction_of(op.regions[0])):
-        return conv_taps.Taps(op, target, prefix).emit()
-    if conv_direct.suits(op):
-        return conv_direct.Direct(op, target, prefix).emit()
-    return Conv(op, target, prefix).emit()
+        yield conv_planes.Planes(op, target, prefix)
+    if by_taps(conv):
+        yield conv_taps.Taps(op, target, prefix)
+    elif conv_direct.suits(op):
+        yield conv_direct.Direct(op, target, prefix)
+    if not turned:
+        yield Conv(op, target, prefix)
 
 
 @record(frozen=True)
@@ -67,7 +78,9 @@ class Source:
 
 
 class Conv(ConvWriter):
-    def __init__(self, op: Op, target: Target, prefix: str) -> None:
+    way = PATCH
+
+    def __init__(self, op: Op, target: Target, prefix: str, plan: PatchPlan | None = None) -> None:
         super().__init__(op, target, prefix)
         split = split_phases(self.g)
         self.phases: Phases | None = None
@@ -77,7 +90,10 @@ class Conv(ConvWriter):
         self.w: Matrix = matrix(w, self.graph, ((), (0,), tuple(range(1, w.type.ndim))))
         self.x: Matrix = matrix(x, self.graph, ((0,), (1,), tuple(range(2, x.type.ndim))))
         self._flatten()
-        self._blocking()
+        self._chunks()
+        self.pack_w = self.phases is not None or not self.w.in_registers
+        self.choose(self._problem(), plan)
+        self._blocking(self.plan)
         self._layout()
 
     # -- decisions
@@ -108,8 +124,16 @@ class Conv(ConvWriter):
         last = self.conv.operands[0].type.ndim - 1
         return a is not None and (a.strides[last] == 1) and self.g.stride[2] == 1
 
-    def _blocking(self) -> None:
-        g, lanes = self.g, self.lanes
+    def _problem(self) -> PatchProblem:
+        g, size = self.g, self.acc.itemsize
+        copied = g.samples * g.channels * prod(g.spread) * size if self.copy_x else 0
+        copied += g.outputs * self.k * size if self.pack_w else 0
+        run = g.kernel[2] if self.turned else g.out[2]
+        return PatchProblem(g.groups, self.m, self.k, self.cols, self.chunks, run, self.lanes, size, copied,
+                            self.phases is not None)  # fmt: skip
+
+    def _chunks(self) -> None:
+        g = self.g
         self.m, self.k = g.outputs // g.groups, g.channels // g.groups * prod(g.kernel)
         self.plane = prod(g.out)
         self.cols = g.samples * self.plane
@@ -119,22 +143,13 @@ class Conv(ConvWriter):
         self.outer = self.k // g.kernel[2] * self.pieces
         self.per_chunk = 1 if self.pieces > 1 else max(1, min(self.outer, _CHUNK // self.inner))
         self.chunks = -(-self.outer // self.per_chunk)
-        vectors = min(widest(self.target), -(-self.cols // lanes))
-        rows = rows_for(self.target, vectors, self.m)
-        tile = Tile(rows, vectors, lanes, self.acc)
-        panels, tiles = -(-self.cols // tile.cols), -(-self.m // rows)
-        tall = min(tiles, _MOST_TILES)
-        work = 2 * rows * tile.cols * self.k
-        while tall > 4 and g.groups * panels * -(-tiles // tall) < _UNITS and tall * work > 2 * _UNIT_FLOPS:
-            tall = -(-tall // 2)
-        self.grid = Grid(tile, 0, panels, tiles, self.m, (1, tall), False, 0)
-        units = g.groups * panels * -(-tiles // tall)
-        total = 2 * self.cols * g.outputs * self.k
-        self.splits = 1
-        if units < 6 and total > 8 * _UNIT_FLOPS and self.chunks >= 4:
-            self.splits = min(8, self.chunks // 2)
+
+    def _blocking(self, plan: PatchPlan) -> None:
+        tile = Tile(plan.rows, plan.vectors, self.lanes, self.acc)
+        panels, tiles = -(-self.cols // tile.cols), -(-self.m // plan.rows)
+        self.grid = Grid(tile, 0, panels, tiles, self.m, (1, plan.tiles), False, 0)
+        self.splits = plan.parts
         self.partial = self.splits > 1 or self.phases is not None
-        self.pack_w = self.phases is not None or not self.w.in_registers
 
     def _layout(self) -> None:
         g, size, at = self.g, self.acc.itemsize, 0
@@ -174,7 +189,7 @@ class Conv(ConvWriter):
         if prepare:
             phases.append(self.phase("prepare", prepare, 100.0 + 0.5 * g.spread[2]))
         part = self._main()
-        phases.append(self.phase("main", [part], flops / part[1] / _GFLOPS))
+        phases.append(self.phase("main", [part], self.cost_ns / part[1]))
         if self.partial:
             phases.append(self.phase("combine", [self._combine()], self.plane * self.splits * 0.2))
         return self.code(phases, self.scratch, self._describe(), flops)

@@ -16,6 +16,7 @@ from math import prod
 from weft.codegen.blocks import Code, Ix
 from weft.codegen.contract_kernel import contraction_of
 from weft.codegen.conv_geometry import geometry
+from weft.codegen.conv_plan import PLANE, PlanePlan, PlaneProblem
 from weft.codegen.conv_writer import ConvWriter
 from weft.codegen.epilogue import kernel_pointers
 from weft.codegen.kernel import KernelCode, Phase
@@ -32,13 +33,9 @@ from weft.ir.contraction import turn_of
 from weft.ir.graph import Op, Value
 from weft.ir.record import record
 
-_BAND_BYTES = 16 << 10  # of copied lines: half of a first-level cache
-_MOST_LINES = 4  # of the result that are summed at once
 _MOST_TAPS = 81
 _FAR = 4  # columns from one position to the next, at most
-_UNITS = 24
 _TURNED = 64  # channels of a unit that turns an operand
-_VECTOR_NS = 0.6  # of one product of vectors, with what it loads
 
 
 @record(frozen=True)
@@ -122,7 +119,9 @@ class Image:
 
 
 class Planes(ConvWriter):
-    def __init__(self, op: Op, target: Target, prefix: str) -> None:
+    way = PLANE
+
+    def __init__(self, op: Op, target: Target, prefix: str, plan: PlanePlan | None = None) -> None:
         super().__init__(op, target, prefix)
         conv = self.conv
         self.size, self.over_taps = self.acc.itemsize, _over_taps(conv)
@@ -131,6 +130,9 @@ class Planes(ConvWriter):
         self.depth = self.g.channels // self.g.groups
         self.rows, self.cols = self._walk(1), self._walk(2)
         self._lay_out()
+        self.choose(self._problem(), plan)
+        self.band, self.block, self.apart = self.plan.band, self.plan.block, self.plan.apart
+        self.bands = -(-self.rows.count // self.band)
         results = self.graph.results
         self.bare = not self.over_taps and list(results) == [conv.result]
         self.bare = self.bare and results[0].type.dtype is self.acc
@@ -158,18 +160,18 @@ class Planes(ConvWriter):
     def _lay_out(self) -> None:
         """The copied lines: for each remainder of a column by the stride that some tap meets, one after the
         other, as many elements as vectors reach."""
-        r, c, lanes = self.rows, self.cols, self.lanes
+        c, lanes = self.cols, self.lanes
         offsets = [t * c.step for t in range(c.taps)]
         self.remainders = sorted({o % c.move for o in offsets})
         reach = -(-c.count // lanes) * lanes + max(offsets) // c.move
         self.long = -(-reach // lanes) * lanes
         self.line_bytes = len(self.remainders) * self.long * self.size
-        fit = [n for n in range(1, r.count + 1) if r.reach(n) * self.line_bytes <= _BAND_BYTES] or [1]
-        self.bands = -(-r.count // fit[-1])
-        self.band = -(-r.count // self.bands)
-        self.block = min(_MOST_LINES, self.band)
+
+    def _problem(self) -> PlaneProblem:
+        r, c = self.rows, self.cols
         planes = self.g.samples * self.g.groups
-        self.apart = not self.over_taps and planes < _UNITS  # then a unit is one band
+        return PlaneProblem(planes, self.depth, r.count, c.count, r.taps, c.taps, r.move, r.reach(1),
+                            self.line_bytes, self.over_taps, self.lanes, self.size, self.copies)  # fmt: skip
 
     # -- code
 
@@ -185,13 +187,11 @@ class Planes(ConvWriter):
         else:
             unit.images()
         self.keep(fn)
-        vectors = self.rows.count * -(-self.cols.count // self.lanes) * self.depth
-        each = vectors * self.rows.taps * self.cols.taps * _VECTOR_NS / (self.bands if self.apart else 1)
         phases: list[Phase] = self.uniforms.phase()
         turned = [self._turn(name, m) for name, m in (("x", self.x), ("w", self.w)) if m.copied]
         if turned:
             phases.append(self.phase("turn", turned, 2000.0))
-        phases.append(self.phase("main", [(fn.symbol, units)], each))
+        phases.append(self.phase("main", [(fn.symbol, units)], self.cost_ns / units))
         flops = 2 * prod(shape) * self.depth * prod(self.g.kernel)
         return self.code(phases, self.copies + self.uniforms.nbytes, self._describe(), flops)
 

@@ -17,12 +17,13 @@ from math import prod
 
 from weft.codegen.blocks import Code, Ix
 from weft.codegen.conv_copy import Channels, copy_positions
+from weft.codegen.conv_plan import TAPS, TapsPlan, TapsProblem, taps_pieces
 from weft.codegen.conv_writer import ConvWriter
 from weft.codegen.epilogue import Output, kernel_pointers
 from weft.codegen.kernel import KernelCode, Phase
 from weft.codegen.lanes import load_lanes, store_lanes
 from weft.codegen.llvm import reg_type
-from weft.codegen.microkernel import Tile, multiply_add, share, widest
+from weft.codegen.microkernel import Tile, multiply_add, share
 from weft.codegen.operands import Matrix, matrix
 from weft.codegen.packing import transpose_function
 from weft.codegen.phases import aligned
@@ -32,12 +33,7 @@ from weft.ir.graph import Op
 from weft.ir.record import record
 
 Ints = tuple[int, ...]
-_GFLOPS = 70.0
-_MOST_ROWS = 8
-_UNITS = 16
-_UNIT_FLOPS = 1 << 20
-_CHUNK = 256  # taps summed at a time, about
-_PARTS = 16
+_COPIED = 256  # positions that are copied by one unit
 _BLOCK_ROWS = 64  # rows of sums that are turned at a time
 
 
@@ -69,7 +65,9 @@ def walk(outputs: int, taps: int, origin: int, move: int, step: int, extent: int
 
 
 class Taps(ConvWriter):
-    def __init__(self, op: Op, target: Target, prefix: str) -> None:
+    way = TAPS
+
+    def __init__(self, op: Op, target: Target, prefix: str, plan: TapsPlan | None = None) -> None:
         super().__init__(op, target, prefix)
         g = self.g
         self.swapped = max(g.gap) > 1
@@ -88,7 +86,13 @@ class Taps(ConvWriter):
             self.walks = [walk(1, 1, 0, 1, 1, 1), walk(1, 1, 0, 1, 1, 1), walk(1, n, 0, 1, 1, n)]
         self.positions = prod(g.out)
         self.rows = self.across * self.positions
-        self._blocking()
+        self.all_lines = self.depth * self.walks[0].taps * self.walks[1].taps
+        self.choose(self._problem(), plan)
+        self.tile = Tile(self.plan.rows, self.plan.vectors, self.lanes, self.acc)
+        self.blocks = -(-self.along // self.tile.cols)
+        self.tiles = -(-self.rows // self.tile.rows)
+        self.per_unit, self.parts = self.plan.tiles, self.plan.parts
+        self.piece, self.lines = taps_pieces(self.problem)
         self._layout()
 
     # -- decisions
@@ -108,43 +112,27 @@ class Taps(ConvWriter):
         return all(w.lo == 0 and w.skip == 0 and w.count == w.size == d
                    for w, d in zip(self.walks, self._a_sizes(), strict=True))  # fmt: skip
 
-    def _blocking(self) -> None:
-        lanes, vectors, best = self.lanes, -(-self.along // self.lanes), (0.0, 1, 1)
-        for wide in range(1, widest(self.target) + 1):
-            most = max(1, min((self.target.registers - 1 - wide) // wide, _MOST_ROWS, self.rows))
-            rows = -(-self.rows // -(-self.rows // most))
-            work = max(rows * wide, rows / 2 + wide, 10) + 0.5
-            total = -(-self.rows // rows) * -(-vectors // wide) * work
-            if not best[0] or total < best[0]:
-                best = (total, rows, wide)
-        self.tile = Tile(best[1], best[2], lanes, self.acc)
-        self.blocks = -(-vectors // best[2])
-        self.tiles = -(-self.rows // best[1])
-        taps = [w.taps for w in self.walks]
-        self.piece = min(taps[2], 2 * _CHUNK)
-        self.all_lines = self.depth * taps[0] * taps[1]
-        self.lines = max(1, min(self.all_lines, _CHUNK // self.piece))
-        tile_work = 2 * self.tile.rows * self.tile.cols * prod(taps) * self.depth * self.blocks
-        self.per_unit = max(1, min(self.tiles, -(-self.tiles * self.g.groups // _UNITS)))
-        if self.tiles * self.blocks * self.tile.bytes <= self.target.l1_bytes:
-            self.per_unit = self.tiles  # all share one walk over B
-        while self.per_unit < self.tiles and self.per_unit * tile_work < _UNIT_FLOPS:
-            self.per_unit *= 2
-        units = self.g.groups * -(-self.tiles // self.per_unit)
-        steps = -(-self.all_lines // self.lines)
-        enough = self.per_unit * tile_work // (2 * _UNIT_FLOPS)
-        self.parts = max(1, min(_PARTS, -(-_UNITS // units), steps, enough))
+    def _problem(self) -> TapsProblem:
+        lines, g, size = [w.taps for w in self.walks], self.g, self.acc.itemsize
+        copied = 0 if self._read_in_place() else prod(w.size for w in self.walks) * self.across
+        copied += 0 if self.b.plain and self._packed(self.b) else prod(lines) * self.along
+        return TapsProblem(g.groups, self.rows, self.along, self.depth, lines[0] * lines[1], lines[2],
+                           self.lanes, size, copied * g.groups * self.depth * size)  # fmt: skip
+
+    def _read_in_place(self) -> bool:
+        """True where A is walked where it lies."""
+        whole = self.point or self._whole()
+        return self.a.plain and self.a.access is not None and whole and self._packed(self.a)
 
     def _layout(self) -> None:
         g, size, at = self.g, self.acc.itemsize, 0
-        a, b, inside = self.a.access, self.b.access, self.walks
-        whole = self.point or self._whole()
+        b, inside = self.b.access, self.walks
         self.a_pixel = self.across * (g.groups if self.swapped else 1)  # channels of a position of A
         self.b_pixel = self.along * (1 if self.swapped else g.groups)
         full = self.along == self.blocks * self.tile.cols  # no vector reaches past the end
         # positions far apart fall on few lines of the cache
         full = full and (self.b_pixel * size < 1024 or self.blocks == 1)
-        self.copy_a = not (self.a.plain and a is not None and whole and self._packed(self.a))
+        self.copy_a = not self._read_in_place()
         self.copy_b = not (self.b.plain and b is not None and full and self._packed(self.b))
         self.a_at = at
         self.a_image = prod(w.size for w in inside) * self.a_pixel
@@ -189,7 +177,7 @@ class Taps(ConvWriter):
             phases.append(self.phase("prepare", prepare, 1000.0))
         flops = 2 * g.samples * g.outputs * self.positions * self.depth * prod(w.taps for w in self.walks)
         part = self._unit()
-        phases.append(self.phase("main", [part], flops / part[1] / _GFLOPS))
+        phases.append(self.phase("main", [part], self.cost_ns / part[1]))
         phases.append(self.phase("combine", [self._combine()], 1000.0 * self.parts))
         return self.code(phases, self.scratch, self._describe(), flops)
 
@@ -233,7 +221,7 @@ class Taps(ConvWriter):
         """Copy some positions of one image of B, for one block of columns."""
         fn = self.start(f"{self.prefix}_copy_b")
         rows, cols = self.b.rows, self.tile.cols
-        height = min(rows, _CHUNK)
+        height = min(rows, _COPIED)
         counts = (self.b_groups, self.blocks, self.b.batch, -(-rows // height))
         group, block, image, part = fn.split("%u", counts)
         first = fn.mul(part, height)

@@ -22,6 +22,11 @@ MEMORY_BYTES_PER_NS = 20.0
 # (which the pool weighs for itself). benchmarks/choices.py shows what the two thresholds cost and gain.
 INLINE_NS = 3_000.0  # shorter work stays on the calling thread
 CHUNK_NS = 1_000.0  # least work in one chunk of a parallel region
+# Threads that work is cut for (results may not depend on how many there are), and how much each counts.
+SHARERS = ((2, 0.5), (4, 0.3), (8, 0.2))
+# A slot is the time of one vector fma at full rate, the unit in which contractions are estimated.
+_SLOT_NS = 0.28  # of 512 bits, on one core of Zen 4
+_LATENCY_NS = 1.4  # until the result of an fma can be added to again
 
 
 class Machine(Protocol):
@@ -88,6 +93,16 @@ class Target:
             if footprint <= size:
                 return rate
         return MEMORY_BYTES_PER_NS
+
+    @property
+    def slot_ns(self) -> float:
+        """The time of one vector fma at full rate, in nanoseconds of one core."""
+        return _SLOT_NS * self.vector_bits / 512
+
+    @property
+    def latency_slots(self) -> float:
+        """Slots until a sum can be added to again: so many sums keep the unit busy."""
+        return _LATENCY_NS / self.slot_ns
 
     @property
     def attributes(self) -> str:

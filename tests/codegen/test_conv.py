@@ -5,11 +5,16 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
+from weft.codegen.conv_direct import Direct
+from weft.codegen.conv_kernel import Conv, chosen, ways
+from weft.codegen.conv_planes import Planes
+from weft.codegen.conv_taps import Taps
+from weft.codegen.costs import sharing
 from weft.codegen.kernel import Unsupported
-from weft.codegen.standalone import Standalone, compile_function
-from weft.codegen.target import host_target, named_target
+from weft.codegen.standalone import Standalone, compile_function, kernel_op
+from weft.codegen.target import emitting_for, host_target, named_target
 from weft.ir import prims as P
-from weft.ir.prims.base import type_of
+from weft.ir.prims.base import trace, type_of
 from weft.ir.types import TensorType, c64, dtype_of_numpy, f32
 
 TARGETS = [host_target(), named_target("haswell")]
@@ -25,10 +30,15 @@ def double(x):
     return np.asarray(x).astype(np.float64)
 
 
-def check(fn, *arrays, target=None, tol=2e-5) -> Standalone:
-    kernel = compile_function(
-        fn, *[TensorType(a.shape, dtype_of_numpy(a.dtype)) for a in arrays], form="conv", target=target
-    )
+def check(fn, *arrays, target=None, tol=2e-5, way=None, plan=None) -> Standalone:
+    """Against numpy; computed as the model chooses, or in one ``way``, by its own choice or a given plan."""
+
+    def emit(op, target, prefix):
+        with emitting_for(target):
+            return (chosen(op, target, prefix) if way is None else way(op, target, prefix, plan)).emit()
+
+    graph = trace(fn, *[TensorType(a.shape, dtype_of_numpy(a.dtype)) for a in arrays])
+    kernel = Standalone(kernel_op(graph, "conv"), target, emit=emit)
     want = fn(*arrays)
     for got, w in zip(kernel(*arrays), want if isinstance(want, (list, tuple)) else [want], strict=True):
         assert got.dtype == w.dtype and got.shape == w.shape
@@ -104,7 +114,7 @@ def test_channels_by_themselves(case, target, dtype):
     """Read where they lie, a line at a time; also units of a part of an image, and bands that overlap."""
     fn, x, w = PLANES[case]
     arrays = [(4 * normal(*s)).astype(dtype) for s in (x, w)]
-    kernel = check(fn, *arrays, target=target, tol=1e-12 if dtype == np.float64 else 1e-5)
+    kernel = check(fn, *arrays, target=target, tol=1e-12 if dtype == np.float64 else 1e-5, way=Planes)
     assert "by planes" in kernel.code.loops
 
 
@@ -124,7 +134,7 @@ def test_gradients_of_images_that_lie_channels_last(turned, case, target):
 
     x = x if turned == "cotangent" else (x[0], x[2], x[3], x[1])
     w = w if turned == "image" else (w[1], w[2], w[3], w[0])
-    kernel = check(run, normal(*x), normal(*w), target=target, tol=1e-4)
+    kernel = check(run, normal(*x), normal(*w), target=target, tol=1e-4, way=Planes)
     assert "by planes" in kernel.code.loops
     assert sum("turn" in p.symbol for p in kernel.code.phases) == 1
 
@@ -133,7 +143,7 @@ def test_gradients_of_images_that_lie_channels_last(turned, case, target):
 def test_planes_with_an_epilogue(case):
     conv, x, w = PLANES[case]
     kernel = check(lambda x, w: P.exp_p.bind(P.neg_p.bind(P.abs_p.bind(conv(x, w)))), normal(*x), normal(*w),
-                   tol=1e-4)
+                   tol=1e-4, way=Planes)
     assert "by planes" in kernel.code.loops
 
 
@@ -281,10 +291,7 @@ def test_rows_of_pixels(name, last, target):
         return P.permute_p.bind(fn(P.permute_p.bind(x, perm=there), w), perm=back)
 
     shape = (x[0], *x[2:], x[1]) if last else x
-    kernel = check(run, normal(*shape), normal(*w), target=target)
-    if "by planes" in kernel.code.loops:  # where channels are apart in memory, too
-        assert "depthwise" in name and not last
-        return
+    kernel = check(run, normal(*shape), normal(*w), target=target, way=Direct)
     assert kernel.code.loops.startswith("direct") and f"{classes} classes" in kernel.code.loops
     whole = w[0] % 16 == 0 or "depthwise" not in name  # vectors do not read past the last channel
     assert ("in place" in kernel.code.loops) >= (last and whole)
@@ -296,7 +303,7 @@ def test_weights_of_the_input_gradient_are_packed_backwards():
         turned = P.flip_p.bind(P.permute_p.bind(w, perm=(1, 0, 2, 3)), axes=(2, 3))
         return conv(ONE, SAME)(ct, turned)
 
-    kernel = check(run, normal(2, 24, 6, 6), normal(24, 40, 3, 3))
+    kernel = check(run, normal(2, 24, 6, 6), normal(24, 40, 3, 3), way=Direct)
     assert "direct conv" in kernel.code.loops
 
 
@@ -342,9 +349,51 @@ TAPS = {
 @pytest.mark.parametrize("name", TAPS)
 def test_sums_over_taps(name, target):
     fn, x, ct = TAPS[name]
-    text = check(fn, normal(*x), normal(*ct), target=target, tol=5e-5).code.loops
+    text = check(fn, normal(*x), normal(*ct), target=target, tol=5e-5, way=Taps).code.loops
     assert "conv over taps" in text
     assert ("output channels first" in text) == ("in order" not in name)
     assert ("a: in place, b: in place" in text) == (name == "channels last")
     if name == "many samples":
         assert "1 parts" not in text
+
+
+# the choice ---------------------------------------------------------------------------------------
+
+EACH = {
+    Direct: DIRECT["large k"][:3],
+    Taps: TAPS["same"],
+    Planes: PLANES["same"],
+    Conv: CASES["more k than a block"],
+}
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=TARGET_IDS)
+@pytest.mark.parametrize("way", EACH, ids=lambda w: w.__name__)
+def test_plans_compute_the_same(way, target):
+    """Whatever tiles and units of work a plan has."""
+    fn, x, w = EACH[way]
+    arrays = [normal(*x), normal(*w)]
+    graph = trace(fn, *[TensorType(a.shape, f32) for a in arrays])
+    with emitting_for(target):
+        plans = list(dict.fromkeys(way(kernel_op(graph, "conv"), target, "k").plans()))
+    assert len(plans) >= 3
+    for plan in plans[:: max(1, len(plans) // 5)]:
+        check(fn, *arrays, target=target, tol=5e-5, way=way, plan=plan)
+
+
+@pytest.mark.parametrize("name", PLANES)
+def test_the_cheapest_way_is_taken(name):
+    fn, x, w = PLANES[name]
+    op = kernel_op(trace(fn, TensorType(x, f32), TensorType(w, f32)), "conv")
+    target = TARGETS[0]
+    with emitting_for(target):
+        found = list(ways(op, target, "k"))
+        assert len(found) >= 2
+        assert chosen(op, target, "k").cost_ns == min(f.cost_ns for f in found)
+        for f in found:
+            assert f.cost_ns == min(map(f.estimate, f.plans())) * target.slot_ns > 0
+
+
+def test_work_is_cut_for_several_threads():
+    assert sharing(1) > sharing(2) > sharing(8) > sharing(800) > 1
+    assert sharing(8) < sharing(9)
