@@ -173,7 +173,9 @@ class OnDevice(Interpreter):
         self, prim: Primitive, operands: Sequence[Any], attrs: Mapping[str, Any], regions: Sequence[Graph]
     ) -> Any:
         given = [x if getattr(x, "on_device", False) else _number(x) for x in operands]
-        main: Any = next((x.device for x in given if type(x) is not _ndarray), None)
+        states = {x.state for x in given if type(x) is not _ndarray}
+        near = len(states) == 1 and all(type(x) is not _ndarray or not x.ndim for x in given)
+        main: Any = next((x.device for x in given if type(x) is not _ndarray), None) if not near else None
         if main is not None and prim.name != "transfer":
             places: list[Any] = [
                 x.device if type(x) is not _ndarray else CPU if x.ndim else main for x in given

@@ -154,7 +154,7 @@ def wrap_value(interp: Any, value: Value) -> Tensor:
 def payload(t: Tensor, interp: Any) -> Any:
     """The current value of ``t`` for ``interp``: its array, or its Value in the capture."""
     if not interp.recording:
-        return t._data if type(t._data) is _ndarray else _escaped(t)
+        return t._data if type(t._data) is not Value else _escaped(t)
     view = t._view
     return interp.lift(t) if view is None else view.value(t, interp)
 

@@ -6,7 +6,8 @@ host only hands on. The context is the call's frame, in memory of the host:
 
     CUDA context, stream, error (CUresult, or -1 for an exception in Python), operations of the host, table of
     function handles, scalars (host) and their number of bytes, where they go (device), byte for a flag,
-    launches, times that the host waited
+    address of two counters: launches, times that the host waited; marks of a profile: their number, how many
+    there is room for, then pairs (kernel, event)
 
 The functions of the driver API are called by name; the linker is given their addresses.
 """
@@ -20,9 +21,9 @@ from weft.codegen.target import Target
 from weft.ir.record import record
 
 FRAME = ("cuda", "stream", "error", "hosts", "functions", "scalars", "scalar_bytes", "scalars_at", "flag",
-         "launches", "waits")  # fmt: skip
+         "counters", "marks")  # fmt: skip
 IMPORTS = ("cuCtxSetCurrent", "cuLaunchKernel", "cuMemcpyHtoDAsync_v2", "cuMemcpyDtoHAsync_v2",
-           "cuMemcpyDtoDAsync_v2", "cuStreamSynchronize")  # fmt: skip
+           "cuMemcpyDtoDAsync_v2", "cuStreamSynchronize", "cuEventRecord")  # fmt: skip
 HOST = "weft_device_host"  # void (frame, index, addresses of operands and results)
 
 
@@ -34,6 +35,7 @@ class Run:
     operands: tuple[Loc, ...]
     results: tuple[Loc, ...]
     scratch: Loc | None = None
+    kernel: int = 0  # its number, under which a profile counts its time
 
 
 def emit_device_entry(program: Program, offsets: list[int], first: bool) -> str:
@@ -82,10 +84,17 @@ class DeviceEntryEmitter(EntryEmitter):
 
     def _run(self, step: Run) -> None:
         slots = [*step.operands, *step.results, step.scratch or STATUS, STATUS]
+        self._mark(step)
         for number, launch in step.launches:
             bufs = self.reserve([slots[i] for i in launch.buffers])
             record = self._record(number, launch)
             self.line(f"call void @weft_launch(ptr {self.context}, ptr {record}, ptr {bufs})")
+        self._mark(step)
+
+    def _mark(self, step: Run) -> None:
+        """Record an event, where the program is profiled."""
+        if self.program.profile:
+            self.line(f"call void @weft_mark(ptr {self.context}, i64 {step.kernel})")
 
     def _record(self, number: int, launch: DeviceLaunch) -> str:
         """A constant with what is static about a launch."""
@@ -142,6 +151,7 @@ declare i32 @cuMemcpyHtoDAsync_v2(ptr, ptr, i64, i64)
 declare i32 @cuMemcpyDtoHAsync_v2(ptr, ptr, i64, i64)
 declare i32 @cuMemcpyDtoDAsync_v2(ptr, ptr, i64, i64)
 declare i32 @cuStreamSynchronize(i64)
+declare i32 @cuEventRecord(i64, i64)
 declare void @{HOST}(ptr, i64, ptr)
 
 ; keep the first error of a call
@@ -214,10 +224,36 @@ start:
   %function = load i64, ptr %function.at
   %r = call i32 @cuLaunchKernel(i64 %function, i32 %l0, i32 %l1, i32 %l2, i32 %l3, i32 %l4, i32 %l5, i32 %l6, i64 %stream, ptr null, ptr %extra)
   call void @weft_note(ptr %f, i32 %r)
-  %count.at = {_field("launches")}
-  %count = load i64, ptr %count.at
+  %counters.at = {_field("counters")}
+  %counters = load ptr, ptr %counters.at
+  %before = atomicrmw add ptr %counters, i64 1 monotonic
+  ret void
+}}
+
+; the next event of a profile on the stream; where there is no room they are only counted
+define internal void @weft_mark(ptr %f, i64 %kernel) noinline optnone #0 {{
+start:
+  %marks.at = {_field("marks")}
+  %marks = load ptr, ptr %marks.at
+  %count = load i64, ptr %marks
   %count1 = add i64 %count, 1
-  store i64 %count1, ptr %count.at
+  store i64 %count1, ptr %marks
+  %room.at = getelementptr i64, ptr %marks, i64 1
+  %room = load i64, ptr %room.at
+  %fits = icmp slt i64 %count, %room
+  br i1 %fits, label %record, label %done
+record:
+  %at = shl i64 %count1, 1
+  %kernel.at = getelementptr i64, ptr %marks, i64 %at
+  store i64 %kernel, ptr %kernel.at
+  %event.at = getelementptr i64, ptr %kernel.at, i64 1
+  %event = load i64, ptr %event.at
+  %stream.at = {_field("stream")}
+  %stream = load i64, ptr %stream.at
+  %r = call i32 @cuEventRecord(i64 %event, i64 %stream)
+  call void @weft_note(ptr %f, i32 %r)
+  br label %done
+done:
   ret void
 }}
 
@@ -247,10 +283,10 @@ start:
   call void @weft_note(ptr %f, i32 %r0)
   %r1 = call i32 @cuStreamSynchronize(i64 %stream)
   call void @weft_note(ptr %f, i32 %r1)
-  %waits.at = {_field("waits")}
-  %waits = load i64, ptr %waits.at
-  %waits1 = add i64 %waits, 1
-  store i64 %waits1, ptr %waits.at
+  %counters.at = {_field("counters")}
+  %counters = load ptr, ptr %counters.at
+  %waits.at = getelementptr i64, ptr %counters, i64 1
+  %before = atomicrmw add ptr %waits.at, i64 1 monotonic
   %value = load volatile i8, ptr %flag
   ret i8 %value
 }}

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from weft.capture.compiled import Compiled, compile
 from weft.capture.segments import SEGMENTS
+from weft.devices import cuda
 
 
 @dataclasses.dataclass
@@ -116,14 +117,14 @@ def report(compiled: Compiled, args: Any, kwargs: Any) -> Report:
     compiled(*args, **kwargs)
     seconds = time.perf_counter() - start
     pieces = list(SEGMENTS.latest) or ([e.executable for e in compiled.entries[:1]])
-    limits = machine_limits()
+    limits = limits_of(pieces[0]) if pieces else machine_limits()
     return Report(
         name=compiled.name,
         graphs=len(pieces),
         breaks=list(compiled.breaks),
         guards=compiled.guards() if compiled.entries else [],
         recompiles=list(compiled.recompiles),
-        kernels=[k for e in pieces for k in _kernels(e, limits)],
+        kernels=[k for e in pieces for k in _kernels(e)],
         refusals=list(dict.fromkeys(r for e in pieces for r in _refusals(e))),
         ops=sum(len(e.graph.ops) for e in pieces),
         seconds=seconds,
@@ -131,37 +132,27 @@ def report(compiled: Compiled, args: Any, kwargs: Any) -> Report:
     )
 
 
-def _kernels(executable: Any, limits: dict[str, float]) -> list[KernelReport]:
-    times = _measure(executable)
+def _kernels(executable: Any) -> list[KernelReport]:
+    limits = limits_of(executable)
     out = []
-    for i, k in enumerate(executable.kernels):
-        seconds = times[i] if i < len(times) else None
+    for k, seconds in zip(executable.kernels, _measure(executable), strict=True):
         by_bytes, by_flops = k.bytes_moved / limits["bytes"], k.flops / limits["flops"]
         bound = "memory" if by_bytes >= by_flops else "arithmetic"
-        share = None if not seconds else max(by_bytes, by_flops) / seconds
-        out.append(KernelReport(k.name, k.form, k.bytes_moved, k.flops, seconds, share, bound))
+        share = max(by_bytes, by_flops) / seconds if seconds else None
+        out.append(KernelReport(k.name, k.form, k.bytes_moved, k.flops, seconds or None, share, bound))
     return out
 
 
-def _measure(executable: Any, repeats: int = 5) -> list[float]:
-    """Seconds of each kernel: each is compiled alone and run on arrays of its own."""
-    from weft.ir.graph import Graph, Value
-    from weft.runtime import compile_graph
-
-    if not executable.stages:
+def _measure(executable: Any) -> list[float]:
+    """Seconds of each kernel within a call on arrays of its own; 0 for those that run in Python."""
+    if not executable.kernels:
         return []
-    times: list[float] = []
-    for op in executable.stages[-1][1].ops:
-        if op.prim.name != "kernel":
-            continue
-        params = [Value(v.type) for v in op.operands]
-        region = op.regions[0]
-        alone = compile_graph(Graph(region.params, region.ops, region.results, "alone"))
-        arrays = [np.ones(p.type.shape, p.type.dtype.np) for p in params]
-        times.append(
-            min(_time(lambda alone=alone, arrays=arrays: alone.call(arrays)) for _ in range(repeats))
-        )
-    return times
+    return executable.kernel_seconds([_sample(t) for t in executable.in_types])
+
+
+def _sample(t: Any) -> np.ndarray:
+    """An array to measure with: indices are in range."""
+    return np.ones(t.shape, t.dtype.np) if t.dtype.is_inexact else np.zeros(t.shape, t.dtype.np)
 
 
 def _time(fn: Callable[[], Any]) -> float:
@@ -177,6 +168,12 @@ def _refusals(executable: Any) -> list[str]:
 
 
 _limits: dict[str, float] = {}
+
+
+def limits_of(executable: Any) -> dict[str, float]:
+    """The measured limits of the machine that an executable runs on."""
+    state = getattr(executable, "state", None)
+    return machine_limits() if state is None else cuda.profile.limits(state)
 
 
 def machine_limits() -> dict[str, float]:

@@ -173,8 +173,8 @@ class Signature:
         code.fail_if(f"type({var}) is not {cls} or {rg_test}{leaf}", text)
         code.emit(f"{array} = {var}._data")
         # The native call looks at these itself: they are left out of the fast version of the check.
-        native = NATIVE if contiguous and type(d) is np.ndarray else ""
-        elsewhere = "" if native or x.device is CPU else f" or {array}.device != {code.const(x.device, 'D')}"
+        native = NATIVE if contiguous else ""
+        elsewhere = "" if x.device is CPU else f" or {array}.device != {code.const(x.device, 'D')}"
         code.fail_if(
             f"type({array}) is not {nd}{elsewhere} or {array}.dtype is not {code.const(d.dtype, 'dt')} "
             f"or {array}.shape != {d.shape!r} or {array}.flags.c_contiguous is not {contiguous}{native}",

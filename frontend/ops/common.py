@@ -180,6 +180,9 @@ def binary(prim: Primitive, a: Any, b: Any, *, to_float: bool = False) -> Tensor
             if x.dtype is _F32 and prim.ufunc and x.nbytes < LEAST_BYTES and _current.get() is _NUMPY:
                 return apply_small(prim, a, b)
             return apply(prim, a, b)
+        kind = getattr(x, "dense", None)  # of arrays on a GPU
+        if kind is not None and getattr(y, "dense", None) is kind and (not to_float or x.dtype.kind == "f"):
+            return apply(prim, a, b)
     elif _current.get() is _NUMPY:
         quick = _with_number(prim, a, b, to_float)
         if quick is not None:
@@ -208,7 +211,7 @@ def _with_number(prim: Primitive, a: Any, b: Any, to_float: bool) -> Tensor | No
         return None
     d = x._data
     kinds = _PLAIN.get(type(value))
-    if kinds is None or type(d) is not _ndarray:
+    if kinds is None or type(d) is Value:
         return None
     kind = d.dtype.kind
     if kind not in kinds or (to_float and kind != "f"):

@@ -15,8 +15,10 @@ import numpy as np
 from weft.ir.graph import Operators
 from weft.ir.types import Device, TensorType, dtype_of_numpy
 from weft.runtime.cuda.device import DeviceState, current_device, device_state
+from weft.runtime.cuda.memory import Lease, round_size
 from weft.runtime.cuda.stream import stream_of
 
+WIDE = 16  # kernels may access parameters by as many bytes at once
 Ints = tuple[int, ...]
 
 
@@ -40,14 +42,53 @@ def contiguous_strides(shape: Ints, itemsize: int) -> Ints:
     return tuple(reversed(out))
 
 
+class Dense:
+    """What all arrays of one device, shape and dtype have in common that lie densely at a multiple of 16
+    bytes. There is one object for each such kind (:func:`dense_of`), so that one comparison tells whether an
+    array is what a kernel was compiled for. ``block``: bytes of the block that it takes."""
+
+    __slots__ = ("block", "dtype", "shape", "state", "strides")
+
+    def __init__(self, state: DeviceState, shape: Ints, dtype: np.dtype[Any]) -> None:
+        self.state, self.shape, self.dtype = state, shape, dtype
+        self.strides = contiguous_strides(shape, dtype.itemsize)
+        nbytes = math.prod(shape) * dtype.itemsize
+        self.block = round_size(nbytes) if nbytes else 0
+
+    def new(self, stream: int) -> DeviceArray:
+        """An uninitialised array for work on a stream (a handle). Written out: every call makes some."""
+        out = _make(DeviceArray)
+        allocator = self.state.allocator
+        if self.block:
+            lease = _make(Lease)
+            lease.allocator, lease.block = allocator, allocator.take_block(self.block, stream)
+            out.address, out.owner = lease.block.address, lease
+        else:
+            out.address, out.owner = 0, None
+        out.state, out.shape, out.dtype, out.strides = self.state, self.shape, self.dtype, self.strides
+        out._contiguous, out.base, out.dense = True, None, self
+        return out
+
+
+_make: Any = object.__new__
+
+
+def dense_of(state: DeviceState, shape: Ints, dtype: np.dtype[Any]) -> Dense:
+    """The kind of the dense arrays of this shape and dtype."""
+    found = state.dense.get((shape, dtype))
+    if found is None:
+        found = state.dense.setdefault((shape, dtype), Dense(state, shape, dtype))
+    return found
+
+
 class DeviceArray(Operators):
     """``shape`` elements of a numpy ``dtype`` at ``address`` of a device, ``strides`` bytes apart.
 
     ``owner`` keeps the memory; a view has that of its ``base``. Made by :func:`empty`, :func:`from_host`
-    and by views of other arrays.
+    and by views of other arrays. ``dense`` is its kind; None where it does not lie densely.
     """
 
-    __slots__ = ("__weakref__", "_contiguous", "address", "base", "dtype", "owner", "shape", "state",
+    __slots__ = ("__weakref__", "_contiguous", "address", "base", "dense", "dtype", "owner", "shape", "state",
                  "strides")  # fmt: skip
 
     on_device = True
@@ -63,6 +104,8 @@ class DeviceArray(Operators):
         else:
             self._contiguous = _is_contiguous(shape, strides, dtype.itemsize)
             self.strides = strides
+        lies_well = self._contiguous and not address % WIDE
+        self.dense = dense_of(state, shape, dtype) if lies_well else None
 
     # -- what it is -------------------------------------------------------------------------------------
     @property
@@ -119,9 +162,8 @@ class DeviceArray(Operators):
         dtype = self.dtype if dtype is None else np.dtype(dtype)
         if dtype.itemsize != self.dtype.itemsize:
             raise ValueError(f"a view of {self.dtype} as {dtype}: the sizes of the elements differ")
-        out = self.as_strided(self.shape, self.strides)
-        out.dtype = dtype
-        return out
+        base = self if self.base is None else self.base
+        return DeviceArray(self.state, self.address, self.shape, dtype, self.strides, self.owner, base)
 
     def transpose(self, perm: Sequence[int]) -> DeviceArray:
         """The axes in another order."""
@@ -203,7 +245,7 @@ class DeviceArray(Operators):
 
     def packed(self) -> DeviceArray:
         """The array itself where it is contiguous and lies as kernels want it, else a copy that is."""
-        return self if self._contiguous and self.address % 16 == 0 else self.copy()
+        return self if self.dense is not None else self.copy()
 
     def copy_from(self, source: DeviceArray) -> None:
         """Write the elements of an array of the same shape and dtype, of any device, into this one."""
@@ -378,11 +420,7 @@ def empty(shape: Ints, dtype: np.dtype[Any], index: int | None = None) -> Device
 
 def new(state: DeviceState, shape: Ints, dtype: np.dtype[Any], stream: int) -> DeviceArray:
     """An uninitialised array for work on a stream (a handle)."""
-    nbytes = math.prod(shape) * dtype.itemsize
-    if not nbytes:
-        return DeviceArray(state, 0, shape, dtype)
-    lease = state.allocator.lease(nbytes, stream)
-    return DeviceArray(state, lease.block.address, shape, dtype, None, lease)
+    return dense_of(state, shape, dtype).new(stream)
 
 
 def from_host(array: np.ndarray, index: int | None = None, non_blocking: bool = False) -> DeviceArray:

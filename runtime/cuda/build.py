@@ -48,11 +48,12 @@ class DeviceBuilt:
 
 
 def build_for_device(
-    graph: Graph, target: GpuTarget, host: Target, donate: Mapping[int, int]
+    graph: Graph, target: GpuTarget, host: Target, donate: Mapping[int, int], profile: bool = False
 ) -> DeviceBuilt:
-    """Lower a graph and write its modules: PTX for the device, LLVM for the host."""
+    """Lower a graph and write its modules: PTX for the device, LLVM for the host; with ``profile`` one that
+    records events around its kernels."""
     lowered = lower(without_devices(graph), "cuda")
-    b = DeviceBuilder(target)
+    b = DeviceBuilder(target, profile)
     plan, _ = b.program(lowered.graph, ENTRY, donate)
     codes = [c for c in b.codes.values() if isinstance(c, DeviceCode)]
     llvm = device_module(target, codes)
@@ -69,9 +70,9 @@ class DeviceBuilder(Builder):
     kind = "cuda"
     align = ALIGN
 
-    def __init__(self, target: GpuTarget) -> None:
+    def __init__(self, target: GpuTarget, profile: bool = False) -> None:
         super().__init__()
-        self.target = target
+        self.target, self.profile = target, profile
         self.functions: dict[str, int] = {}
         self.memory = bytearray()
         self.uses_status = False
@@ -87,7 +88,10 @@ class DeviceBuilder(Builder):
     def launch(self, op: Op, i: int, plan: Plan, code: DeviceCode) -> Any:
         numbers = list(self.functions)
         launches = tuple((numbers.index(x.symbol), x) for x in code.launches)
-        return Run(launches, *buffers_of(op, i, plan))
+        return Run(launches, *buffers_of(op, i, plan), self.number[op])
+
+    def new_program(self, symbol: str, graph: Graph) -> Program:
+        return Program(symbol, len(graph.params), len(graph.results), profile=self.profile)
 
     def entry(self, program: Program) -> float:
         offsets = []

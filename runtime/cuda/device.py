@@ -19,6 +19,12 @@ from weft.runtime.cuda.memory import Allocator, PinnedPool
 _WORDS = 4096  # executables of one device that can report an index out of range
 
 
+class CurrentStream(threading.local):
+    """The ``handle`` of the stream that a thread's work on a device goes to; at first the default one."""
+
+    handle = 0
+
+
 class DeviceState:
     """One device of a driver. RuntimeError for an index that it has not."""
 
@@ -35,6 +41,8 @@ class DeviceState:
         self.capturing: set[int] = set()  # streams whose work is recorded, not run
         self.idle_streams: dict[int, list[int]] = defaultdict(list)  # that nobody holds, by priority
         self.functions: dict[Any, int] = {}  # kernels of the runtime's own
+        self.dense: dict[Any, Any] = {}  # the kinds of dense arrays, by shape and dtype
+        self.current = CurrentStream()
         self._pid = os.getpid()
 
     @cached_property

@@ -22,6 +22,7 @@ from weft.runtime.oneop import Layout, broadcast_operands, graph_of, placing, pr
 
 _LIMIT = 1 << 14  # runners kept; the executables behind them have a cache of their own
 _runners: dict[Any, Callable[..., list[Any]]] = {}
+_dense_runners: dict[Any, Callable[..., list[Any]]] = {}  # the same by what _kinds says
 _gradients: dict[Any, Callable[..., list[Any]] | None] = {}
 
 
@@ -48,13 +49,50 @@ def run(
     Numbers and small numpy arrays go with the call. RuntimeError for arrays of several devices; what the
     primitive's type rule raises.
     """
-    device = _device(operands, attrs)
-    if prim.name == "transfer":
-        return transfer(operands[0], attrs["device"])
-    if prim.name in _VIEWS:
+    if prim.name in _VIEWS and type(operands[0]) is DeviceArray:
         found = _VIEWS[prim.name](operands[0], **attrs)
         if found is not None:
             return found
+    kinds = None if regions else _kinds(prim, operands, attrs)
+    runner = _dense_runners.get(kinds) if kinds is not None else None
+    if runner is None:
+        return _run(prim, operands, attrs, regions, kinds)
+    out = runner(*operands)
+    return out[0] if len(out) == 1 and prim.n_results == 1 else tuple(out)
+
+
+def _kinds(prim: Primitive, operands: Sequence[Any], attrs: Mapping[str, Any]) -> Any:
+    """What tells apart operations on dense arrays and numbers; None for others."""
+    key: list[Any] = [prim]
+    on_device = False
+    for x in operands:
+        if type(x) is DeviceArray:
+            on_device = True
+            key.append(x.dense)
+            if x.dense is None:
+                return None
+        elif type(x) is np.ndarray and not x.shape:
+            key.append(x.dtype.num)
+        else:
+            return None
+    if not on_device:  # the device is that of this moment
+        return None
+    if attrs:
+        key += attrs.items()
+        try:
+            hash(tuple(key))
+        except TypeError:  # an attribute that is an array
+            return None
+    return tuple(key)
+
+
+def _run(
+    prim: Primitive, operands: Sequence[Any], attrs: Mapping[str, Any], regions: Sequence[Graph], kinds: Any
+) -> Any:
+    """``run``, where the runner is not known by the ``kinds`` of the operands."""
+    device = _device(operands, attrs)
+    if prim.name == "transfer":
+        return transfer(operands[0], attrs["device"])
     given = [x if type(x) is DeviceArray else np.asarray(x) for x in operands]
     try:
         key = (prim, driver(), device, tuple(attrs.items()), tuple(regions), *map(_key, given))
@@ -65,6 +103,8 @@ def run(
         runner = _compile(prim, given, attrs, regions, device)
         if key is not None and len(_runners) < _LIMIT:
             _runners[key] = runner
+    if kinds is not None and len(_dense_runners) < _LIMIT:
+        _dense_runners[kinds] = runner
     out = runner(*given)
     return out[0] if len(out) == 1 and prim.n_results == 1 else tuple(out)
 

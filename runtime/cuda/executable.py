@@ -16,9 +16,11 @@ from weft.ir.record import record
 from weft.ir.types import TensorType
 from weft.runtime import jit, stats
 from weft.runtime.cuda import hostcall
-from weft.runtime.cuda.array import DeviceArray, from_host, new
+from weft.runtime.cuda.array import WIDE, DeviceArray, dense_of, from_host, new
+from weft.runtime.cuda.callcode import call_of, form_of
 from weft.runtime.cuda.device import DeviceState
 from weft.runtime.cuda.driver import CudaError
+from weft.runtime.cuda.memory import round_size
 from weft.runtime.cuda.stream import stream_of
 from weft.runtime.executable import pickled
 from weft.runtime.jit import ENTRY
@@ -27,10 +29,12 @@ if TYPE_CHECKING:
     from weft.runtime.build import KernelInfo
     from weft.runtime.cuda.build import DeviceBuilt
 
-WIDE = 16  # kernels may access parameters by as many bytes at once
 SCALAR_BYTES = 64  # an argument up to this size may come from the host, with the call
 _TAIL = 4  # arena, status, context, constants
-_CUDA, _STREAM, _ERROR, _HOSTS, _FUNCTIONS, _SCALARS, _N, _AT, _FLAG, _LAUNCHES, _WAITS = range(len(FRAME))
+_CUDA, _STREAM, _ERROR, _HOSTS, _FUNCTIONS, _SCALARS, _N, _AT, _FLAG, _COUNTERS, _MARKS = range(len(FRAME))
+_counters = (ctypes.c_int64 * 2)()  # of all calls: launches, times that the host waited
+stats.add_source("device_launches", lambda: _counters[0])
+stats.add_source("device_synchronisations", lambda: _counters[1])
 
 
 @record(frozen=True, eq=False)
@@ -82,21 +86,6 @@ class _Parameter:
         self.shape, self.dtype = t.shape, t.dtype.np
 
 
-def runner_or(
-    slow: Callable[..., Any], run: Callable[..., Any], types: Sequence[TensorType]
-) -> Callable[..., Any]:
-    """``run(*arrays)``, or ``slow(*arrays)`` where a numpy array is not of the type of its parameter."""
-    expected = [(t.shape, t.dtype.np) for t in types]
-
-    def checked(*arrays: Any) -> Any:
-        for a, (shape, dtype) in zip(arrays, expected, strict=True):
-            if type(a) is np.ndarray and (a.shape != shape or a.dtype != dtype):
-                return slow(*arrays)
-        return run(*arrays)
-
-    return checked
-
-
 class DeviceExecutable:
     """A compiled graph of a GPU, with the interface of :class:`weft.runtime.executable.Executable`.
 
@@ -108,8 +97,9 @@ class DeviceExecutable:
 
     def __init__(
         self, graph: Graph, donate: Mapping[int, int], target: GpuTarget, state: DeviceState | None,
-        name: str, artifact: DeviceArtifact, built: DeviceBuilt | None = None,
+        name: str, artifact: DeviceArtifact, built: DeviceBuilt | None = None, marks: int = 0,
     ) -> None:  # fmt: skip
+        self._marks = marks  # address of the marks of a profile
         self.graph, self.name, self.target, self.state = graph, name, target, state
         self.donate = dict(donate)
         self.in_types: tuple[TensorType, ...] = tuple(p.type for p in graph.params)
@@ -120,7 +110,7 @@ class DeviceExecutable:
         self.runner: Callable[..., list[Any]] = self._refuse
         if state is not None:
             self._load(state)
-            self.runner = self._run
+            self.runner = self.native_runner(self._run)
 
     def _refuse(self, *arrays: Any) -> list[Any]:
         raise RuntimeError(f"{self.name} was compiled for {self.target.name}, not to run here")
@@ -199,14 +189,51 @@ class DeviceExecutable:
 
     # -- calls ------------------------------------------------------------------------------------------
     def native_runner(self, slow: Callable[..., Any]) -> Callable[..., Any] | None:
-        """The runner, which turns to ``slow(*arrays)`` where an array from the host is not as expected."""
-        return runner_or(slow, self._run, self.in_types)
+        """The call written for this graph, which turns to ``slow(*arrays)`` where these are unusual."""
+        state, f = self.state, self._frame
+        if state is None:
+            return None
+        places = [p.scalar_at for p in self._parameters]
+        numbers = self._arena_bytes > self._scalars_at
+        form = form_of(
+            self.in_types, places, len(self.out_types), self.donate, self._scalars_at > 0, self._word >= 0
+        )
+        space: dict[str, Any] = {
+            "general": slow, "current": state.current, "capturing": state.capturing, "blocks": self._blocks,
+            "block": self._new_block, "freed": state.allocator.freed, "take": state.allocator.take_block,
+            "ARENA": round_size(self._arena_bytes), "apart": [None], "clash": self._clash,
+            "entry": self._entry, "ran": state.status.ran, "WORD": self._word, "failed": self._failed,
+            "STREAM": f + _STREAM, "ERROR": f + _ERROR, "N": f + _N, "AT": f + _AT,
+            "SCALARS": self._scalars_at, "BYTES": self._arena_bytes - self._scalars_at if numbers else 0,
+        }  # fmt: skip
+        for i, (t, at) in enumerate(zip(self.in_types, places, strict=True)):
+            space[f"D{i}"], space[f"T{i}"] = dense_of(state, t.shape, t.dtype.np), t.dtype.np
+            space[f"W{i}"], space[f"S{i}"] = 8 * self._values + at, self._scalars_at + at
+        for k, t in enumerate(self.out_types):
+            space[f"new{k}"] = dense_of(state, t.shape, t.dtype.np).new
+        return call_of(form, space)
+
+    def _clash(self, addresses: Sequence[int]) -> bool:
+        """Whether an argument at these addresses shares memory with a donated one."""
+        spans = [(a, a + t.nbytes) for a, t in zip(addresses, self.in_types, strict=True)]
+        return any(
+            i != j and start < spans[j][1] and spans[j][0] < end
+            for j in self.donate.values()
+            for i, (start, end) in enumerate(spans)
+        )
 
     def call(self, arrays: Sequence[Any]) -> list[Any]:
         """As ``runner``, on a sequence; numpy arrays of any size are copied to the device first."""
         if len(arrays) == len(self.in_types):
             arrays = [self.argument(i, a) for i, a in enumerate(arrays)]
         return self.runner(*arrays)
+
+    def kernel_seconds(self, arrays: Sequence[Any], repeats: int = 5) -> list[float]:
+        """The time of each of ``kernels`` within a call on these arrays, by events: the least of ``repeats``
+        calls. Nothing is donated. Operations that run on the host count as 0."""
+        from weft.runtime.cuda.profile import kernel_seconds
+
+        return kernel_seconds(self, arrays, repeats)
 
     def argument(self, i: int, a: Any) -> Any:
         """Argument ``i`` as the runner takes it: numpy arrays that do not go with the call are copied to the
@@ -221,7 +248,7 @@ class DeviceExecutable:
             raise TypeError(f"{self.name} takes {len(self._parameters)} arrays, but got {len(arrays)}")
         stream = stream_of(state).cuda_stream
         allocator, late = state.allocator, []
-        words, base = self._block()
+        words, base = self._blocks.pop() if self._blocks else self._new_block()
         arena = allocator.take(self._arena_bytes, stream) if self._scalars_at else None
         try:
             scalars, held = 0, []
@@ -234,7 +261,7 @@ class DeviceExecutable:
                     continue
                 if a.shape != p.shape or a.dtype != p.dtype or a.state is not state:
                     self._complain(i, a, p)
-                if not a._contiguous or a.address % WIDE:
+                if a.dense is None:
                     packed = a.copy()
                     held.append(packed)  # until everything is issued
                     late += [(a, packed)] if p.donated else []
@@ -245,7 +272,10 @@ class DeviceExecutable:
             outs = self._results(arrays, words, stream)
             self._fill(words, arena.address if arena else 0, stream, scalars)
             self._entry(base)
-            self._finish(words, base, stream)
+            if self._word >= 0:
+                state.status.ran(stream, self._word)
+            if words[self._frame + _ERROR]:
+                self._failed(words, base)
         finally:
             if arena:
                 allocator.freed.append(arena)
@@ -254,21 +284,20 @@ class DeviceExecutable:
             a.copy_from(packed)
         return outs
 
-    def _block(self) -> tuple[Any, int]:
-        """A block of words that no other call uses, and its address."""
-        try:
-            return self._blocks.pop()
-        except IndexError:
-            words = self._words()
-            self._fill_for_good(words, ctypes.addressof(words))
-            return words, ctypes.addressof(words)
+    def _new_block(self) -> tuple[Any, int]:
+        """A block of words, and its address."""
+        words = self._words()
+        self._fill_for_good(words, ctypes.addressof(words))
+        return words, ctypes.addressof(words)
 
     def _scalar(self, words: Any, i: int, a: Any, p: _Parameter) -> int:
         """Put a value of the host among those that come with the call; the bytes up to its end."""
         state: Any = self.state
         if state.capturing and stream_of(state).cuda_stream in state.capturing:
-            raise CudaError(f"argument {i} of {self.name} comes from the host, which a captured graph cannot "
-                            "read again; put it on the device first")
+            raise CudaError(
+                f"argument {i} of {self.name} comes from the host, which a captured graph cannot "
+                "read again; put it on the device first"
+            )
         value = np.asarray(a, p.dtype) if isinstance(a, (bool, int, float, complex)) else np.asarray(a)
         if value.dtype != p.dtype or value.shape != p.shape or p.scalar_at < 0:
             self._complain(i, value, p)
@@ -317,6 +346,7 @@ class DeviceExecutable:
         words[n + 2] = base + 8 * f
         words[n + 3] = self._constants.address if self._constants else 0
         words[f + _CUDA], words[f + _HOSTS] = state.context, self._hosts
+        words[f + _COUNTERS], words[f + _MARKS] = ctypes.addressof(_counters), self._marks
         words[f + _FUNCTIONS] = ctypes.addressof(self._functions)
         words[f + _SCALARS], words[f + _FLAG] = base + 8 * self._values, base + 8 * (f + len(FRAME))
 
@@ -327,19 +357,12 @@ class DeviceExecutable:
         words[f + _STREAM], words[f + _N] = stream, scalars
         if scalars:
             words[f + _AT] = arena + self._scalars_at
-        words[f + _ERROR] = words[f + _LAUNCHES] = words[f + _WAITS] = 0
 
-    def _finish(self, words: Any, base: int, stream: int) -> None:
-        """Count, and raise what went wrong."""
+    def _failed(self, words: Any, base: int) -> None:
+        """Raise what went wrong."""
         state, f = self.state, self._frame
         assert state is not None
-        stats.count("device_launches", words[f + _LAUNCHES])
-        if words[f + _WAITS]:
-            stats.count("device_synchronisations", words[f + _WAITS])
-        if self._word >= 0:
-            state.status.ran(stream, self._word)
-        code = words[f + _ERROR]
+        code, words[f + _ERROR] = words[f + _ERROR], 0
         if code == (1 << 64) + hostcall.FAILED:
             raise hostcall.error_of(base + 8 * f)
-        if code:
-            raise CudaError(state.driver.explain(f"running {self.name}", code), code)
+        raise CudaError(state.driver.explain(f"running {self.name}", code), code)

@@ -90,9 +90,13 @@ class Allocator:
     def take(self, nbytes: int, stream: int) -> Block:
         """A block of at least ``nbytes`` for work on ``stream``; its contents are undefined.
         OutOfMemoryError where the device has no room left."""
-        size = round_size(nbytes)
+        return self.take_block(round_size(nbytes), stream)
+
+    def take_block(self, size: int, stream: int) -> Block:
+        """``take`` of a size that is one of a block already."""
         with self._lock:
-            self._collect()
+            if self.freed:
+                self._collect()
             if self._waiting:
                 self._settle(wait=False)
             ready = self._ready.get((stream, size))
@@ -121,15 +125,15 @@ class Allocator:
         """Make what was given back ready for use."""
         while self.freed:
             block = self.freed.popleft()
-            if block.users and not self.private.isdisjoint(block.users):
-                self._kept.append(block)  # each replay uses it
-                continue
-            self._allocated -= block.size
-            if block.users:
+            if not block.users:
+                self._allocated -= block.size
+                self._make_ready(block)
+            elif self.private.isdisjoint(block.users):
+                self._allocated -= block.size
                 self._waiting.append((block, self._events(block.users)))
                 block.users = None
             else:
-                self._make_ready(block)
+                self._kept.append(block)  # each replay uses it
 
     def end_private(self, stream: int) -> None:
         """The graph that was captured on ``stream`` is gone, and all that it ran is over."""
@@ -139,7 +143,10 @@ class Allocator:
             self._kept.clear()
 
     def _make_ready(self, block: Block) -> None:
-        self._ready.setdefault((block.stream, block.size), []).append(block)
+        ready = self._ready.get((block.stream, block.size))
+        if ready is None:
+            ready = self._ready[block.stream, block.size] = []
+        ready.append(block)
 
     def _merge(self) -> None:
         """Put the blocks that are ready into the free lists."""

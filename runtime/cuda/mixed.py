@@ -15,7 +15,6 @@ from weft.ir.prims.base import Kind
 from weft.ir.record import record
 from weft.ir.types import CPU, Device, TensorType
 from weft.runtime.cuda.array import DeviceArray
-from weft.runtime.cuda.executable import runner_or
 
 _AGAIN = frozenset({Kind.MAP, Kind.MOVE, Kind.SOURCE})  # what is cheap to compute on both sides
 
@@ -135,6 +134,10 @@ class MixedExecutable:
         written = {s.host_params[j][1] for j in of_host.values()}
         self._kept = [i for where, i in s.device_params if where == "param" and i in written]
         self._device = compiled(s.device, donate=self._donated("device", s.device_params), name=name)
+        alone = [("param", i) for i in range(len(self.in_types))] == list(s.device_params)
+        alone &= [("device", i) for i in range(len(self.out_types))] == list(s.results)
+        self.runner: Callable[..., list[Any]] = self._device.runner if alone else self._run
+        self._alone = alone  # the CPU has no part but to hold numbers, which go with the call
 
     def _donated(self, side: str, params: Sequence[tuple[str, int]]) -> dict[int, int]:
         """What of the donations concerns one side."""
@@ -150,25 +153,54 @@ class MixedExecutable:
 
     def call(self, arrays: Sequence[Any]) -> list[Any]:
         """As ``runner``, on a sequence."""
-        return self.runner(*arrays)
+        return self._run(*arrays)
 
     def native_runner(self, slow: Callable[..., Any]) -> Callable[..., Any]:
-        """The runner, which turns to ``slow(*arrays)`` where an array from the host is not as expected."""
-        return runner_or(slow, self.runner, self.in_types)
+        """The runner, which turns to ``slow(*arrays)`` where an array is not as expected."""
+        if self._alone:
+            return self._device.native_runner(slow)
+        types = self.in_types
+
+        def checked(*arrays: Any) -> Any:
+            fit = all(map(_fits, arrays, types))
+            return self.runner(*arrays) if fit else slow(*arrays)
+
+        return checked
 
     def argument(self, i: int, a: Any) -> Any:
         """Argument ``i`` as the runner takes it."""
         return a
 
-    def runner(self, *arrays: Any) -> list[Any]:
-        if len(arrays) != len(self.in_types):
-            raise TypeError(f"{self.name} takes {len(self.in_types)} arrays, but got {len(arrays)}")
+    def kernel_seconds(self, arrays: Sequence[Any], repeats: int = 5) -> list[float]:
+        """The time of each of ``kernels``, those of the GPU, within a call on these arrays."""
+        copies = [np.array(a) if type(a) is np.ndarray else a for a in arrays]  # the CPU's part may write
+        return self._device.kernel_seconds(self._halves(copies)[1], repeats)
+
+    def _halves(self, arrays: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """The results of the CPU's part, and the arguments of the GPU's."""
         s = self._split
         kept = {i: np.array(arrays[i]) for i in self._kept}  # as they were before the CPU writes to them
         of_host = self._host.call([arrays[i] for _, i in s.host_params]) if self._host else []
-        given = [kept.get(i, arrays[i]) if where == "param" else of_host[i] for where, i in s.device_params]
+        return of_host, [
+            kept.get(i, arrays[i]) if where == "param" else of_host[i] for where, i in s.device_params
+        ]
+
+    def _run(self, *arrays: Any) -> list[Any]:
+        if len(arrays) != len(self.in_types):
+            raise TypeError(f"{self.name} takes {len(self.in_types)} arrays, but got {len(arrays)}")
+        s = self._split
+        of_host, given = self._halves(arrays)
         of_device = self._device.call(given)
         return [of_host[i] if where == "host" else _fetch(of_device[i], where) for where, i in s.results]
+
+
+def _fits(a: Any, t: TensorType) -> bool:
+    """Whether an array is of a parameter's type; numbers are looked at later."""
+    if type(a) is DeviceArray:
+        return a.device == t.device and a.shape == t.shape and a.dtype == t.dtype.np
+    if type(a) is np.ndarray:
+        return t.device == CPU and a.shape == t.shape and a.dtype == t.dtype.np
+    return True
 
 
 def _fetch(out: DeviceArray, where: str) -> Any:

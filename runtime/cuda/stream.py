@@ -157,6 +157,7 @@ def stream_of(state: DeviceState) -> Stream:
 def set_stream(stream: Stream) -> None:
     """Make ``stream`` the calling thread's current stream of its device."""
     _streams()[stream._state] = stream
+    stream._state.current.handle = stream.cuda_stream
 
 
 @contextmanager
