@@ -13,8 +13,6 @@ from weft.ir import math_tables as tables
 from weft.ir.scalarexpr import (
     BIAS,
     MANTISSA,
-    SIGNED,
-    UNSIGNED,
     Num,
     fast_two_sum,
     horner,
@@ -96,15 +94,6 @@ EXP2_SHORT = (  # the same in f32
     0.0013387887738645077,
     0.0001333514228463173,
 )
-EXP2_MID = (
-    0.6931471807063969,
-    0.24022651066633213,
-    0.05550410361770462,
-    0.00961803811001369,
-    0.0013333937403794188,
-    0.00015466765908872347,
-    1.5195786111832746e-05,
-)
 # (log(1+f) - f + f^2/2) / f^3 on |f| <= 1/3
 LOG_F32 = (
     0.3333321511745453,
@@ -127,44 +116,6 @@ LOG_F64 = (
     0.13206966973925782,
     0.13629909431046372,
 )
-LOG_MID = (
-    0.6666666667026555,
-    0.3999999556881311,
-    0.28572299480860625,
-    0.2216255847588253,
-    0.19833789225428605,
-)
-# (log((1+s)/(1-s))/s - 2 - 2/3 s^2) / s^4 in s^2
-LOG_DD = (
-    0.4,
-    0.2857142857142149,
-    0.2222222222592315,
-    0.18181817444610288,
-    0.1538468757122249,
-    0.13329485691017276,
-    0.11878923001054906,
-    0.0873713046777628,
-    0.21488926888262588,
-)
-# (sinh(x)/x - 1) / x^2 in x^2, |x| <= 1.8 (f32) or 1
-SINH = {
-    f32: (
-        0.1666666716337204,
-        0.008333315141499043,
-        0.00019843372865580022,
-        2.7454377686808584e-06,
-        2.724609338145001e-08,
-    ),
-    f64: (
-        0.16666666666666669,
-        0.008333333333332912,
-        0.00019841269841593405,
-        2.7557319106762763e-06,
-        2.505213099669303e-08,
-        1.6056659430184429e-10,
-        7.776588517413244e-13,
-    ),
-}
 EXP_RANGE = {f32: (-104.0, 89.0), f64: (-746.0, 710.0)}
 EXP2_RANGE = {f32: (-151.0, 129.0), f64: (-1076.0, 1025.0)}
 
@@ -205,10 +156,10 @@ def _scale(p: Num, n: Num) -> Num:
 
 def exp(x: Num) -> Num:
     low, high = EXP_RANGE[x.dtype]
-    return _scale(*_exp_parts(x.at_least(low).at_most(high)))
+    return _scale(*exp_parts(x.at_least(low).at_most(high)))
 
 
-def _exp_parts(x: Num) -> tuple[Num, Num]:
+def exp_parts(x: Num) -> tuple[Num, Num]:
     """p and n with exp(x) = p 2^floor(n)."""
     if x.dtype is f32:
         return tables.exp_parts(x)
@@ -347,6 +298,8 @@ def normalise(x: Num) -> tuple[Num, Num]:
 
 def log1p(x: Num) -> Num:
     dt = x.dtype
+    if dt is f32:
+        return at_the_edge(x, -1.0, tables.log1p(x)).copysign(x)
     one, two_thirds, mask = _split_offset(dt)
     u = (x + 1.0).bits(signed=False) + (one - two_thirds)
     e = _exponent(u, dt)
@@ -356,135 +309,3 @@ def log1p(x: Num) -> Num:
     quarter = (u.const(four) - shift).as_float()  # 4 / 2^e, which does not underflow
     f = pick(e.eq(0.0), x, scaled + quarter.fma(0.25, -1.0))
     return at_the_edge(x, -1.0, log_of(e, f)).copysign(x)
-
-
-def half_exp(a: Num) -> Num:
-    """exp(a) / 2 for a >= 0, without overflow before the result overflows."""
-    p, n = _exp_parts(a.at_most(91.0 if a.dtype is f32 else 711.0))
-    return _scale(p, n - 1.0)
-
-
-def sinh(x: Num) -> Num:
-    a = abs(x)
-    z = a * a
-    small = (a * z).fma(horner(z, SINH[x.dtype]), a)
-    h = half_exp(a)
-    return pick(a.lt(1.8 if x.dtype is f32 else 1.0), small, h - 0.25 / h).copysign(x)
-
-
-def cosh(x: Num) -> Num:
-    h = half_exp(abs(x))
-    return h + 0.25 / h
-
-
-def tanh(x: Num) -> Num:
-    if x.dtype is f32:
-        return tables.tanh(x)
-    t = expm1(abs(x).at_most(20.0) * 2.0)
-    return (t / (t + 2.0)).copysign(x)
-
-
-def asinh(x: Num) -> Num:
-    if x.dtype is f32:
-        return asinh(x.to(f64)).to(f32)
-    a = abs(x)
-    big = a.gt(2.0**60)
-    square = a * a
-    v = pick(big, a, a + square / ((square + 1.0).sqrt() + 1.0))
-    return (log1p(v) + pick(big, v.const(LN2[f64][0]), 0.0)).copysign(x)
-
-
-def acosh(x: Num) -> Num:
-    if x.dtype is f32:
-        return acosh(x.to(f64)).to(f32)
-    big = x.gt(2.0**60)
-    t = x - 1.0
-    v = pick(big, x, t + (t * (t + 2.0)).sqrt())
-    return pick(x.lt(1.0), NAN, log1p(v) + pick(big, v.const(LN2[f64][0]), 0.0))
-
-
-def atanh(x: Num) -> Num:
-    if x.dtype is f32:
-        return atanh(x.to(f64)).to(f32)
-    a = abs(x)
-    return (log1p((a + a) / (1.0 - a)) * 0.5).copysign(x)
-
-
-def _pow_f32(a: Num, y: Num) -> Num:
-    """a^y for a >= 0 through f64: log2 to 38 bits, 2^t to 34."""
-    a, y = a.to(f64), y.to(f64)
-    e, f = split(a)
-    s = f / (f + 2.0)
-    z = s * s
-    log = (s * LOG2E).fma(z.fma(horner(z, LOG_MID), 2.0), e)
-    log = pick(a.eq(0.0), -INF, pick(a.lt(INF), log, a))
-    t = (y * log).at_least(-160.0).at_most(140.0)
-    n = (t + ROUNDER[f64]) - ROUNDER[f64]
-    r = t - n
-    return (r.fma(horner(r, EXP2_MID), 1.0) * power_of_two(n)).to(f32)
-
-
-def _log_double(a: Num) -> tuple[Num, Num]:
-    """log(a) of a positive f64 as an unevaluated sum, to about 2^-66 relative."""
-    e, f = split_any(a)
-    g, g_low = fast_two_sum(f.const(2.0), f)
-    s = f / g
-    s_low = ((-s).fma(g, f) - s * g_low) / g
-    z, z_low = two_product(s, s)
-    z_low = s.fma(s_low + s_low, z_low)
-    # u = z (2/3 + z q)
-    t, t_low = fast_two_sum(f.const(0.6666666666666666), z * horner(z, LOG_DD))
-    t_low = t_low + 3.700743415417188e-17
-    u, u_low = two_product(z, t)
-    u_low = u_low + z.fma(t_low, z_low * t)
-    w, w_low = fast_two_sum(f.const(2.0), u)
-    w_low = w_low + u_low
-    p, p_low = two_product(s, w)
-    p_low = p_low + s.fma(w_low, s_low * w)
-    hi, lo = LN2[f64]
-    k, k_low = two_product(e, e.const(hi))
-    total, error = two_sum(k, p)
-    return fast_two_sum(total, error + (e.fma(lo, k_low) + p_low))
-
-
-def _pow_f64(a: Num, y: Num) -> Num:
-    log, log_low = _log_double(a)
-    log = pick(a.eq(0.0), -INF, pick(a.lt(INF), log, a))
-    t = y * log
-    inside = abs(t).lt(800.0)
-    t_low = pick(inside, y.fma(log, -t) + y * log_low, 0.0)
-    low, high = EXP_RANGE[f64]
-    n, r = reduce_exp(t.at_least(low).at_most(high))
-    return _scale(exp_poly(r + t_low), n)
-
-
-def pow(x: Num, y: Num) -> Num:
-    dt = x.dtype
-    a = abs(x)
-    out = _pow_f32(a, y) if dt is f32 else _pow_f64(a, y)
-    half = y * 0.5
-    whole, odd = y.eq(y.trunc()), half.ne(half.trunc())
-    # a one to any power is one; so is anything to the power zero, NaN too
-    out = pick(a.eq(1.0), pick(y.eq(y), 1.0, y), out)
-    sign_bit = x.bits() & SIGNED_MIN[dt]
-    out = (out.bits() ^ pick(whole & odd, sign_bit, 0)).as_float()
-    out = pick(x.lt(0.0) & x.gt(-INF) & ~whole, NAN, out)
-    return pick(x.eq(1.0) | y.eq(0.0), 1.0, out)
-
-
-SIGNED_MIN = {dt: -(1 << (SIGNED[dt].bits - 1)) for dt in UNSIGNED}
-
-
-def int_pow(x: Num, n: Num) -> Num:
-    """Integer power by squaring; wraps. A negative exponent gives 0, but for the bases 1 and -1."""
-    dt = n.dtype
-    one = x.const(1)
-    out, base, left = one, x, n
-    for _ in range(dt.bits - (1 if dt.is_signed else 0)):
-        out = pick((left & 1).ne(0), out * base, out)
-        base, left = base * base, left >> 1
-    if not dt.is_signed:
-        return out
-    parity = pick((n & 1).ne(0), x, one)
-    unit = x.eq(1) | x.eq(-1)
-    return pick(n.lt(0), pick(unit, parity, 0), out)

@@ -1,14 +1,14 @@
-"""Error functions and the gamma family, for f32 and f64, over the base vocabulary."""
+"""Error functions of f32 and f64, over the base vocabulary."""
 
 from __future__ import annotations
 
 import math
 
+from weft.ir import math_pieces
 from weft.ir import math_tables as tables
-from weft.ir.math_exponential import INF, NAN, exp, exp_poly, log, reduce_exp
-from weft.ir.math_trig import cot_pi, sin_pi_magnitude
+from weft.ir.math_exponential import INF, exp, exp_poly, log, reduce_exp
 from weft.ir.scalarexpr import Num, horner, pick
-from weft.ir.types import f32, f64
+from weft.ir.types import f32
 
 # erf(x)/x in x^2 on |x| <= 1
 ERF_F64 = (
@@ -82,50 +82,8 @@ ERFINV_HIGH = (
     1.576607277067597e-05,
     -3.0193261213860514e-07,
 )
-# lgamma(2 + x)/x on |x| <= 1/2
-LGAMMA = (
-    0.42278433509846713,
-    0.32246703342411326,
-    -0.06735230105319831,
-    0.020580808427780567,
-    -0.00738555102864966,
-    0.002890510331023849,
-    -0.0011927539127595918,
-    0.0005096695156731903,
-    -0.0002231547351536696,
-    9.945767007309587e-05,
-    -4.492653115881378e-05,
-    2.0505617091782256e-05,
-    -9.437237113972823e-06,
-    4.384591052765855e-06,
-    -2.0497510307523705e-06,
-    9.203116767194663e-07,
-    -4.2005313099464287e-07,
-    2.784973258055112e-07,
-    -1.4328389246305772e-07,
-)
-# (lgamma(x) - (x - 1/2) log x + x - log(2 pi)/2) x and (log x - 1/(2x) - digamma(x)) x^2, in 1/x^2
-STIRLING = (
-    0.08333333333333333,
-    -0.0027777777777740994,
-    0.0007936507898350415,
-    -0.0005952366069750761,
-    0.0008414728495168573,
-    -0.0018905398389384466,
-    0.005069244253820121,
-)
-DIGAMMA = (
-    0.08333333333333333,
-    -0.0083333333333292,
-    0.003968253961576539,
-    -0.0041666626135418335,
-    0.007574581101894613,
-    -0.020915893206945403,
-    0.0698307445426394,
-)
 
 HALF_SQRT_PI = math.sqrt(math.pi) / 2
-BERNOULLI = (1 / 6, -1 / 30, 1 / 42, -1 / 30, 5 / 66, -691 / 2730, 7 / 6)
 
 
 def _erf_near(x: Num) -> Num:
@@ -143,9 +101,10 @@ def _erfc_parts(a: Num) -> Num:
 
 
 def erfc(x: Num) -> Num:
-    if x.dtype is f32:
-        return erfc(x.to(f64)).to(f32)
     a = abs(x)
+    if x.dtype is f32:
+        out = math_pieces.erfc(a)
+        return pick(x.lt(0.0), 2.0 - out, out)
     out = _erfc_parts(a)
     return pick(a.lt(0.5), 1.0 - _erf_near(x), pick(x.lt(0.0), 2.0 - out, out))
 
@@ -158,9 +117,10 @@ def erf(x: Num) -> Num:
 
 
 def erfinv(x: Num) -> Num:
-    """A polynomial in log(1 - x^2) (after M. Giles, 2010); for f64 one step of Halley's method on it."""
+    """Polynomials in log(1 - x^2) (after M. Giles, 2010); for f64 one step of Halley's method on them."""
     if x.dtype is f32:
-        return _erfinv_start(x.to(f64)).to(f32)
+        w = -log((-x).fma(x, 1.0))
+        return x * pick(w.eq(INF), w, math_pieces.erfinv_scale(w))
     a = abs(x)
     y = _erfinv_start(a)
     error = pick(a.lt(0.5), erf(y) - a, (1.0 - a) - _erfc_parts(y))
@@ -174,100 +134,3 @@ def _erfinv_start(x: Num) -> Num:
     s = w.sqrt()
     scale = pick(w.lt(6.0), horner(w, ERFINV_LOW), horner(s.at_most(6.1), ERFINV_HIGH))
     return x * pick(w.eq(INF), w, scale)
-
-
-def _lgamma_positive(x: Num) -> Num:
-    """x > 0. Recurrence to [3/2, 5/2] below 8, Stirling's series above."""
-    small, first, second = x.lt(8.0), x.lt(0.5), x.lt(1.5)
-    factor = pick(first, x * (x + 1.0), pick(second, x, 1.0))
-    y = x
-    for _ in range(6):
-        down = y.gt(2.5)
-        factor = pick(down, factor * (y - 1.0), factor)
-        y = pick(down, y - 1.0, y)
-    logs = log(pick(small, factor, x))
-    t = pick(first, x, pick(second, x - 1.0, y - 2.0))  # exact
-    near = t.fma(horner(t, LGAMMA), pick(second, -logs, logs))
-    z = 1.0 / (x * x)
-    series = horner(z, STIRLING) / x + 0.9189385332046728
-    far = (x - 0.5).fma(logs - 1.0, series - 0.5)
-    return pick(small, near, pick(x.lt(1e305), far, x * (logs - 1.0)))
-
-
-def lgamma(x: Num) -> Num:
-    """log |gamma(x)|; inf at 0, -1, -2 ... and at both infinities."""
-    if x.dtype is f32:
-        return lgamma(x.to(f64)).to(f32)
-    a = abs(x)
-    out = _lgamma_positive(a)
-    # gamma(-a) gamma(a) = -pi / (a sin(pi a))
-    reflected = log(math.pi / (a * sin_pi_magnitude(a))) - out
-    pole = x.le(0.0) & x.eq(x.floor())
-    out = pick(x.lt(-(2.0**-60)), reflected, out)
-    return pick(pole | a.eq(INF), INF, out)
-
-
-def digamma(x: Num) -> Num:
-    """Recurrence to x >= 10 with one division, an asymptotic series, reflection below 1/2."""
-    if x.dtype is f32:
-        return digamma(x.to(f64)).to(f32)
-    low = x.lt(0.5)
-    y = pick(low, 1.0 - x, x)
-    top, bottom = y.const(0.0), y.const(1.0)
-    for _ in range(10):
-        small = y.lt(10.0)
-        top = pick(small, top.fma(y, bottom), top)
-        bottom = pick(small, bottom * y, bottom)
-        y = pick(small, y + 1.0, y)
-    z = 1.0 / (y * y)
-    out = (log(y) - 0.5 / y) - z.fma(horner(z, DIGAMMA), top / bottom)
-    out = pick(low, out - math.pi * cot_pi(x), out)
-    out = pick(x.lt(0.0) & x.eq(x.floor()), NAN, out)
-    out = pick(x.eq(0.0), x.const(INF).copysign(-x), out)
-    return pick(x.eq(INF), x, out)
-
-
-def polygamma(n: int, x: Num) -> Num:
-    """The n-th derivative of digamma, n >= 1: Hurwitz's zeta by recurrence and Euler-Maclaurin."""
-    if x.dtype is f32:
-        return polygamma(n, x.to(f64)).to(f32)
-    sign = 1.0 if n % 2 else -1.0
-    low = x.lt(0.5)
-    y = pick(low, 1.0 - x, x)
-    total = y.const(0.0)
-    for _ in range(n + 12):
-        small = y.lt(n + 12.0)
-        total = pick(small, total + _power(1.0 / y, n + 1), total)
-        y = pick(small, y + 1.0, y)
-    inverse = 1.0 / y
-    total = total + _power(inverse, n) * (1.0 / n + 0.5 * inverse)
-    z = inverse * inverse
-    factor, series = n + 1.0, []
-    for k, b in enumerate(BERNOULLI, 1):
-        series.append(factor * b / math.factorial(2 * k))
-        factor *= (n + 2.0 * k) * (n + 2.0 * k + 1.0)
-    total = _power(inverse, n + 2).fma(horner(z, series), total)
-    out = total * (sign * math.factorial(n))
-    reflected = horner(cot_pi(x), [float(c) for c in cot_derivative(n)]) * math.pi ** (n + 1)
-    out = pick(low, -sign * out - reflected, out)
-    out = pick(x.le(0.0) & x.eq(x.floor()), INF if n % 2 else NAN, out)
-    return pick(x.eq(INF), 0.0, out)
-
-
-def cot_derivative(n: int) -> list[int]:
-    """Coefficients of P with d^n/dt^n cot(t) = P(cot(t)), by P' = -(1 + c^2) dP/dc."""
-    p = [0, 1]
-    for _ in range(n):
-        d = [k * p[k] for k in range(1, len(p))]
-        p = [0] * (len(d) + 2)
-        for k, c in enumerate(d):
-            p[k] -= c
-            p[k + 2] -= c
-    return p
-
-
-def _power(x: Num, n: int) -> Num:
-    out = x
-    for _ in range(n - 1):
-        out = out * x
-    return out

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from weft.ir.scalarexpr import Num, horner
+from weft.ir.scalarexpr import Num, fast_two_sum, horner, two_product
 
 # erf(k/4 + r) for |r| <= 1/8, k = 0 .. 15: a row per power of r. Row 1 lacks a one at k = 0. The last column
 # rises a little faster than erf, so as to reach 1 at the end, where erf is 1 but for 0.7 of a unit of it.
@@ -69,6 +69,11 @@ EXP2_TABLE = (
     1.0, 1.0442737, 1.0905077, 1.1387886, 1.1892071, 1.2418578, 1.2968396, 1.3542556, 1.4142135,
     1.4768262, 1.5422108, 1.6104903, 1.6817929, 1.7562522, 1.8340081, 1.9152066,
 )  # fmt: skip
+EXP2_TABLE_LOW = (  # what it lacks
+    0.0, 4.83347e-08, -1.307754e-08, 5.3862223e-08, 3.7976353e-08, 4.496838e-08, -4.0189995e-08,
+    -1.0123349e-08, 2.4203235e-08, -4.500899e-08, 8.070905e-09, 9.836217e-09, -2.4755327e-08, -9.23577e-09,
+    -1.1239278e-08, 9.845328e-09,
+)  # fmt: skip
 
 # (exp(r) - 1 - r) / r^2 on |r| <= ln2/32; (2^r - 1) / r on |r| <= 1/32
 EXP_POLY = (0.5000162, 0.16667025)
@@ -77,30 +82,46 @@ LOG2E = 1.4426950408889634
 LN2 = (0.6931472, -1.9046542e-09)  # as a sum
 SIXTEENTHS = 1.5 * 2.0**19  # adding it rounds to sixteenths, and leaves their number in the low bits
 
-# c = 1/(1 + (j + 1/2)/16) roughly, but 1 for j = 0 and 1/2 for j = 15; -log(c) and -log2(c) as sums
+# c = 1/(1 + (j + 1/2)/16) roughly, but 1 for j = 0 and 1/2 for j = 15; -log(c) and -log2(c) as sums, whose
+# first parts are multiples of 2^-15: the sum with an exponent's is exact
 LOG_TABLE = (
     (1.0, 0.9140625, 0.86328125, 0.8203125, 0.78125, 0.74609375, 0.7109375, 0.6796875, 0.65234375,
      0.62890625, 0.60546875, 0.58203125, 0.5625, 0.54296875, 0.5234375, 0.5),
-    (0.0, 0.08985633, 0.14701474, 0.19806992, 0.24686007, 0.29290402, 0.34117076, 0.38612214, 0.42718363,
-     0.46377307, 0.5017523, 0.54123116, 0.5753642, 0.6107035, 0.6473376, 0.6931471),
-    (0.0, 2.5418134e-09, 5.8325984e-09, -1.4133441e-09, 5.91481e-09, -2.9228413e-09, -6.0618977e-10,
-     7.9569125e-09, 3.980532e-09, 7.7291995e-09, 1.0608564e-08, -1.6861405e-08, -2.7555087e-08,
-     -1.6578529e-08, 2.9038691e-08, 5.769999e-08),
+    (0.0, 0.08984375, 0.14700317, 0.19805908, 0.24685669, 0.2929077, 0.341156, 0.3861084, 0.42718506,
+     0.46377563, 0.5017395, 0.54122925, 0.5753784, 0.6107178, 0.64733887, 0.69314575),
+    (0.0, 1.2579122e-05, 1.1569134e-05, 1.0831731e-05, 3.3884785e-06, -3.6984109e-06, 1.4751543e-05,
+     1.3746828e-05, -1.426531e-06, -2.5552706e-06, 1.2825607e-05, 1.8904873e-06, -1.4273065e-05,
+     -1.4262088e-05, -1.2226589e-06, 1.4286068e-06),
 )  # fmt: skip
 
 LOG2_TABLE = (
-    (0.0, 0.12963527, 0.21209744, 0.28575447, 0.3561438, 0.42257118, 0.49220535, 0.5570565, 0.6162957,
-     0.6690831, 0.7238756, 0.78083146, 0.830075, 0.88105893, 0.9339108, 1.0),
-    (0.0, 6.006348e-09, 4.418917e-09, 1.0316589e-08, 7.820872e-09, -1.0286725e-08, 8.210193e-09,
-     1.7544673e-08, 1.22210775e-08, 3.4466623e-09, 1.2507592e-08, 2.335345e-08, -2.7000784e-08,
-     -4.0742156e-09, 2.2436668e-08, 0.0),
+    (0.0, 0.12963867, 0.21209717, 0.2857666, 0.35614014, 0.4225769, 0.49221802, 0.5570679, 0.6163025,
+     0.6690979, 0.72387695, 0.78082275, 0.8300781, 0.881073, 0.9338989, 1.0),
+    (0.0, -3.3914584e-06, 2.7263982e-07, -1.2119229e-05, 3.6735066e-06, -5.7323327e-06, -1.2657777e-05,
+     -1.1366942e-05, -6.7827086e-06, -1.4778505e-05, -1.3583992e-06, 8.725631e-06, -3.1264424e-06,
+     -1.4070771e-05, 1.1883761e-05, 0.0),
 )  # fmt: skip
 
-LN2_DOWN = (0.6931471, 5.769999e-08)  # ln 2 as a sum, both of one sign: infinite multiples keep theirs
+LN2_DOWN = (0.69314575, 1.4286068e-06)  # ln 2 likewise, both of one sign: infinite multiples keep theirs
 # (log(1+f) - f) / f^2 and (log2(1+f) - f log2(e)) / f^2 on -1/32 <= f < 1/16
 LOG_POLY = (-0.5, 0.33334434, -0.25007552, 0.18869194)
 LOG2_POLY = (-0.7213475, 0.48091406, -0.36078992, 0.27234885)
 LOG2E_PARTS = (1.4426950216293335, 1.925963033500011e-08)
+
+# The same with c of six bits, so that m c - 1 is exact for all m of 24 bits: it is less than 1/16. -log2(c)
+# as a sum, of which an exponent plus the first part is exact.
+LOG2_DOUBLE = (
+    (1.0, 0.90625, 0.875, 0.8125, 0.78125, 0.75, 0.71875, 0.6875, 0.65625, 0.625, 0.59375, 0.59375,
+     0.5625, 0.53125, 0.53125, 0.5),
+    (0.0, 0.14202880859375, 0.192657470703125, 0.299560546875, 0.35614013671875, 0.4150390625,
+     0.4764404296875, 0.540557861328125, 0.607696533203125, 0.678070068359375, 0.7520751953125,
+     0.7520751953125, 0.830078125, 0.91253662109375, 0.91253662109375, 1.0),
+    (0.0, -9.803722e-06, -1.2392761e-05, -2.650161e-07, 3.6735065e-06, -1.5632212e-06, -2.3857444e-06,
+     1.0520034e-05, -1.3955982e-05, 1.8367533e-06, -2.708756e-06, -2.708756e-06, -3.1264424e-06,
+     5.3765592e-07, 5.3765592e-07, 0.0),
+)  # fmt: skip
+# (log(1+f) - f + f^2/2) / f^3 on -0.0372 <= f < 1/16
+LOG_CUBIC = (0.3333333, -0.24999991, 0.20002963, -0.16692539, 0.13288215)
 
 
 def lookup(index: Num, values: Sequence[float], like: Num) -> Num:
@@ -108,7 +129,7 @@ def lookup(index: Num, values: Sequence[float], like: Num) -> Num:
     return Num(like.b, like.b.table(tuple(values), index.h, like.dtype))
 
 
-def _piecewise(r: Num, index: Num, rows: Sequence[Sequence[float]]) -> Num:
+def piecewise(r: Num, index: Num, rows: Sequence[Sequence[float]]) -> Num:
     """The polynomial of the column ``index`` at r."""
     out = lookup(index, rows[-1], r)
     for row in reversed(rows[:-1]):
@@ -121,7 +142,7 @@ def erf(x: Num) -> Num:
     a = abs(x).at_most(3.8749998)
     shifted = a + 1.5 * 2.0**21  # rounds to quarters, and leaves their number in the low bits
     index, r = shifted.bits(), a - (shifted - 1.5 * 2.0**21)
-    slope = _piecewise(r, index, ERF[1:])
+    slope = piecewise(r, index, ERF[1:])
     start = lookup(index, ERF[0], r).at_least(r)  # r next to 0, where the table has 0; elsewhere it is more
     return slope.fma(r, start).copysign(x)
 
@@ -131,7 +152,7 @@ def tanh(x: Num) -> Num:
     a = abs(x).at_most(TANH_END)
     shifted = a.fma(1.0 / TANH_STEP, 1.5 * 2.0**23)
     r = (shifted - 1.5 * 2.0**23).fma(-TANH_STEP, a)  # exact
-    return _piecewise(r, shifted.bits(), TANH).copysign(x)
+    return piecewise(r, shifted.bits(), TANH).copysign(x)
 
 
 def exp_parts(x: Num) -> tuple[Num, Num]:
@@ -163,12 +184,54 @@ def _log_parts(x: Num) -> tuple[Num, Num, Num]:
     return e, j, m.fma(lookup(j, LOG_TABLE[0], x), -1.0)
 
 
-def log(x: Num) -> Num:
-    e, j, f = _log_parts(x)
+def _log_of(e: Num, j: Num, f: Num, more: Num | None = None) -> tuple[Num, Num]:
+    """log(2^e (1 + f) / c[j]) and a little more, as the sum of an exact number and a small one."""
     high, low = LN2_DOWN
-    head = e.fma(high, lookup(j, LOG_TABLE[1], x))
-    tail = e.fma(low, lookup(j, LOG_TABLE[2], x))
-    return head + (f + (f * f).fma(horner(f, LOG_POLY), tail))
+    head = e.fma(high, lookup(j, LOG_TABLE[1], f))
+    tail = e.fma(low, lookup(j, LOG_TABLE[2], f))
+    if more is not None:
+        tail = tail + more
+    return head, f + (f * f).fma(horner(f, LOG_POLY), tail)
+
+
+def log_double(x: Num) -> tuple[Num, Num]:
+    """log(x) as a sum, of which the first part is exact, and the second at most 1/16 or so."""
+    return _log_of(*_log_parts(x))
+
+
+def log(x: Num) -> Num:
+    return _added(log_double(x))
+
+
+def _added(parts: tuple[Num, Num]) -> Num:
+    return parts[0] + parts[1]
+
+
+def _log_scale(x: Num) -> tuple[Num, Num, Num]:
+    """e, j and c[j] / 2^e of a positive normal x = 2^e m, by its bits."""
+    bits = x.bits()
+    j = bits >> 19
+    e = ((bits >> 23) | 0x4B400000).as_float() - (1.5 * 2.0**23 + 127)
+    four = lookup(j, LOG_TABLE[0], x).bits() + (0x3F800000 + (2 << 23)) - (bits & 0x7F800000)
+    return e, j, four.as_float() * 0.25  # a subnormal number for the largest x
+
+
+def log1p(x: Num) -> Num:
+    """log(1 + x) for -1 < x < inf."""
+    e, j, scale = _log_scale(x + 1.0)
+    return _added(_log_of(e, j, x.fma(scale, scale - 1.0)))
+
+
+def log1p_sum(x: Num, low: Num, doublings: Num) -> Num:
+    """log(2^doublings (1 + x + low)) for an x of at least 0 and a small low."""
+    e, j, scale = _log_scale(x + 1.0)
+    return _added(_log_of(e + doublings, j, x.fma(scale, scale - 1.0), low * scale))
+
+
+def log_sum(x: Num, low: Num, doublings: Num) -> Num:
+    """log(2^doublings (x + low)) for a positive normal x and a small low."""
+    e, j, scale = _log_scale(x)
+    return _added(_log_of(e + doublings, j, x.fma(scale, -1.0), low * scale))
 
 
 def log2(x: Num) -> Num:
@@ -176,3 +239,47 @@ def log2(x: Num) -> Num:
     high, low = LOG2E_PARTS
     tail = f.fma(low, lookup(j, LOG2_TABLE[1], x))
     return (e + lookup(j, LOG2_TABLE[0], x)) + f.fma(high, (f * f).fma(horner(f, LOG2_POLY), tail))
+
+
+def exp2_sum_parts(x: Num, low: Num) -> tuple[Num, Num]:
+    """p and n of 2^(x + low), with the rounding of p as their only error of note."""
+    shifted = (x + low) + SIXTEENTHS
+    n, index = shifted - SIXTEENTHS, shifted.bits()
+    r = (x - n) + low
+    power = lookup(index, EXP2_TABLE, x)
+    tail = power.fma(r * horner(r, EXP2_POLY), lookup(index, EXP2_TABLE_LOW, x))
+    return power + tail, n
+
+
+def exp_sum_parts(x: Num, low: Num) -> tuple[Num, Num, Num]:
+    """p, what it lacks, and n of exp(x + low), low far below one."""
+    shifted = x.fma(LOG2E, SIXTEENTHS)
+    n, index = shifted - SIXTEENTHS, shifted.bits()
+    r = n.fma(-LN2[1], n.fma(-LN2[0], x)) + low
+    power = lookup(index, EXP2_TABLE, x)
+    tail = power.fma((r * r).fma(horner(r, EXP_POLY), r), lookup(index, EXP2_TABLE_LOW, x))
+    p, error = fast_two_sum(power, tail)
+    return p, error, n
+
+
+def log2_double(x: Num) -> tuple[Num, Num]:
+    """log2(x) as the sum of two numbers, to 2^-33; at 0 and infinity the second is NaN."""
+    e, m = (Num(x.b, h) for h in x.b.normalise(x.h))
+    j = m.bits() >> 19
+    f = m.fma(lookup(j, LOG2_DOUBLE[0], x), -1.0)
+    # log(1 + f) = (f - f^2/2) + f^3 (1/3 - ...), the first part with its error
+    half = f * -0.5
+    head = half.fma(f, f)
+    tail = (f * f * f).fma(horner(f, LOG_CUBIC), half.fma(f, f - head))
+    # times log2(e)
+    high, low = LOG2E_PARTS
+    product, rest = two_product(head, head.const(high))
+    rest = rest + tail.fma(high, head.fma(low, lookup(j, LOG2_DOUBLE[2], x)))
+    total, error = fast_two_sum(e + lookup(j, LOG2_DOUBLE[1], x), product)
+    return total, error + rest
+
+
+def log_plus(x: Num, more: Num) -> Num:
+    """log(x) + more, for a positive normal x and a small more."""
+    e, j, scale = _log_scale(x)
+    return _added(_log_of(e, j, x.fma(scale, -1.0), more))

@@ -13,7 +13,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from weft.ir import math_division, math_exponential, math_special, math_trig
+from weft.ir import (
+    math_division,
+    math_exponential,
+    math_gamma,
+    math_hyperbolic,
+    math_pow,
+    math_special,
+    math_trig,
+)
 from weft.ir.scalar import ScalarBuilder
 from weft.ir.scalarexpr import Num
 
@@ -45,10 +53,10 @@ class ScalarMath(ScalarBuilder):
         return e.h, m.h
 
     def int_pow(self, x: Any, n: Any) -> Any:
-        return math_exponential.int_pow(Num(self, x), Num(self, n)).h
+        return math_pow.int_pow(Num(self, x), Num(self, n)).h
 
     def polygamma(self, n: int, x: Any) -> Any:
-        return math_special.polygamma(n, Num(self, x)).h
+        return math_gamma.polygamma(n, Num(self, x)).h
 
 
 def _method(name: str, fn: Callable[..., Num]) -> Callable[..., Any]:
@@ -63,9 +71,12 @@ def _method(name: str, fn: Callable[..., Num]) -> Callable[..., Any]:
 FUNCTIONS: dict[str, Callable[..., Num]] = {
     name: getattr(module, name)
     for module, names in (
-        (math_exponential, "exp exp2 expm1 log log2 log1p sinh cosh tanh asinh acosh atanh pow"),
+        (math_exponential, "exp exp2 expm1 log log2 log1p"),
+        (math_hyperbolic, "sinh cosh tanh asinh acosh atanh"),
+        (math_pow, "pow"),
         (math_trig, "sin cos tan asin acos atan atan2"),
-        (math_special, "erf erfc erfinv lgamma digamma"),
+        (math_special, "erf erfc erfinv"),
+        (math_gamma, "lgamma digamma"),
         (math_division, "rsqrt fmod"),
     )
     for name in names.split()

@@ -60,6 +60,10 @@ def erf(x: np.ndarray) -> np.ndarray:
     return _in_chunks(_erf_f32 if x.dtype == np.float32 else _composed("erf"), x)
 
 
+def erfc(x: np.ndarray) -> np.ndarray:
+    return _in_chunks(_composed("erfc"), x)
+
+
 def erfinv(x: np.ndarray) -> np.ndarray:
     return _in_chunks(_composed("erfinv"), x)
 

@@ -297,6 +297,7 @@ def _polygamma(n: int) -> Callable[..., np.ndarray]:
 
 
 unary("erf", each(math.erf), at=(-2, 2), error=(2, 4))
+unary("erfc", each(math.erfc), at=(-2, 2), error=(2, 8))
 unary("erfinv", lambda x: erfinv(x.astype(np.float64)), at=(-0.8, 0.8), error=(4, 4))
 unary("lgamma", reference("lgamma"), at=(0.5, 4), error=(8, 8), atol=4e-15)
 unary("digamma", _polygamma(0), at=(0.5, 4), error=(64, 8), atol=1e-13)

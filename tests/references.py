@@ -93,6 +93,7 @@ UNARY = [
     "acosh",
     "atanh",
     "erf",
+    "erfc",
     "erfinv",
     "lgamma",
     "digamma",

@@ -62,6 +62,7 @@ _FLOAT_UNARY = {
     "acosh": "Inverse hyperbolic cosine.",
     "atanh": "Inverse hyperbolic tangent.",
     "erf": "Error function.",
+    "erfc": "1 - erf(x), without cancellation.",
     "erfinv": "Inverse error function.",
     "lgamma": "Logarithm of the absolute gamma function.",
     "digamma": "Derivative of lgamma.",
@@ -74,8 +75,8 @@ sin, cos, tan, asin, acos, atan = (_made[n] for n in ("sin", "cos", "tan", "asin
 sinh, cosh, tanh, asinh, acosh, atanh = (
     _made[n] for n in ("sinh", "cosh", "tanh", "asinh", "acosh", "atanh")
 )
-erf, erfinv, lgamma, digamma, sqrt, rsqrt = (
-    _made[n] for n in ("erf", "erfinv", "lgamma", "digamma", "sqrt", "rsqrt")
+erf, erfc, erfinv, lgamma, digamma, sqrt, rsqrt = (
+    _made[n] for n in ("erf", "erfc", "erfinv", "lgamma", "digamma", "sqrt", "rsqrt")
 )
 arcsin, arccos, arctan, arcsinh, arccosh, arctanh = asin, acos, atan, asinh, acosh, atanh
 
@@ -83,11 +84,6 @@ arcsin, arccos, arctan, arcsinh, arccosh, arctanh = asin, acos, atan, asinh, aco
 def log10(input: Tensor) -> Tensor:
     """Logarithm to base 10."""
     return log2(input) * math.log10(2.0) if input.dtype.itemsize < 4 else log(input) * (1 / math.log(10.0))
-
-
-def erfc(input: Tensor) -> Tensor:
-    """1 - erf(x)."""
-    return 1.0 - erf(input)
 
 
 def polygamma(n: int, input: Tensor) -> Tensor:

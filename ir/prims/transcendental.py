@@ -106,6 +106,9 @@ _TWO_OVER_SQRT_PI = 2.0 / math.sqrt(math.pi)
 erf_p = _unary(
     "erf", special.erf, lambda out, x: scale(exp_p.bind(-(x * x)), _TWO_OVER_SQRT_PI), "0", FLOATS
 )
+erfc_p = _unary(
+    "erfc", special.erfc, lambda out, x: scale(exp_p.bind(-(x * x)), -_TWO_OVER_SQRT_PI), "0", FLOATS
+)
 erfinv_p = _unary(
     "erfinv",
     special.erfinv,

@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 from weft.ir.prims.base import PRIMITIVES
+from weft.ir.scalarcost import CostCounter
 from weft.ir.scalarmath import FUNCTIONS
 from weft.ir.scalarnumpy import NumpyBuilder
+from weft.ir.types import DType, f32, f64
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from references import (
@@ -64,8 +66,8 @@ def test_every_half_is_accurate(name: str) -> None:
 @pytest.mark.parametrize("name", UNARY)
 def test_dense_sample_is_accurate(name: str) -> None:
     x = sample()
-    if name in ("asinh", "acosh", "atanh", "erfinv", "lgamma", "digamma", "erfc"):
-        x = x[::8]  # computed in f64, and slow to check
+    if name in ("erfinv", "lgamma", "digamma", "erfc"):
+        x = x[::8]  # slow to check
     error = errors(name, x)
     histogram = np.bincount(np.minimum(np.ceil(error * 2), 20).astype(np.int64), minlength=21)
     assert error.max() <= limit(name), describe(name, x, error)
@@ -86,6 +88,33 @@ def test_pow_and_atan2_samples() -> None:
     assert errors("pow", -usual, np.rint(exponent)).max() <= 1.0
     for y in (usual, exponent, near_one, base):
         assert errors("atan2", exponent, y).max() <= 2.0
+
+
+def test_pow_where_the_exponent_multiplies_the_error_of_the_logarithm() -> None:
+    rng = np.random.default_rng(9)
+    n = 1 << 16
+    for x in (rng.normal(1, 0.03, n), rng.uniform(0.5, 2, n), np.exp2(rng.uniform(-126, 126, n))):
+        base = x.astype(np.float32)
+        power = (rng.uniform(-150, 130, n) / np.log2(base)).astype(np.float32)
+        assert errors("pow", base, power).max() <= 1.0
+
+
+class _Narrow(CostCounter):
+    """Fails where a rule of f32 computes in f64, unless few elements ask for it."""
+
+    def convert(self, x: Any, dtype: DType) -> Any:
+        assert dtype is not f64
+        return dtype
+
+
+@pytest.mark.parametrize("name", [*FUNCTIONS, "polygamma"])
+def test_functions_of_f32_are_computed_in_f32(name: str) -> None:
+    """GPUs have one unit for f64 to every 64 for f32."""
+    counter = _Narrow()
+    out = counter.polygamma(1, f32) if name == "polygamma" else None
+    if out is None:
+        out = getattr(counter, name)(*[f32] * (2 if name in ("pow", "atan2", "fmod") else 1))
+    assert out is f32 and counter.total > 0
 
 
 SPECIALS = [0.0, 1.0, 2.0, 0.5, 3.0, math.inf, 1e-45, 1e-38, 3e38, 1.5, 16777216.0, 16777217.0, 7.0, 0.1]
@@ -211,6 +240,14 @@ def test_polygamma() -> None:
     assert np.isnan(BUILDER.polygamma(2, np.array(0.0)))
 
 
+@pytest.mark.parametrize("n", range(1, 7))
+def test_polygamma_of_floats(n: int) -> None:
+    x = np.concatenate([all_halves(), np.linspace(-4, 30, 20001, dtype=np.float32)])
+    with np.errstate(all="ignore"):
+        error = ulp_errors(BUILDER.polygamma(n, x), BUILDER.polygamma(n, x.astype(np.float64)))
+    assert error.max() <= 8.0, describe("polygamma", x, error)
+
+
 @pytest.mark.parametrize("dtype", [np.int8, np.uint16, np.int32, np.int64])
 def test_integer_power(dtype: Any) -> None:
     x, n = np.meshgrid(np.array([0, 1, 2, 3, 7, 100], dtype), np.array([0, 1, 2, 3, 5, 13, 40], dtype))
@@ -230,14 +267,13 @@ def test_integer_power(dtype: Any) -> None:
 
 
 def test_every_unary_primitive_has_its_function() -> None:
-    composed = [n for n in UNARY if n not in ("erfc",)]
-    assert all(n in PRIMITIVES for n in composed)
+    assert all(n in PRIMITIVES for n in UNARY)
 
 
 def test_eager_functions_are_accurate() -> None:
     """Those that we give to numpy; numpy's own f32 functions may be off by up to 4 ULP."""
     x = all_halves()
-    for name in ("erf", "erfinv", "lgamma", "digamma", "rsqrt"):
+    for name in ("erf", "erfc", "erfinv", "lgamma", "digamma", "rsqrt"):
         with np.errstate(all="ignore"):
             error = ulp_errors(np.asarray(PRIMITIVES[name].bind(x)), reference(name)(x.astype(np.float64)))
         assert error.max() <= 2.0, describe(name, x, error)
