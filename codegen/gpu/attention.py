@@ -13,9 +13,9 @@ from typing import Any
 from weft.codegen.attention_tiles import LN2, LOG2E
 from weft.codegen.blocks import Ix
 from weft.codegen.emit import Reg
-from weft.codegen.gpu.attention_engine import AnyEngine, first_that_fits
+from weft.codegen.gpu.attention_engine import AnyEngine, Stream, choose
 from weft.codegen.gpu.attention_parts import Parts, parts_of
-from weft.codegen.gpu.attention_scores import Block, Scores
+from weft.codegen.gpu.attention_scores import Block, Load, Scores
 from weft.codegen.gpu.contract_code import BlockCode
 from weft.codegen.gpu.contract_region import store_aligned
 from weft.codegen.gpu.kernel import DeviceCode
@@ -40,15 +40,14 @@ def _log2(b: Any, x: Reg) -> Reg:
 class Forward(Scores):
     def __init__(self, op: Op, target: GpuTarget, prefix: str) -> None:
         super().__init__(op, target, prefix, "attention", 3)
-        engine = first_that_fits(
-            self.dtype, self.widths, target, lambda e: self._block(e).bytes, (self.out_width,), 1
-        )
-        self.engine: AnyEngine = engine
+        widths = (self.width,), (self.out_width,)
+        engine = self.engine = choose(self.dtype, target, lambda e: self._block(e).needs, *widths)
+        self.slices = engine.slices(self.out_width)
         self.block = self._block(engine)
         self.q, (self.k, self.v) = self.block.fixed[0], self.block.streams
         self.row_blocks = -(-self.length // engine.rows)
         tiles = -(-self.keys // engine.cols)
-        blocks = self.batch * self.heads * self.row_blocks
+        blocks = self.batch * self.heads * self.row_blocks * self.slices
         self.parts = Parts(self, parts_of(blocks, tiles, target), tiles)
 
     def _block(self, engine: AnyEngine) -> Block:
@@ -63,6 +62,8 @@ class Forward(Scores):
         blocks, parts = self.row_blocks, self.parts
         number = fn.block_index("x")
         part, rest = fn.mod(number, parts.count), fn.div(number, parts.count)
+        column = fn.mul(fn.mod(rest, self.slices), engine.extent(self.out_width))
+        rest = fn.div(rest, self.slices)
         head, i = fn.div(rest, blocks), fn.mod(rest, blocks)
         if self.causal:  # rows that see many keys first
             i = fn.sub(blocks - 1, i)
@@ -71,15 +72,24 @@ class Forward(Scores):
         engine.begin(fn)
         self.seed(fn)
         pointers = self.kernel.pointers()
-        self.q.load(fn, pointers, fn.add(fn.mul(n, self.heads), h), row0)
+        query_head = fn.add(fn.mul(n, self.heads), h)
+
+        def copier(col0: Ix) -> Load:
+            def copy(s: Stream, slot: Ix, start: Ix, use: str | None) -> None:
+                batch, first = (query_head, row0) if s is self.q else (kv, col0)
+                s.load(fn, pointers, batch, first, slot, start, use)
+
+            return copy
 
         def load(tile: Ix, slot: Ix) -> None:
-            first = fn.mul(tile, engine.cols)
-            for s in (self.k, self.v):
-                s.load(fn, pointers, kv, first, slot)
+            self.block.fetch_tile(slot, column, copier(fn.mul(tile, engine.cols)))
 
         def body(tile: Ix, slot: Ix, values: list[str]) -> list[str]:
-            return self._tile(fn, (n, h), row0, fn.mul(tile, engine.cols), slot, values)
+            col0 = fn.mul(tile, engine.cols)
+            products = self.block.scores(fn, self.q, self.k, slot, copier(col0))
+            return self._tile(fn, (n, h), row0, col0, slot, products, values)
+
+        self.block.fetch_rows(fn, (self.q,), copier(0))
 
         end: Ix = -(-self.keys // engine.cols)
         if self.causal:
@@ -91,8 +101,9 @@ class Forward(Scores):
         begin = fn.mul(part, parts.tiles)
         end = end if parts.count == 1 else fn.min(end, fn.add(begin, parts.tiles))
         out = self.block.walk(fn, begin, end, carried, load, body)
-        self._finish(fn, (n, h), row0, part, out)
-        self.kernel.keep(fn, self.batch * self.heads * blocks * parts.count, self.block.bytes)
+        self._finish(fn, (n, h), row0, part, column, out)
+        count = self.batch * self.heads * blocks * self.slices * parts.count
+        self.kernel.keep(fn, count, self.block.bytes)
         if parts.count > 1:
             parts.combine(lambda f, x: self.exponential(f, engine, x), self._element)
         cells = self.batch * self.heads * self.length * self.keys * (0.5 if self.causal else 1.0)
@@ -102,11 +113,12 @@ class Forward(Scores):
         return max(r.first + r.count for r in self.engine.sums(fn, self.out_width))
 
     def _tile(
-        self, fn: BlockCode, where: tuple[Ix, Ix], row0: Ix, col0: Ix, slot: Ix, values: list[str]
-    ) -> list[str]:
+        self, fn: BlockCode, where: tuple[Ix, Ix], row0: Ix, col0: Ix, slot: Ix, products: list[str],
+        values: list[str],
+    ) -> list[str]:  # fmt: skip
         engine, b, count = self.engine, self.builder(fn), len(self.engine.thread_rows)
         top, total, sums = values[:count], values[count : 2 * count], values[2 * count :]
-        scores = self._scores(fn, where, row0, col0, engine.scores(fn, self.q, self.k, slot))
+        scores = self._scores(fn, where, row0, col0, products)
         runs = engine.cells(fn)
         weights = list(scores)
         for r in range(count):
@@ -188,8 +200,8 @@ class Forward(Scores):
         return out
 
     def _finish(
-        self, fn: BlockCode, where: tuple[Ix, Ix], row0: Ix, part: Ix, values: list[str]
-    ) -> None:  # fmt: skip
+        self, fn: BlockCode, where: tuple[Ix, Ix], row0: Ix, part: Ix, column: Ix, values: list[str]
+    ) -> None:
         """Divide by the totals; store the result and their logarithms, or leave all that to later."""
         engine, b, count = self.engine, self.builder(fn), len(self.engine.thread_rows)
         totals: list[Reg] = []
@@ -198,9 +210,11 @@ class Forward(Scores):
             totals.append(b.reg(text, self.acc))
         if self.parts.count > 1:
             numbers = (values[:count], totals, values[2 * count :])
-            self.parts.store(
-                fn, engine, lambda row: self.parts.row(fn, part, self._line(fn, where, row)), row0, numbers
-            )
+
+            def line(row: Ix) -> Ix:
+                return self.parts.row(fn, part, self._line(fn, where, row))
+
+            self.parts.store(fn, engine, line, row0, column, numbers)
             return
         out, lse = self.main.results
         factors = [self._factor(fn, x) for x in totals]
@@ -208,10 +222,10 @@ class Forward(Scores):
         def at(row: Ix) -> Ix:
             return self._start(fn, where, row)
 
-        self.store_rows(fn, engine, out, at, row0, self.length, values[2 * count :], factors)
+        self.store_rows(fn, engine, out, at, row0, self.length, column, values[2 * count :], factors)
         if lse not in self.graph.results:
             return
-        first = fn.op(f"icmp eq i32 {engine.column}, 0")
+        first = self.first_thread(fn, engine, column)
         for r, offset in enumerate(engine.thread_rows):
             row = fn.add(row0, fn.index(offset))
             got = self._logarithm(fn, b.reg(values[r], self.acc), totals[r])
@@ -265,5 +279,5 @@ class Forward(Scores):
             f"attention {self.batch} x {self.heads} ({self.kv}) heads, {self.length} queries of "
             f"{self.width}, {self.keys} keys, {self.dtype.name}",
             f"  {how}: {e.rows} queries by {e.cols} keys, {e.threads} threads, {self.block.slots} slots, "
-            f"{self.parts.count} parts",
+            f"{self.slices} slices, {self.parts.count} parts",
         ])  # fmt: skip

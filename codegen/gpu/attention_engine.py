@@ -3,11 +3,14 @@
 An engine computes S = A B' for ``rows`` of A and ``cols`` of B in registers, and adds W C to sums in
 registers, where the caller made the weights W of S. :class:`TensorEngine` keeps all of it in the registers of
 a warp, :class:`SimtEngine` (f32, f64) passes weights through shared memory.
+
+Heads too wide for registers and shared memory are *split*: scores are added up chunk by chunk of the width,
+and a block has the sums of one slice of columns only; the blocks of the others compute the scores again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from weft.codegen.blocks import Ix
@@ -18,15 +21,16 @@ from weft.codegen.gpu.contract_plan import Plan
 from weft.codegen.gpu.contract_region import vector_of
 from weft.codegen.gpu.contract_simt import Simt
 from weft.codegen.gpu.target import WARP, GpuTarget
-from weft.codegen.kernel import Unsupported
 from weft.codegen.llvm import reg_type
 from weft.codegen.microkernel import accumulator
 from weft.codegen.operands import matrix
 from weft.ir.graph import Graph, Value
 from weft.ir.types import DType, bf16, f16, f32
 
-_WIDEST_TENSOR = 128  # of heads: beyond, the sums do not fit the registers
 _OTHER_REGISTERS = 80  # for fragments and addresses
+_CHUNK_BITS = 2048  # of a row of a split head, by which scores are added up
+_SLICES = (512, 256, 128, 64, 32)  # columns that are summed by one block
+_VECTORS = 64  # that a thread copies of one tile without much code
 _DEPTH = 8  # k between which addresses are computed anew
 Sums = list[str]
 
@@ -49,23 +53,32 @@ class Run:
 class Stream:
     """An operand [batch, heads, rows, width] that is read by tiles of some rows, in shared memory at ``at``.
 
-    ``uses``: "score" (its rows are multiplied with rows), "sum" (its rows are added up).
+    ``uses``: "rows" and "score" (its rows are multiplied with rows), "sum" (its rows are added up). Rows are
+    multiplied by ``chunk`` columns at a time; of "rows" the tiles of ``copies`` chunks lie behind each other.
     """
 
-    def __init__(self, loaders: Mapping[str, TileLoader], width: int, rows: int) -> None:
+    def __init__(
+        self, loaders: Mapping[str, TileLoader], width: int, rows: int, chunk: int, copies: int = 1
+    ) -> None:
         self.loaders, self.width, self.rows = loaders, width, rows
+        self.chunk, self.copies = chunk, copies
         self.at = 0
 
     def _parts(self) -> list[tuple[str, TileLoader, int]]:
         out, at = [], self.at
         for use, loader in {id(x): (u, x) for u, x in reversed(list(self.loaders.items()))}.values():
             out.append((use, loader, at))
-            at += loader.bytes
+            at += loader.bytes * self.copies
         return out
 
     @property
     def bytes(self) -> int:
-        return sum(loader.bytes for _, loader, _ in self._parts())
+        return sum(loader.bytes for _, loader, _ in self._parts()) * self.copies
+
+    @property
+    def vectors(self) -> int:
+        """How many a thread copies of a tile."""
+        return max(loader.count for _, loader, _ in self._parts())
 
     @property
     def asynchronous(self) -> bool:
@@ -75,13 +88,18 @@ class Stream:
         """Where the tile for a use begins."""
         return next(at for _, loader, at in self._parts() if loader is self.loaders[use])
 
-    def load(self, fn: BlockCode, pointers: Mapping[Value, str], batch: Ix, first: Ix, slot: Ix = 0) -> None:
-        """Copy the tile from row ``first`` on; asynchronous copies are left under way."""
-        for _, loader, at in self._parts():
+    def load(
+        self, fn: BlockCode, pointers: Mapping[Value, str], batch: Ix, first: Ix, slot: Ix = 0,
+        column: Ix = 0, use: str | None = None,
+    ) -> None:  # fmt: skip
+        """Copy the tile from row ``first`` and ``column`` on; asynchronous copies are left under way."""
+        for name, loader, at in self._parts():
+            if use not in (None, name):
+                continue
             to = fn.i32("add", slot, at)
             across = isinstance(loader.side, MatrixSide) and loader.side.m.axes[1] == (3,)
-            loader.begin(fn, pointers, batch, 0 if across else first)
-            k, stop = (first, self.rows) if across else (0, self.width)
+            loader.begin(fn, pointers, batch, column if across else first)
+            k, stop = (first, self.rows) if across else (column, self.width)
             if loader.asynchronous:
                 loader.copy(fn, k, stop, to)
             else:
@@ -94,8 +112,34 @@ class Engine:
     rows: int
     cols: int
     threads: int
+    dtype: DType
     acc: DType
     lanes: tuple[int, ...]  # distances of the lanes that hold the same row
+    rate = 1  # products at a time, relative to fma
+    busy = 256  # threads that keep a multiprocessor busy
+    slice: int | None = None  # of split heads: columns that a block has sums for
+    resident = True  # of split heads: all chunks of the rows stay in shared memory
+
+    @property
+    def split(self) -> bool:
+        return self.slice is not None
+
+    def extent(self, width: int) -> int:
+        """The columns of a head that a block has sums for."""
+        return width if self.slice is None else min(width, self.slice)
+
+    def chunk(self, width: int) -> int:
+        """The columns by which scores are added up."""
+        return min(width, _CHUNK_BITS // self.dtype.bits) if self.split else width
+
+    def slices(self, *widths: int) -> int:
+        """How many blocks share the columns of heads of these widths."""
+        return max(-(-w // self.extent(w)) for w in widths)
+
+    def _stream(self, loaders: Mapping[str, TileLoader], width: int, rows: int) -> Stream:
+        chunk = self.chunk(width)
+        copies = -(-width // chunk) if self.resident and "rows" in loaders else 1
+        return Stream(loaders, width, rows, chunk, copies)
 
     def reduce(self, fn: BlockCode, x: str, join: Callable[[str, str], str]) -> str:
         """A value per row, over all columns."""
@@ -130,6 +174,7 @@ class TensorEngine(Engine):
     """
 
     lanes = (1, 2)
+    rate, busy = 8, 128
 
     def __init__(self, dtype: DType, target: GpuTarget, cols: int) -> None:
         self.dtype, self.target, self.acc = dtype, target, f32
@@ -140,16 +185,26 @@ class TensorEngine(Engine):
         """``rows`` is how many of them a tile has."""
         side = _side(graph, v, 16 // v.type.dtype.itemsize, False)
         width = v.type.shape[3]
-        loader = TileLoader(
-            side, rows, padded(width), self.threads, "narrow", 0, supports_async(self.target)
-        )  # fmt: skip
-        return Stream(dict.fromkeys(uses, loader), width, v.type.shape[2])
+
+        def loader(use: str) -> TileLoader:
+            columns = padded(self.extent(width) if use == "sum" else self.chunk(width))
+            return TileLoader(side, rows, columns, self.threads, "narrow", 0, supports_async(self.target))
+
+        # whole heads: one tile serves all uses
+        whole = dict.fromkeys(uses, loader(uses[0]))
+        loaders = {use: loader(use) for use in uses} if self.split else whole
+        return self._stream(loaders, width, v.type.shape[2])
 
     def begin(self, fn: BlockCode) -> None:
         warp, lane = fn.i32("lshr", fn.thread, 5), fn.i32("and", fn.thread, 31)
         self.warp, self.column = warp, fn.i32("shl", fn.i32("and", lane, 3), 1)
         row = fn.i32("add", fn.i32("mul", warp, 16), fn.i32("lshr", lane, 2))
         self.thread_rows = [row, fn.i32("add", row, 8)]
+
+    @property
+    def held(self) -> int:
+        """Scores of a thread."""
+        return self.cols // 2
 
     def _runs(self, fn: BlockCode, extent: int) -> list[Run]:
         return [
@@ -162,14 +217,14 @@ class TensorEngine(Engine):
         return self._runs(fn, self.cols)
 
     def sums(self, fn: BlockCode, width: int) -> list[Run]:
-        return self._runs(fn, self.extent(width))
+        return self._runs(fn, self.columns(width))
 
-    def extent(self, width: int) -> int:
-        """The columns that there are sums for."""
-        return padded(width)
+    def columns(self, width: int) -> int:
+        """The columns that there are sums for, some of which may lie behind the last."""
+        return padded(self.extent(width))
 
-    def scores(self, fn: BlockCode, a: Stream, b: Stream, slot: Ix) -> Sums:
-        """A of the block by the tile of B at ``slot``."""
+    def scores(self, fn: BlockCode, a: Stream, b: Stream, slot: Ix, rows_at: Ix, sums: Sums) -> Sums:
+        """The sums plus A of the block, ``rows_at`` behind its place, by the tile of B at ``slot``."""
         left, right = a.loaders["rows"], b.loaders["score"]
         turned_a, turned_b = (x.side.along == "row" for x in (left, right))
         depth = left.depth
@@ -177,9 +232,9 @@ class TensorEngine(Engine):
         fb = Fragments(right.swizzle, self.cols, depth, "b", turned_b)
         fa.begin(fn, self.warp, a.offset("rows"))
         fb.begin(fn, 0, b.offset("score"))
-        out = ["0.0"] * (self.cols // 2)
+        out = list(sums)
         for k in range(depth // 16):
-            (x,), ys = fa.load(fn, 0, k), fb.load(fn, slot, k)
+            (x,), ys = fa.load(fn, rows_at, k), fb.load(fn, slot, k)
             self._add(fn, x, ys, out)
         return out
 
@@ -213,7 +268,7 @@ class TensorEngine(Engine):
 
     def holds(self, widths: tuple[int, ...], tiles: int) -> bool:
         """Whether the registers hold sums of these widths beside so many tiles of scores."""
-        sums = sum(padded(w) for w in widths) // 2
+        sums = sum(self.columns(w) for w in widths) // 2
         return sums + tiles * self.cols // 2 + _OTHER_REGISTERS <= 255
 
 
@@ -236,10 +291,12 @@ class SimtEngine(Engine):
         made = {}
         for use in uses:
             across = use == "sum"
-            shape = (padded(width, self.cols), rows) if across else (rows, padded(width))
+            shape = (rows, padded(self.chunk(width)))
+            if across:
+                shape = (padded(self.extent(width), self.cols), rows)
             side = _side(graph, v, most, across)
             made[use] = TileLoader(side, *shape, self.threads, "wide", self.pad, False)
-        return Stream(made, width, v.type.shape[2])
+        return self._stream(made, width, v.type.shape[2])
 
     def begin(self, fn: BlockCode) -> None:
         across = self.cols // 4
@@ -251,6 +308,8 @@ class SimtEngine(Engine):
             for g in range(groups)
             for e in range(self.group)
         ]
+
+    held = 16  # scores of a thread
 
     def _runs(self, fn: BlockCode, first: int, start: int) -> list[Run]:
         groups = 4 // self.group
@@ -265,10 +324,10 @@ class SimtEngine(Engine):
         return self._runs(fn, 0, 0)
 
     def _panels(self, width: int) -> int:
-        return -(-width // self.cols)
+        return -(-self.extent(width) // self.cols)
 
-    def extent(self, width: int) -> int:
-        """The columns that there are sums for."""
+    def columns(self, width: int) -> int:
+        """The columns that there are sums for, some of which may lie behind the last."""
         return self._panels(width) * self.cols
 
     def sums(self, fn: BlockCode, width: int) -> list[Run]:
@@ -290,11 +349,11 @@ class SimtEngine(Engine):
             turn.next = simt.products(fn, at_a, at_b, range(_DEPTH), turn.vars)
         return turn.out
 
-    def scores(self, fn: BlockCode, a: Stream, b: Stream, slot: Ix) -> Sums:
-        """A of the block by the tile of B at ``slot``."""
+    def scores(self, fn: BlockCode, a: Stream, b: Stream, slot: Ix, rows_at: Ix, sums: Sums) -> Sums:
+        """The sums plus A of the block, ``rows_at`` behind its place, by the tile of B at ``slot``."""
         simt = self._simt(a.loaders["rows"].ld, b.loaders["score"].ld)
         at = fn.i32("add", slot, b.offset("score"))
-        return self._loop(fn, simt, a.offset("rows"), at, a.width, ["0.0"] * 16)
+        return self._loop(fn, simt, fn.i32("add", rows_at, a.offset("rows")), at, a.chunk, sums)
 
     def add(self, fn: BlockCode, weights: Sums, b: Stream, slot: Ix, sums: Sums) -> Sums:
         """The sums plus the weights, by way of shared memory, by the tile of B."""
@@ -324,7 +383,9 @@ class SimtEngine(Engine):
         fn.barrier()
 
     def holds(self, widths: tuple[int, ...], tiles: int) -> bool:
-        return True
+        """Whether the registers hold sums of these widths beside so many tiles of scores."""
+        held = 16 * (sum(self._panels(w) for w in widths) + tiles) * (self.acc.itemsize // 4)
+        return held + _OTHER_REGISTERS <= 255
 
     def weight_bytes(self) -> int:
         return self.cols * (self.rows + self.pad) * self.acc.itemsize
@@ -333,25 +394,44 @@ class SimtEngine(Engine):
 AnyEngine = TensorEngine | SimtEngine
 
 
-def engines(dtype: DType, widths: tuple[int, ...], target: GpuTarget) -> list[AnyEngine]:
-    """The engines for heads of these widths, the best first."""
-    out: list[AnyEngine] = []
-    tensor = (dtype is bf16 and target.capability >= (8, 0)) or dtype is f16
-    if tensor and max(widths) <= _WIDEST_TENSOR:
-        out += [TensorEngine(dtype, target, cols) for cols in (64, 32)]
+def engines(dtype: DType, target: GpuTarget) -> Iterator[AnyEngine]:
+    """The engines, the best first: on tensor cores whole heads, then split ones; then the same by fma."""
+    if (dtype is bf16 and target.capability >= (8, 0)) or dtype is f16:
+        yield from _with_splits(lambda: [TensorEngine(dtype, target, cols) for cols in (64, 32)])
     tiles = ((32, 64), (32, 32), (16, 32), (32, 16))  # of a warp at least
-    return out + [SimtEngine(dtype, target, rows, cols) for rows, cols in tiles]
+    yield from _with_splits(lambda: [SimtEngine(dtype, target, rows, cols) for rows, cols in tiles])
 
 
-def first_that_fits(
-    dtype: DType, widths: tuple[int, ...], target: GpuTarget, bytes_of: Callable[[AnyEngine], int],
-    sums: tuple[int, ...], tiles: int,
+def _with_splits(make: Callable[[], Sequence[AnyEngine]]) -> Iterator[AnyEngine]:
+    yield from make()
+    for columns in _SLICES:
+        for resident in (True, False):
+            for engine in make():
+                engine.slice, engine.resident = columns, resident
+                yield engine
+
+
+def choose(
+    dtype: DType, target: GpuTarget, needs: Callable[[AnyEngine], tuple[int, int]], scores: tuple[int, ...],
+    sums: tuple[int, ...],
 ) -> AnyEngine:  # fmt: skip
-    """The first engine whose tiles fit the shared memory of a block, and sums and scores the registers.
+    """The cheapest engine whose tiles fit the shared memory of a block, and sums and scores the registers.
 
-    Unsupported if none does.
+    ``needs`` gives the bytes of shared memory of a block and the vectors that a thread copies of one tile.
+    ``scores`` are the widths of heads of each product that gives scores, ``sums`` those added up. Split
+    heads of any width fit.
     """
-    for engine in engines(dtype, widths, target):
-        if bytes_of(engine) <= target.shared_bytes and engine.holds(sums, tiles):
-            return engine
-    raise Unsupported(f"attention over heads of {max(widths)} does not fit the shared memory of a block")
+    best: tuple[float, AnyEngine] | None = None
+    for engine in engines(dtype, target):
+        if not engine.holds(sums, len(scores)):
+            continue
+        nbytes, vectors = needs(engine)
+        if nbytes > target.shared_bytes:
+            continue
+        there = engine.threads * max(1, target.sm_shared_bytes // (nbytes + 1024))
+        products = engine.slices(*sums) * sum(scores) + sum(sums)
+        cost = products / engine.rate * max(1.0, engine.busy / there) * max(1.0, vectors / _VECTORS)
+        if best is None or cost < best[0]:
+            best = cost, engine
+    assert best is not None
+    return best[1]

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from weft.codegen.attention_tiles import LOG2E, lies
 from weft.codegen.blocks import Ix
 from weft.codegen.emit import Reg
-from weft.codegen.gpu.attention_engine import AnyEngine, Stream, first_that_fits
-from weft.codegen.gpu.attention_scores import Block, Scores
+from weft.codegen.gpu.attention_engine import AnyEngine, Stream, choose
+from weft.codegen.gpu.attention_scores import Block, Load, Scores
 from weft.codegen.gpu.contract_code import BlockCode
 from weft.codegen.gpu.contract_region import load_aligned
 from weft.codegen.gpu.kernel import DeviceCode
@@ -63,10 +63,7 @@ class Backward(Scores):
         self.lse, self.delta = (lies(self.graph, v) for v in self.main.operands[4:6])
 
     def _side(self, make: Callable[[AnyEngine], Side], sums: tuple[int, ...]) -> Side:
-        def nbytes(engine: AnyEngine) -> int:
-            return make(engine).block.bytes
-
-        return make(first_that_fits(self.dtype, self.widths, self.target, nbytes, sums, 2))
+        return make(choose(self.dtype, self.target, lambda e: make(e).block.needs, self.widths, sums))
 
     def _queries(self, engine: AnyEngine) -> Side:
         """Queries as rows, keys and values streaming past."""
@@ -111,26 +108,34 @@ class Backward(Scores):
         engine, rows = side.engine, side.engine.rows
         fn = self.kernel.start("queries", engine.threads)
         blocks = -(-self.length // rows)
-        number = fn.block_index("x")
+        column, number = self._slice(fn, engine, (self.width,))
         head, i = fn.div(number, blocks), fn.mod(number, blocks)
         n, h, kv = self.batch_of(fn, head)
         row0 = fn.known(fn.mul(i, rows), rows)
         engine.begin(fn)
         self.seed(fn)
         pointers = self.kernel.pointers()
-        for s in side.rows:
-            s.load(fn, pointers, fn.add(fn.mul(n, self.heads), h), row0)
+        query_head = fn.add(fn.mul(n, self.heads), h)
+
+        def copier(col0: Ix) -> Load:
+            def copy(s: Stream, slot: Ix, start: Ix, use: str | None) -> None:
+                batch, first = (query_head, row0) if s in side.rows else (kv, col0)
+                s.load(fn, pointers, batch, first, slot, start, use)
+
+            return copy
+
+        side.block.fetch_rows(fn, side.rows, copier(0))
         lines = [self._row_numbers(fn, (n, h), fn.add(row0, fn.index(r))) for r in engine.thread_rows]
 
         def load(tile: Ix, slot: Ix) -> None:
-            for s in side.streams:
-                s.load(fn, pointers, kv, fn.mul(tile, engine.cols), slot)
+            side.block.fetch_tile(slot, column, copier(fn.mul(tile, engine.cols)))
 
         def body(tile: Ix, slot: Ix, values: list[str]) -> list[str]:
             col0 = fn.mul(tile, engine.cols)
             cells = self._cells(fn, engine, row0, col0, False)
             corner = (row0, col0, engine.cols)
-            _, ds = self._gradients(fn, side, (n, h), corner, cells, slot, lambda c: lines[c.row])
+            products = self._products(fn, side, slot, copier(col0))
+            _, ds = self._gradients(fn, side, (n, h), corner, cells, products, lambda c: lines[c.row])
             return engine.add(fn, [x.text for x in ds], side.streams[0], slot, values)
 
         end: Ix = -(-self.keys // engine.cols)
@@ -138,8 +143,9 @@ class Backward(Scores):
             end = fn.min(end, fn.div(fn.add(row0, rows + engine.cols - 1), engine.cols))
         count = self._count(fn, engine, self.width)
         sums = side.block.walk(fn, 0, end, engine.zeros(count), load, body)
-        self._store(fn, side, 0, (n, h), row0, sums, self.heads, self.length, self.scale)
-        self.kernel.keep(fn, self.batch * self.heads * blocks, side.block.bytes)
+        self._store(fn, side, 0, (n, h), row0, column, sums, self.heads, self.length, self.scale)
+        count = self.batch * self.heads * blocks * engine.slices(self.width)
+        self.kernel.keep(fn, count, side.block.bytes)
         return self._describe(side)
 
     # -- keys as rows
@@ -148,15 +154,22 @@ class Backward(Scores):
         engine, rows = side.engine, side.engine.rows
         fn = self.kernel.start("keys", engine.threads)
         blocks = -(-self.keys // rows)
-        number = fn.block_index("x")
+        column, number = self._slice(fn, engine, self.widths)
         head, i = fn.div(number, blocks), fn.mod(number, blocks)
         n, kv = fn.div(head, self.kv), fn.mod(head, self.kv)
         row0 = fn.known(fn.mul(i, rows), rows)
         engine.begin(fn)
         self.seed(fn)
         pointers = self.kernel.pointers()
-        for s in side.rows:
-            s.load(fn, pointers, head, row0)
+
+        def copier(which: Ix, col0: Ix) -> Load:
+            def copy(s: Stream, slot: Ix, start: Ix, use: str | None) -> None:
+                batch, first = (head, row0) if s in side.rows else (which, col0)
+                s.load(fn, pointers, batch, first, slot, start, use)
+
+            return copy
+
+        side.block.fetch_rows(fn, side.rows, copier(0, 0))
         counts = [self._count(fn, engine, s.width) for _, s in side.sums]
         t = reg_type(self.acc)
         end = -(-self.length // engine.cols)
@@ -166,19 +179,19 @@ class Backward(Scores):
             which = fn.add(fn.mul(n, self.heads), h)
 
             def load(tile: Ix, slot: Ix) -> None:
-                for s in side.streams:
-                    s.load(fn, pointers, which, fn.mul(tile, engine.cols), slot)
+                side.block.fetch_tile(slot, column, copier(which, fn.mul(tile, engine.cols)))
 
             def body(tile: Ix, slot: Ix, values: list[str]) -> list[str]:
                 col0 = fn.mul(tile, engine.cols)
                 cells = self._cells(fn, engine, row0, col0, True)
+                products = self._products(fn, side, slot, copier(which, col0))
                 weights, ds = self._gradients(
                     fn,
                     side,
                     (n, h),
                     (col0, row0, rows),
                     cells,
-                    slot,
+                    products,
                     lambda c: self._row_numbers(fn, (n, h), c.query),
                 )
                 dk = engine.add(fn, [x.text for x in ds], side.streams[0], slot, values[: counts[0]])
@@ -187,12 +200,26 @@ class Backward(Scores):
 
             g.next = side.block.walk(fn, begin, end, [(t, x) for x in g.vars], load, body)
         dk, dv = g.out[: counts[0]], g.out[counts[0] :]
-        self._store(fn, side, 1, (n, kv), row0, dk, self.kv, self.keys, self.scale)
-        self._store(fn, side, 2, (n, kv), row0, dv, self.kv, self.keys, 1.0)
-        self.kernel.keep(fn, self.batch * self.kv * blocks, side.block.bytes)
+        self._store(fn, side, 1, (n, kv), row0, column, dk, self.kv, self.keys, self.scale)
+        self._store(fn, side, 2, (n, kv), row0, column, dv, self.kv, self.keys, 1.0)
+        count = self.batch * self.kv * blocks * engine.slices(*self.widths)
+        self.kernel.keep(fn, count, side.block.bytes)
         return self._describe(side)
 
     # -- one tile
+
+    def _slice(self, fn: BlockCode, engine: AnyEngine, widths: tuple[int, ...]) -> tuple[Ix, Ix]:
+        """The first column that a block has sums for, and its number among those of the same columns."""
+        number, slices = fn.block_index("x"), engine.slices(*widths)
+        return fn.mul(fn.mod(number, slices), engine.extent(max(widths))), fn.div(number, slices)
+
+    def _products(self, fn: BlockCode, side: Side, slot: Ix, load: Load) -> tuple[list[str], list[str]]:
+        """Rows by what streams past: the scores, and their gradients before the softmax."""
+        first, second = (
+            side.block.scores(fn, a, b, slot, load)
+            for a, b in zip(side.rows, side.streams, strict=True)
+        )  # fmt: skip
+        return first, second
 
     def _count(self, fn: BlockCode, engine: AnyEngine, width: int) -> int:
         return max(r.first + r.count for r in engine.sums(fn, width))
@@ -230,17 +257,15 @@ class Backward(Scores):
         return out
 
     def _gradients(
-        self, fn: BlockCode, side: Side, where: tuple[Ix, Ix], corner: Corner, cells: list[Cell], slot: Ix,
-        numbers: Callable[[Cell], tuple[Reg, Reg]],
+        self, fn: BlockCode, side: Side, where: tuple[Ix, Ix], corner: Corner, cells: list[Cell],
+        products: tuple[list[str], list[str]], numbers: Callable[[Cell], tuple[Reg, Reg]],
     ) -> tuple[list[Reg], list[Reg]]:  # fmt: skip
         """The weights (dropped) and the gradient of the scores of a tile from ``corner`` on."""
         engine, b = side.engine, self.builder(fn)
-        products = engine.scores(fn, side.rows[0], side.streams[0], slot)
-        slopes = engine.scores(fn, side.rows[1], side.streams[1], slot)
-        weights = [b.const(0.0, self.acc)] * len(products)
+        weights = [b.const(0.0, self.acc)] * len(products[0])
         ds = list(weights)
         factor = b.const(self.scale * LOG2E, self.acc)
-        scores = [b.binary("mul", b.reg(x, self.acc), factor).text for x in products]
+        scores = [b.binary("mul", b.reg(x, self.acc), factor).text for x in products[0]]
 
         def mask() -> list[str]:
             return self._masked(fn, engine, where, cells, scores)
@@ -252,7 +277,7 @@ class Backward(Scores):
                 known[c.query] = numbers(c)
             lse, delta = known[c.query]
             p = self.exponential(fn, engine, b.binary("sub", b.reg(scores[c.number], self.acc), lse))
-            slope, kept = b.reg(slopes[c.number], self.acc), p
+            slope, kept = b.reg(products[1][c.number], self.acc), p
             if self.state is not None:
                 drop = self.kept(fn, where, (c.query, c.key))
                 slope, kept = b.binary("mul", slope, drop), b.binary("mul", p, drop)
@@ -275,8 +300,8 @@ class Backward(Scores):
         return out
 
     def _store(
-        self, fn: BlockCode, side: Side, number: int, where: tuple[Ix, Ix], row0: Ix, sums: list[str],
-        heads: int, rows: int, factor: float,
+        self, fn: BlockCode, side: Side, number: int, where: tuple[Ix, Ix], row0: Ix, column: Ix,
+        sums: list[str], heads: int, rows: int, factor: float,
     ) -> None:  # fmt: skip
         v, (n, h) = self.main.results[number], where
         width = v.type.shape[3]
@@ -288,4 +313,4 @@ class Backward(Scores):
 
         scale = self.builder(fn).const(factor, self.acc)
         factors = [scale] * len(side.engine.thread_rows)
-        self.store_rows(fn, side.engine, v, at, row0, rows, sums, factors)
+        self.store_rows(fn, side.engine, v, at, row0, rows, column, sums, factors)

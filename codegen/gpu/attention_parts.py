@@ -55,7 +55,7 @@ class Parts:
         return fn.add(fn.mul(part, self.rows), line)
 
     def store(
-        self, fn: BlockCode, engine: AnyEngine, line: Callable[[Ix], Ix], row0: Ix,
+        self, fn: BlockCode, engine: AnyEngine, line: Callable[[Ix], Ix], row0: Ix, column: Ix,
         numbers: tuple[list[str], list[Reg], list[str]],
     ) -> None:  # fmt: skip
         """What a block leaves: of its rows the largest scores, totals and sums; ``line`` numbers rows."""
@@ -66,8 +66,8 @@ class Parts:
         def at(row: Ix) -> Ix:
             return fn.add(self.sums_at, fn.mul(line(row), s.out_width))
 
-        s.store_sums(fn, engine, self.base, s.acc, s.out_width, at, row0, s.length, sums, ones)
-        first = fn.op(f"icmp eq i32 {engine.column}, 0")
+        s.store_sums(fn, engine, self.base, s.acc, s.out_width, at, row0, s.length, column, sums, ones)
+        first = s.first_thread(fn, engine, column)
         for r, offset in enumerate(engine.thread_rows):
             row = fn.add(row0, fn.index(offset))
             with fn.only(fn.both(first, fn.below(row, s.length))):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from weft.codegen.attention_tiles import LOG2E, attention_of, exp2, lies
 from weft.codegen.blocks import Ix
 from weft.codegen.emit import Reg, VectorBuilder
-from weft.codegen.gpu.attention_engine import AnyEngine, Run, Stream, TensorEngine
+from weft.codegen.gpu.attention_engine import AnyEngine, Stream, TensorEngine
 from weft.codegen.gpu.contract_code import BlockCode
-from weft.codegen.gpu.contract_region import load_aligned, store_aligned, vector_of
+from weft.codegen.gpu.contract_region import lanes_within, load_aligned, store_elements, vector_of
 from weft.codegen.gpu.contract_tiles import Kernel
 from weft.codegen.gpu.target import GpuTarget
-from weft.codegen.llvm import reg_type
+from weft.codegen.lanes import to_memory
+from weft.codegen.llvm import mem_type, reg_type
 from weft.ir.graph import Op, Value
 from weft.ir.prims.attention import accumulator, split_optional
 from weft.ir.prims.attention_numpy import threshold
@@ -20,7 +21,14 @@ from weft.ir.prims.base import PRIMITIVES
 from weft.ir.types import DType, bool_, i64, u32, u64
 
 Cell = tuple[Ix, Ix]  # a query and a key
+Load = Callable[[Stream, Ix, Ix, str | None], None]  # of (stream, slot, column, use)
 _SLOTS = 2
+_VECTOR_BYTES = 16
+
+
+def _pad(dtype: DType) -> int:
+    """Bytes between rows of results, so that stores of a warp fall into different banks."""
+    return 16 if dtype.itemsize == 2 else 32
 
 
 class Block:
@@ -37,8 +45,47 @@ class Block:
         for s in streams:
             s.at, at = at, at + s.bytes
         self.slot = at - start
-        self.slots = _SLOTS if any(s.asynchronous for s in streams) else 1
-        self.bytes = start + self.slots * self.slot
+        self.slots = _SLOTS if any(s.asynchronous for s in streams) and not engine.split else 1
+        widest = max(engine.columns(s.width) for s in (*fixed, *streams))
+        results = engine.rows * (widest * engine.acc.itemsize + _pad(engine.acc))
+        self.bytes = max(start + self.slots * self.slot, results)
+
+    @property
+    def needs(self) -> tuple[int, int]:
+        """Bytes of shared memory, and the vectors that a thread copies of one tile."""
+        return self.bytes, max(s.vectors for s in (*self.fixed, *self.streams))
+
+    def fetch_tile(self, slot: Ix, column: Ix, load: Load) -> None:
+        """Copy what streams past: whole heads, of split ones what is added up, from ``column`` on."""
+        for s in self.streams:
+            if not self.engine.split:
+                load(s, slot, 0, None)
+            elif "sum" in s.loaders:
+                load(s, slot, column, "sum")
+
+    def fetch_rows(self, fn: BlockCode, rows: Sequence[Stream], load: Load) -> None:
+        """Copy the rows that stay, all of their columns."""
+        if self.engine.split and not self.engine.resident:
+            return
+        for s in rows:
+            with fn.range(0, s.copies, 1) as c:
+                load(s, fn.int32(fn.mul(c.i, s.loaders["rows"].bytes)), fn.mul(c.i, s.chunk), "rows")
+
+    def scores(self, fn: BlockCode, a: Stream, b: Stream, slot: Ix, load: Load) -> list[str]:
+        """Rows of ``a`` by the tile of ``b``, of split heads chunk by chunk of columns."""
+        engine = self.engine
+        zeros = engine.zeros(engine.held)
+        if not engine.split:
+            return engine.scores(fn, a, b, slot, 0, [x for _, x in zeros])
+        with fn.range(0, -(-a.width // a.chunk), 1, zeros) as c:
+            column, at = fn.mul(c.i, a.chunk), fn.int32(fn.mul(c.i, a.loaders["rows"].bytes))
+            fn.barrier()
+            load(b, slot, column, "score")
+            if not engine.resident:
+                load(a, 0, column, "rows")
+            self._arrived(fn)
+            c.next = engine.scores(fn, a, b, slot, at if engine.resident else 0, c.vars)
+        return c.out
 
     def walk(
         self, fn: BlockCode, begin: Ix, end: Ix, carried: list[tuple[str, str]],
@@ -171,15 +218,20 @@ class Scores:
 
     # -- results
 
+    def first_thread(self, fn: BlockCode, engine: AnyEngine, column: Ix) -> str | None:
+        """The i1 that a thread is the first of those that share its rows, in the first block of these."""
+        first = fn.op(f"icmp eq i32 {engine.column}, 0")
+        return fn.both(first, fn.op(f"icmp eq i64 {column}, 0") if isinstance(column, str) else None)
+
     def store_rows(
         self, fn: BlockCode, engine: AnyEngine, v: Value, at: Callable[[Ix], Ix], row0: Ix, rows: int,
-        sums: list[str], factors: list[Reg],
+        column: Ix, sums: list[str], factors: list[Reg],
     ) -> None:  # fmt: skip
         """Sums of every row, times its factor, to a result whose row begins at element ``at(row)``."""
         if v not in self.graph.results:
             return
         dtype, width = v.type.dtype, v.type.shape[-1]
-        self.store_sums(fn, engine, self.result(v), dtype, width, at, row0, rows, sums, factors)
+        self.store_sums(fn, engine, self.result(v), dtype, width, at, row0, rows, column, sums, factors)
 
     def result(self, v: Value) -> str:
         """The address of a result of the kernel."""
@@ -187,33 +239,45 @@ class Scores:
 
     def store_sums(
         self, fn: BlockCode, engine: AnyEngine, base: str, dtype: DType, width: int, at: Callable[[Ix], Ix],
-        row0: Ix, rows: int, sums: list[str], factors: list[Reg],
+        row0: Ix, rows: int, column: Ix, sums: list[str], factors: list[Reg],
     ) -> None:  # fmt: skip
-        """Sums of every row, times its factor, to an array at ``base`` as ``dtype``."""
-        b, runs = self.builder(fn), engine.sums(fn, width)
-        for r, offset in enumerate(engine.thread_rows):
-            row = fn.add(row0, fn.index(offset))
-            with fn.only(fn.below(row, rows)):
-                start = at(row)
-                for run in (x for x in runs if x.row == r):
-                    values = [
-                        b.convert(b.binary("mul", b.reg(sums[run.first + e], self.acc), factors[r]), dtype)
-                        for e in range(run.count)
-                    ]
-                    self._store_run(fn, values, base, start, run, width, dtype, engine.extent(width) > width)
+        """Sums of every row from ``column`` on, times its factor, to an array at ``base`` as ``dtype``.
 
-    def _store_run(
-        self, fn: BlockCode, values: list[Reg], base: str, start: Ix, run: Run, width: int, dtype: DType,
-        ragged: bool,
+        They pass through shared memory, so that neighbouring threads store neighbouring vectors.
+        """
+        size, extent = dtype.itemsize, engine.extent(width)
+        ld = engine.columns(width) + _pad(dtype) // size
+        fn.barrier()  # everybody is done with what is there
+        self._share_sums(fn, engine, dtype, width, ld, sums, factors)
+        fn.barrier()
+        lanes = lanes_within((width,), _VECTOR_BYTES // size)
+        vectors = extent // lanes
+        count = engine.rows * vectors
+        with fn.range(fn.index(fn.thread), count, engine.threads, runs=count >= engine.threads) as c:
+            r, v = fn.div(c.i, vectors), fn.mul(fn.mod(c.i, vectors), lanes)
+            row, col = fn.add(row0, r), fn.add(column, v)
+            inside = fn.both(fn.below(row, rows), fn.below(col, width) if engine.split else None)
+            with fn.only(inside):
+                place = fn.int32(fn.mul(fn.add(fn.mul(r, ld), v), size))
+                raw = fn.load_shared(mem_type(dtype, _lanes(lanes)), place, min(_VECTOR_BYTES, lanes * size))
+                store_elements(fn, raw, base, fn.add(at(row), col), dtype, _lanes(lanes))
+
+    def _share_sums(
+        self, fn: BlockCode, engine: AnyEngine, dtype: DType, width: int, ld: int, sums: list[str],
+        factors: list[Reg],
     ) -> None:  # fmt: skip
-        count = run.count if width % run.count == 0 else 1
-        col = fn.index(run.col, run.count)
-        for e in range(0, run.count, count):
-            here = fn.add(col, e)
-            with fn.only(fn.below(here, width) if ragged else None):
-                index = fn.add(start, here)
-                if count == 1:
-                    store_aligned(fn, values[e].text, base, index, dtype, 0)
-                else:
-                    t = reg_type(dtype)
-                    store_aligned(fn, vector_of(fn, [x.text for x in values], t), base, index, dtype, count)
+        """Put a thread's sums, times the factors of their rows, into shared memory, row by row."""
+        b, size = self.builder(fn), dtype.itemsize
+        for run in engine.sums(fn, width):
+            values = [
+                b.convert(b.binary("mul", b.reg(sums[run.first + e], self.acc), factors[run.row]), dtype).text
+                for e in range(run.count)
+            ]
+            vector = to_memory(fn, vector_of(fn, values, reg_type(dtype)), dtype, run.count)
+            row = fn.i32("mul", engine.thread_rows[run.row], ld)
+            to = fn.i32("mul", fn.i32("add", row, run.col), size)
+            fn.store_shared(mem_type(dtype, run.count), vector, to, run.count * size)
+
+
+def _lanes(count: int) -> int:
+    return count if count > 1 else 0

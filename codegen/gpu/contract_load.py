@@ -23,7 +23,7 @@ from weft.ir.graph import Graph, Value
 from weft.ir.types import DType, f32
 
 _ASYNC_BYTES = (4, 8, 16)
-_ABREAST = 8  # rows that a warp copies at a time where elements are scattered
+_ABREAST = 16  # rows that a warp copies at a time where elements are scattered
 
 
 @dataclass(frozen=True)
@@ -240,12 +240,18 @@ class TileLoader:
         Vectors that are stored across the lines are taken from a few rows side by side, so that the stores of
         a warp fall into different banks.
         """
-        n, high = self.line, 1
-        if self.kind == "wide" and self.side.along == "k" and self.threads % n == 0:
-            high = min(_ABREAST, self.threads // n)
+        n, high = self.line, self._abreast
         rest, inside = fn.i32("udiv", fn.thread, high), fn.i32("urem", fn.thread, high)
         line = fn.i32("add", fn.i32("mul", fn.i32("udiv", rest, n), high), inside)
         return line, fn.i32("mul", fn.i32("urem", rest, n), self.vector)
+
+    @property
+    def _abreast(self) -> int:
+        """Lines that neighbouring threads take a vector of each."""
+        if self.kind != "wide" or self.side.along != "k" or self.rows % _ABREAST:
+            return 1
+        passes = self.threads // _ABREAST  # vectors of each of these lines at a time
+        return _ABREAST if passes % self.line == 0 or self.line % passes == 0 else 1
 
     def _within(self, fn: BlockCode, i: int) -> str:
         left = self.rows * self.depth // self.vector - i * self.threads
@@ -253,7 +259,11 @@ class TileLoader:
 
     def _place(self, fn: BlockCode, i: int) -> tuple[Ix, Ix]:
         """Line and element of vector number ``i`` of this thread (i32)."""
-        t, n, tid = self.threads, self.line, fn.thread
+        t, n, tid, high = self.threads, self.line, fn.thread, self._abreast
+        if t // high < n and high > 1:  # several passes for the same lines
+            turns = n // (t // high)
+            at = fn.i32("add", self._at0, (i % turns) * (t // high) * self.vector)
+            return fn.i32("add", self._line0, (i // turns) * high), at
         if t % n == 0:
             return fn.i32("add", self._line0, i * (t // n)), self._at0
         return (i * t) // n, fn.i32("mul", fn.i32("add", tid, (i * t) % n), self.vector)

@@ -68,8 +68,13 @@ def load_elements(fn: BlockCode, base: str, index: Ix, dtype: DType, lanes: int)
 
 
 def store_aligned(fn: BlockCode, value: str, base: str, index: Ix, dtype: DType, lanes: int) -> None:
+    """Store what registers hold to ``lanes`` consecutive elements."""
+    store_elements(fn, to_memory(fn, value, dtype, lanes), base, index, dtype, lanes)
+
+
+def store_elements(fn: BlockCode, raw: str, base: str, index: Ix, dtype: DType, lanes: int) -> None:
+    """Store elements as they lie in memory."""
     at = fn.at(base, index, mem_type(dtype))
-    raw = to_memory(fn, value, dtype, lanes)
     fn.store(mem_type(dtype, lanes), raw, at, alignment(fn, index, dtype, lanes))
 
 

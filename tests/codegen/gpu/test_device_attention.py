@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from device_kernels import DeviceKernel, rng
@@ -57,7 +58,7 @@ def forward(
 
 def backward(
     sizes: Sizes, mask: str = "none", dtype: Any = np.float32, dropout: float = 0.0, causal: bool = False,
-    inside: tuple[bool, bool, bool] = (False,) * 3, bound: float = 6e-6,
+    inside: tuple[bool, bool, bool] = (False,) * 3, bound: float = 6e-6, arch: str = "sm_80",
 ) -> DeviceKernel:  # fmt: skip
     arrays = operands(sizes, mask, dropout, dtype)
     how: dict[str, Any] = {"scale": sizes[5] ** -0.5, "dropout": dropout, "causal": causal}
@@ -67,7 +68,7 @@ def backward(
     delta = (ct.astype(np.float64) * out).sum(-1)
     arrays = [*arrays[:3], ct, lse.astype(acc), delta.astype(acc), *arrays[3:]]
     how["heads_inside"] = inside
-    kernel = DeviceKernel(lambda *xs: P.attention_grad_p.bind(*xs, **how), arrays, "attention")
+    kernel = DeviceKernel(lambda *xs: P.attention_grad_p.bind(*xs, **how), arrays, "attention", arch)
     compare(kernel(*arrays), P.attention_grad_p.bind(*exact(arrays), **how), bound)
     return kernel
 
@@ -121,3 +122,37 @@ def test_backward_dropout() -> None:
 
 def test_backward_f64() -> None:
     backward((1, 2, 1, 20, 30, 16, 16), dtype=np.float64, bound=1e-13)
+
+
+@pytest.mark.parametrize(("dtype", "arch", "widths", "bound"), [
+    (np.float32, "sm_86", (270, 531), 3e-6), (np.float64, "sm_75", (170, 200), 1e-13),
+    (ml_dtypes.bfloat16, "sm_90", (544, 640), 2e-2), (np.float16, "sm_75", (280, 408), 4e-3),
+])  # fmt: skip
+def test_wide_heads_are_split(dtype: Any, arch: str, widths: tuple[int, int], bound: float) -> None:
+    """What neither registers nor shared memory hold: chunks of the scores, slices of the sums."""
+    kernel = forward((1, 2, 1, 9, 20, *widths), "bool", dtype, arch=arch, bound=bound)
+    assert " 1 slices" not in kernel.code.loops
+    grad = backward((1, 2, 1, 9, 20, *widths), "bool", dtype, arch=arch, bound=2 * bound, inside=(True,) * 3)
+    for k in (kernel, grad):
+        assert all(launch.shared_bytes <= k.target.shared_bytes for launch in k.code.launches)
+
+
+def test_wide_heads_and_few_queries() -> None:
+    kernel = forward((1, 2, 1, 2, 700, 304, 640), dtype=ml_dtypes.bfloat16, dropout=0.2, bound=2e-2)
+    assert "3 slices, 2 parts" in kernel.code.loops
+
+
+def test_heads_of_256_stay_whole_on_tensor_cores() -> None:
+    kernel = forward((1, 1, 1, 40, 40, 256, 256), dtype=ml_dtypes.bfloat16, causal=True, bound=2e-2)
+    assert "tensor" in kernel.code.loops and "1 slices" in kernel.code.loops
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_results_are_stored_coalesced(dtype: Any) -> None:
+    """Each row of a result is whole sectors, and no sector is written twice."""
+    sizes = (1, 2, 2, 40, 40, 64, 64)
+    for kernel in (forward(sizes, dtype=dtype, bound=2e-2), backward(sizes, dtype=dtype, bound=4e-2)):
+        for launch in kernel.launches:
+            stores = [x for x in launch.lines.values() if x.instruction.startswith("st.global")]
+            assert sum(x.sectors for x in stores) == sum(x.ideal for x in stores)
+            assert dtype is np.float32 or launch.bank_conflicts == 0
