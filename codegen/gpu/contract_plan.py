@@ -25,6 +25,7 @@ _WARPS = 8  # of a multiprocessor, that keep its multiply-adds busy
 _MOST_PARTS = 32  # of k: one thread adds them up
 _DRAIN = 0.9  # what overlapping blocks of one multiprocessor hide of that
 _PAD_BYTES = 32
+DOUBLE = "mma.m8n8k4.f64"
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class Plan:
     """Tiles of ``m`` by ``n`` by ``k`` of a block; ``warps`` (down, across), each of (m, n) / warps.
 
     ``family`` names the instructions: "fma" (sums of a thread in ``thread`` rows and columns), "mma.m16n8k16"
-    (f16 and bf16), "mma.m16n8k8" (f16 before 8.0), "mma.m16n8k8.tf32". Others (wgmma) may come beside them.
+    (f16 and bf16), "mma.m16n8k8" (f16 before 8.0), "mma.m16n8k8.tf32", "mma.m8n8k4.f64". Others (wgmma) may
+    come beside them.
     ``stages`` tiles are in shared memory at a time, of which one is read; k is cut into ``splits`` parts.
     """
 
@@ -70,18 +72,27 @@ class Plan:
     def tensor(self) -> bool:
         return self.family != "fma"
 
+    @property
+    def narrow(self) -> bool:
+        """True where operands are multiplied in the form in which memory holds them, by ``ldmatrix``."""
+        return self.tensor and self.family != DOUBLE
+
     def pad(self, acc: DType) -> int:
         """Elements between rows of the finished tile, so that stores of a warp fall into different banks."""
-        return _PAD_BYTES // acc.itemsize
+        return _PAD_BYTES // acc.itemsize * (2 if self.family == DOUBLE else 1)
+
+    def operand_pad(self, acc: DType) -> int:
+        """The same between k of an operand's tile."""
+        return 0 if self.narrow else 4 if self.family == DOUBLE else 16 // acc.itemsize
 
     def sum_bytes(self, acc: DType) -> int:
         return self.m * (self.n + self.pad(acc)) * acc.itemsize
 
     def stage_bytes(self, dtype: DType) -> int:
-        if self.tensor:
+        if self.narrow:
             return (self.m + self.n) * self.k * dtype.itemsize
-        size = accumulator(dtype).itemsize
-        return (self.m + self.n + 2 * (16 // size)) * self.k * size
+        acc = accumulator(dtype)
+        return (self.m + self.n + 2 * self.operand_pad(acc)) * self.k * acc.itemsize
 
     def shared_bytes(self, dtype: DType) -> int:
         return max(self.stages * self.stage_bytes(dtype), self.sum_bytes(accumulator(dtype)))
@@ -106,11 +117,13 @@ class Plan:
 
 def rate(family: str, dtype: DType, target: GpuTarget) -> float:
     """Multiply-adds of one multiprocessor in a cycle."""
+    if family == DOUBLE:
+        return 128.0 if target.capability == (9, 0) else 64.0
     if family != "fma":
         small = target.capability < (8, 0) or target.capability in ((8, 6), (8, 9))
         return (512.0 if small else 1024.0) / (2 if family.endswith("tf32") else 1)
     if dtype is f64:
-        return 32.0 if target.capability in ((8, 0), (9, 0), (10, 0)) else 2.0
+        return {(8, 0): 32.0, (9, 0): 64.0, (10, 0): 64.0}.get(target.capability, 2.0)
     return 64.0 if target.capability in ((7, 5), (8, 0)) else 128.0
 
 
@@ -120,6 +133,8 @@ def tensor_family(p: Problem, target: GpuTarget) -> str | None:
         return "mma.m16n8k8.tf32"
     if target.capability >= (8, 0) and p.dtype in (f16, bf16):
         return "mma.m16n8k16"
+    if p.dtype is f64 and target.capability in ((8, 0), (9, 0)):  # on others they gain nothing
+        return DOUBLE
     return "mma.m16n8k8" if p.dtype is f16 and target.capability >= (7, 5) else None
 
 
@@ -138,7 +153,14 @@ def plans(p: Problem, target: GpuTarget) -> Iterator[Plan]:
 
 def _tiles(p: Problem, target: GpuTarget) -> Iterator[Plan]:
     family = tensor_family(p, target)
-    if family is not None and p.k >= 8:
+    if family == DOUBLE:
+        yield Plan(family, 128, 64, 16, (4, 2))
+        yield Plan(family, 64, 64, 16, (2, 2))
+        yield Plan(family, 32, 64, 16, (2, 2))
+        yield Plan(family, 64, 32, 16, (2, 2))
+        yield Plan(family, 16, 64, 16, (1, 4))
+        yield Plan(family, 64, 16, 16, (4, 1))
+    elif family is not None and p.k >= 8:
         stages = 4 if supports_async(target) else 2
         if p.loose:
             yield Plan(family, 128, 64, 32, (4, 2), stages=2)

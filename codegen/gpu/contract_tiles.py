@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from weft.codegen.blocks import Ix
 from weft.codegen.epilogue import rounded_result
 from weft.codegen.gpu.contract_code import BlockCode, supports_async
+from weft.codegen.gpu.contract_double import Doubles
 from weft.codegen.gpu.contract_load import Side, TileLoader
 from weft.codegen.gpu.contract_mma import Tensor
-from weft.codegen.gpu.contract_plan import Plan, Problem, choose, part_of
+from weft.codegen.gpu.contract_plan import DOUBLE, Plan, Problem, choose, part_of
 from weft.codegen.gpu.contract_region import (
     DeviceRegion,
     lanes_within,
@@ -161,14 +162,14 @@ class Tiles:
         self.plan = plan or choose(self.problem, self.target)
         self.part = part_of(self.problem, self.plan)
         self.splits = -(-p.k // self.part)
-        kind = "narrow" if self.plan.tensor else "wide"
+        kind = "narrow" if self.plan.narrow else "wide"
         most = (
             16
             // (
-                self.dtype if self.plan.tensor else max(self.dtype, self.acc, key=lambda d: d.itemsize)
+                self.dtype if self.plan.narrow else max(self.dtype, self.acc, key=lambda d: d.itemsize)
             ).itemsize
         )
-        pad = 0 if self.plan.tensor else 16 // self.acc.itemsize
+        pad = self.plan.operand_pad(self.acc)
         self.a, self.b = (
             TileLoader(
                 side(most), extent, self.plan.k, self.plan.threads, kind, pad, supports_async(self.target)
@@ -214,11 +215,7 @@ class Tiles:
 
     def _products(self, fn: BlockCode, batch: Ix, corner: tuple[Ix, Ix], ks: tuple[Ix, Ix]) -> list[str]:
         plan, (begin, stop) = self.plan, ks
-        compute = self.compute = (
-            Tensor(plan, self.dtype, self.a, self.b)
-            if plan.tensor
-            else Simt(plan, self.acc, (self.a.ld, self.b.ld), self.a.bytes)
-        )
+        compute = self.compute = self._instructions()
         for loader, first in zip((self.a, self.b), corner, strict=True):
             loader.begin(fn, self.kernel.pointers(), batch, first)
         compute.begin(fn)
@@ -244,6 +241,13 @@ class Tiles:
             fn.wait_copies(0)
         fn.barrier()
         return t.out[:-2]
+
+    def _instructions(self) -> Tensor | Doubles | Simt:
+        if self.plan.family == DOUBLE:
+            return Doubles(self.plan, self.a, self.b)
+        if self.plan.tensor:
+            return Tensor(self.plan, self.dtype, self.a, self.b)
+        return Simt(self.plan, self.acc, (self.a.ld, self.b.ld), self.a.bytes)
 
     def _after(self, fn: BlockCode, slot: str) -> str:
         """The slot behind another, round and round."""

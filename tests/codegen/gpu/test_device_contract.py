@@ -182,3 +182,24 @@ def test_special_values_stay_in_their_row_and_column(value: float) -> None:
 def test_what_is_not_compiled_says_why() -> None:
     with pytest.raises(Unsupported, match="nothing is contracted"):
         DeviceKernel(matmul(), [np.zeros((2, 0), np.float32), np.zeros((0, 2), np.float32)], "contract")
+
+
+DOUBLES = [Plan("mma.m8n8k4.f64", 64, 64, 16, (2, 2)), Plan("mma.m8n8k4.f64", 16, 64, 16, (1, 4), splits=2)]
+
+
+@pytest.mark.parametrize("plan", [None, *DOUBLES], ids=str)
+def test_f64_on_tensor_cores(plan: Plan | None) -> None:
+    """In full double precision, without bank conflicts, from either layout of the operands."""
+    how = {} if plan is None else {"emit": emit, "plan": plan}
+    for turned in (False, True):
+        arrays = operands(70, 37, 90, turned, turned, np.float64)
+        kernel = check(matmul(turned, turned), *arrays, form="contract", tol=1e-15, **how)
+        assert "mma.sync.aligned.m8n8k4.row.col.f64" in kernel.ptx
+        assert all(launch.bank_conflicts == 0 for launch in kernel.launches)
+
+
+@pytest.mark.parametrize("arch", ["sm_75", "sm_86", "sm_89", "sm_120"])
+def test_f64_where_tensor_cores_gain_nothing(arch: str) -> None:
+    arrays = operands(20, 17, 30, False, True, np.float64)
+    kernel = check(matmul(False, True), *arrays, form="contract", tol=1e-15, arch=arch)
+    assert "mma.sync" not in kernel.ptx and "fma.rn.f64" in kernel.ptx
