@@ -89,11 +89,15 @@ def _reduce_window_eval(
     return out.astype(dtype, copy=False)
 
 
-def _scatter_flat(like: Any, flat: Any, ct: Any) -> Any:
-    """Zeros of the shape of ``like`` with ``ct`` added at flat indices."""
+def _scatter_flat(
+    like: Any, flat: Any, ct: Any, *, window: Ints, stride: Ints, padding: Pads, dilation: Ints
+) -> Any:
+    """Zeros of the shape of ``like`` with ``ct`` added at flat indices, each within its window."""
     t, shape = type_of(like), type_of(flat).shape
+    before = tuple(lo for lo, _ in padding)
+    near = tuple(zip(t.shape, shape, window, stride, before, dilation, strict=True))
     idx = apply("reshape", flat, shape=(*shape, 1))
-    out = apply("scatter", zeros(ct, (t.size,)), idx, ct, axes=(0,), mode="add")
+    out = apply("scatter", zeros(ct, (t.size,)), idx, ct, axes=(0,), mode="add", near=near)
     return apply("reshape", out, shape=t.shape)
 
 
@@ -106,7 +110,7 @@ def _reduce_window_vjp(
     if op == "sum":
         return (_window_sum_vjp(ct, x, **how),)
     chosen = apply("window_argmax", apply("neg", x) if op == "min" else x, **how)
-    return (_scatter_flat(x, chosen, ct),)
+    return (_scatter_flat(x, chosen, ct, **how),)
 
 
 def _window_sum_vjp(ct: Any, x: Any, *, window: Ints, stride: Ints, padding: Pads, dilation: Ints) -> Any:
