@@ -6,7 +6,8 @@ Registers follow :func:`weft.codegen.llvm.reg_type`: f16 and bf16 are held as fl
 from __future__ import annotations
 
 from weft.codegen.blocks import Code, iota
-from weft.codegen.llvm import mem_type, reg_type
+from weft.codegen.llvm import Function, mem_type, reg_type
+from weft.codegen.target import Target
 from weft.ir.types import DType, bf16, bool_, f16
 
 _SUFFIX = {"float": "f32", "double": "f64", "half": "f16"}
@@ -63,6 +64,20 @@ def load_raw(fn: Code, ptr: str, dtype: DType, lanes: int, mask: str | None = No
 def load_lanes(fn: Code, ptr: str, dtype: DType, lanes: int, mask: str | None = None) -> str:
     """Contiguous elements at ``ptr`` in registers."""
     return to_register(fn, load_raw(fn, ptr, dtype, lanes, mask), dtype, lanes)
+
+
+def stream_lanes(fn: Code, value: str, ptr: str, dtype: DType, lanes: int) -> None:
+    """Store a vector past the caches; it is aligned."""
+    raw, mem = to_memory(fn, value, dtype, lanes), mem_type(dtype, lanes)
+    fn.do(f"store {mem} {raw}, ptr {ptr}, align {lanes * dtype.itemsize}, !nontemporal !{{i32 1}}")
+
+
+def fence_streams(fn: Function, target: Target) -> None:
+    """Order streamed stores before what follows: on x86 the release at the end of a parallel region does
+    not."""
+    if target.x86:
+        fn.declare("declare void @llvm.x86.sse.sfence()")
+        fn.do("call void @llvm.x86.sse.sfence()")
 
 
 def store_lanes(fn: Code, value: str, ptr: str, dtype: DType, lanes: int, mask: str | None = None) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from weft.codegen.emit import Reg, memory_form, memory_literal
 from weft.codegen.kernel import KernelCode, Phase
+from weft.codegen.lanes import fence_streams
 from weft.codegen.llvm import Function, mem_type
 from weft.codegen.loop_body import BodyEmitter
 from weft.codegen.loop_loops import fits_groups, lanes_range
@@ -191,9 +192,8 @@ def _nest_function(
     e.extents = dict(axis for axes in [nest.axes, *(x.axes for x in loops)] for axis in axes)
     e.ahead = next_rows(nest, buffers) if nest.kind == "rows" else further_on(nest, buffers)
     (_rows if nest.kind == "rows" else _lanes)(e, nest)
-    if streamed:  # streamed stores are not ordered by the release at the end of the parallel region
-        fn.declare("declare void @llvm.x86.sse.sfence()")
-        fn.do("call void @llvm.x86.sse.sfence()")
+    if streamed:
+        fence_streams(fn, target)
     fn.ret()
     return fn
 

@@ -87,6 +87,10 @@ class Target:
         """Simple operations on elements of ``bits`` bits in a nanosecond of one core."""
         return self.lanes(bits) * (WIDE_PER_NS if self.masked else NARROW_PER_NS)
 
+    @property
+    def x86(self) -> bool:
+        return self.triple.startswith("x86_64")
+
     def bytes_per_ns(self, footprint: int) -> float:
         """What one core reads and writes in a nanosecond where its data fit the caches of ``footprint``."""
         for size, rate in zip((self.l1_bytes, self.l2_bytes, self.l3_bytes), CACHE_BYTES_PER_NS, strict=True):
