@@ -33,9 +33,10 @@ from weft.codegen.microkernel import (
 )
 from weft.codegen.operands import Matrix, unfolded_matrix
 from weft.codegen.packing import Packer, Packing, element_of, unit_rows
-from weft.codegen.phases import Partial, Writer, aligned, emit_combine
+from weft.codegen.phases import COMBINED, Partial, Writer, aligned, emit_combine
 from weft.codegen.places import Coord, Region
 from weft.codegen.target import Target
+from weft.codegen.tile_folds import FOLDS, Folds, Span, Units
 from weft.codegen.uniforms import Uniforms
 from weft.ir.contraction import axes_of, unsupported
 from weft.ir.graph import Graph, Op, Value
@@ -161,7 +162,9 @@ class Contract(Writer):
         tiles = -(-self.m // rows)
         share = vectors * self.lanes * panels / max(self.n, self.lanes)
         blocks = self._per_unit(tile, panels, tiles, share * self.cost_ns / (panels * tiles * self.batch))
-        self.grids.append(Grid(tile, start, panels, tiles, self.m, blocks, kind == "inner", partial))
+        before = max((g.start + g.panels * g.tile.cols for g in self.grids), default=0)
+        done = max(0, before - start)
+        self.grids.append(Grid(tile, start, panels, tiles, self.m, blocks, kind == "inner", partial, done))
 
     def _per_unit(self, tile: Tile, panels: int, tiles: int, tile_ns: float) -> tuple[int, int]:
         """Panels and tiles of one unit: first along a panel of B, which then stays in the cache."""
@@ -210,17 +213,18 @@ class Contract(Writer):
         if self.splits > 1:
             at += self.splits * self.partial_bytes
         self.uniforms = Uniforms(self, self.dot, aligned(at))
-        self.scratch = aligned(at) + self.uniforms.nbytes
+        units = [Units(self.m, 1)] if self.splits > 1 else [Units(*reversed(g.blocks)) for g in self.grids]
+        at = aligned(at) + self.uniforms.nbytes
+        self.folds = Folds(self.graph, self.dot, self.output, units, self.lanes, at)
+        self.scratch = self.folds.end
 
     # -- code
 
     def emit(self) -> KernelCode:
-        self.epilogue = emit_epilogue(
-            self.start(f"{self.prefix}_epilogue", EPILOGUE),
-            self.op, self.dot, self.output, self.acc, self.lanes,
-            any(g.partial for g in self.grids) or self.splits > 1, self.uniforms,
-        )  # fmt: skip
-        self.keep(self.epilogue)
+        masked = any(g.partial for g in self.grids) or self.splits > 1
+        self.epilogue = self.edge_epilogue = self._epilogue("epilogue", masked)
+        if self.folds and not masked and any(g.done for g in self.grids):
+            self.edge_epilogue = self._epilogue("edge", True)
         flops = 2 * self.batch * self.m * self.n * self.k
         phases = [*self.uniforms.phase(), *self._pack_phases()]
         parts = [self._grid_part(i, g) for i, g in enumerate(self.grids)]
@@ -228,7 +232,20 @@ class Contract(Writer):
         phases.append(self.phase("main", parts, _COLD * self.cost_ns / units))
         if self.splits > 1:
             phases.append(self.phase("combine", [self._combine()], self.n * self.splits * 0.2))
+        phases += self.folds.phases(self, self.uniforms)
         return self.code(phases, self.scratch, self._describe(), flops, self._inplace())
+
+    def _epilogue(self, name: str, masked: bool) -> Code:
+        fn = self.start(f"{self.prefix}_{name}", EPILOGUE + (FOLDS if self.folds else ""))
+        most = max(COMBINED * self.lanes, *(g.tile.cols for g in self.grids))
+        emit_epilogue(fn, self.op, self.dot, self.output, self.acc, self.lanes, masked, self.uniforms,
+                      self.folds, most)  # fmt: skip
+        self.keep(fn)
+        return fn
+
+    def folds_at(self, table: str) -> str:
+        """The argument of the epilogue that tells it where partial results lie."""
+        return f", ptr {table}" if self.folds else ""
 
     def _inplace(self) -> frozenset[tuple[int, int]]:
         """The results that may lie over an operand: none where panels overlap, so that columns are stored
@@ -236,7 +253,8 @@ class Contract(Writer):
         overlap = self.splits == 1 and any(
             g.start + g.panels * g.tile.cols > h.start > g.start for g in self.grids for h in self.grids
         )
-        return frozenset() if overlap else overwritable(self.graph, self.dot)
+        own = frozenset() if overlap else overwritable(self.graph, self.dot)
+        return own | self.folds.overwritable()
 
     # packing
 
@@ -345,8 +363,10 @@ class Contract(Writer):
         fn = self.start(f"{self.prefix}_sum", "ptr %bufs, i64 %u")
         row, batch = fn.mod("%u", self.m), fn.div("%u", self.m)
         partial = Partial(self.partial_at, self.partial_bytes, self.splits)
-        emit_combine(fn, self.scratch_of(fn), partial, self.epilogue.symbol, self.acc, self.lanes, self.n,
-                     fn.mul("%u", self.n), (batch, row))  # fmt: skip
+        scratch = self.scratch_of(fn)
+        table = self.folds.begin(fn, scratch, 0, batch, Span((row, 0), (row, fn.add(row, 1)), (0, self.n)))
+        emit_combine(fn, scratch, partial, self.epilogue.symbol, self.acc, self.lanes, self.n,
+                     fn.mul("%u", self.n), (batch, row), self.folds_at(table))  # fmt: skip
         self.keep(fn)
         return fn.symbol, self.batch * self.m
 
@@ -362,4 +382,4 @@ class Contract(Writer):
                 f"of {g.tile.rows} x {g.tile.cols}, {g.per_unit[0]} x {g.per_unit[1]} per unit"
             )
         lines.append(f"  k: {self.chunks} blocks of {self.chunk}, {self.splits} parts")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.folds.describe()])

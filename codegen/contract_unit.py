@@ -10,6 +10,7 @@ from weft.codegen.contract_plan import stream_turns
 from weft.codegen.epilogue import emit_partial_store, kernel_pointers
 from weft.codegen.microkernel import Tile, inner_kernel, outer_kernel, stream_kernel
 from weft.codegen.phases import aligned
+from weft.codegen.tile_folds import Span
 from weft.ir.record import record
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Grid:
     per_unit: tuple[int, int]
     inner: bool
     partial: int
+    done: int = 0  # columns of the first panel that another grid has computed too
 
     @property
     def blocks(self) -> tuple[int, int]:
@@ -65,6 +67,7 @@ class ContractUnit:
         # without an epilogue the registers go to the result at once
         self.direct = c.bare and c.plan.kind == "outer" and not self.blocked and not g.partial
         slots = 0 if self.direct else prod(g.per_unit) if self.blocked else 1
+        self.folds = ""  # where the epilogue finds the partial results of reductions
         self.tiles = fn.alloca(slots * aligned(g.tile.bytes)) if slots else ""
         self.packed = fn.alloca(c.chunk * g.tile.row_bytes) if c.plan.fused else ""
         self.a_base = self._a_base()
@@ -84,6 +87,9 @@ class ContractUnit:
         p1, t1 = fn.min(fn.add(p0, broad), g.panels), fn.min(fn.add(t0, tall), g.tiles)
         k0 = fn.div(fn.mul(self.split, c.chunks), c.splits)
         k1 = fn.div(fn.mul(fn.add(self.split, 1), c.chunks), c.splits)
+        if c.splits == 1:
+            span = self._span((nb, mb), (p0, p1), (t0, t1))
+            self.folds = c.folds.begin(fn, self.scratch, self.number, self.batch, span)
         if self.blocked:
             nbytes = prod(g.per_unit) * aligned(g.tile.bytes)
             fn.declare("declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)")
@@ -106,6 +112,13 @@ class ContractUnit:
             with fn.range(p0, p1, runs=True) as p, fn.range(t0, t1, runs=True) as t:
                 slot = fn.add(fn.mul(fn.sub(p.i, p0), tall), fn.sub(t.i, t0))
                 self._finish(self._slot(slot), t.i, g.col(fn, p.i))
+
+    def _span(self, block: tuple[Ix, Ix], panels: tuple[Ix, Ix], tiles: tuple[Ix, Ix]) -> Span:
+        """The rows and columns of the result that only this unit has."""
+        fn, g, (nb, mb) = self.fn, self.g, block
+        rows = fn.mul(tiles[0], g.tile.rows), fn.min(fn.mul(tiles[1], g.tile.rows), g.rows)
+        last = fn.add(g.start, g.partial or fn.mul(panels[1], g.tile.cols))
+        return Span((mb, nb), rows, (fn.add(g.col(fn, panels[0]), g.done), last))
 
     def _slot(self, slot: Ix) -> str:
         """The address of a tile of sums on the stack."""
@@ -215,12 +228,13 @@ class ContractUnit:
         c, fn, g = self.c, self.fn, self.g
         cols, row = g.partial or g.tile.cols, g.row(fn, t)
         if c.splits == 1:
-            done = g.repeated(fn, t)
-            fresh = fn.at(tile, fn.mul(done, g.tile.row_bytes))
+            done, left = g.repeated(fn, t), g.done if c.folds else 0
+            fresh = fn.at(tile, fn.add(fn.mul(done, g.tile.row_bytes), left * c.acc.itemsize))
+            epilogue = c.edge_epilogue if left else c.epilogue
             fn.do(
-                f"call void @{c.epilogue.symbol}(ptr %bufs, ptr {fresh}, i64 {g.tile.row_bytes}, "
+                f"call void @{epilogue.symbol}(ptr %bufs, ptr {fresh}, i64 {g.tile.row_bytes}, "
                 f"i64 {self.batch}, i64 {fn.add(row, done)}, i64 {fn.sub(g.tile.rows, done)}, "
-                f"i64 {col}, i64 {cols})"
+                f"i64 {fn.add(col, left)}, i64 {cols - left}{c.folds_at(self.folds)})"
             )
             return
         index = fn.add(fn.mul(fn.add(fn.mul(self.batch, c.m), row), c.n), col)

@@ -11,6 +11,7 @@ from weft.codegen.lanes import load_lanes, store_lanes, tail_mask
 from weft.codegen.llvm import mem_type
 from weft.codegen.microkernel import Tile, narrowed
 from weft.codegen.places import Coord, Place, Region
+from weft.codegen.tile_folds import Folds, Tally
 from weft.codegen.uniforms import Uniforms
 from weft.ir.graph import Graph, Op, Value
 from weft.ir.prims.base import Kind
@@ -71,33 +72,44 @@ def emit_epilogue(
     lanes: int,
     masked: bool,
     uniforms: Uniforms,
+    folds: Folds | None = None,
+    most_cols: int = 0,
 ) -> Code:
     """Write ``fn(bufs, tile, stride, batch, row, rows, col, cols)``: store rows x cols of results from there
     on.
 
     ``stride`` is in bytes between rows of the tile. Unless ``masked``, ``cols`` is a multiple of the lanes.
+    With ``folds`` there is one more parameter, and at most ``most_cols`` columns.
     """
     graph = op.regions[0]
     pointers = kernel_pointers(fn, op)
-    results = [fn.arg(len(op.operands) + i) for i in range(len(op.results))]
+    tile_results = [
+        (value, fn.arg(len(op.operands) + i))
+        for i, value in enumerate(graph.results)
+        if folds is None or value not in folds.folded
+    ]
     dtype = contract.result.type.dtype
     uniform = uniforms.load(fn)
-    with fn.range(0, "%rows", runs=True) as r:
+    tally = Tally(fn, folds, lanes, "%cols", most_cols)
+    with fn.range(0, "%rows", 1, tally.tile_start(), runs=True) as r:
         row = fn.add("%row", r.i)
         same = {**uniform, **_same_in_row(fn, op, output, lanes, pointers, uniform, row)}
         line = fn.at("%tile", fn.mul(r.i, "%stride"))
-        with fn.range(0, "%cols", lanes, runs=True) as v:
+        with fn.range(0, "%cols", lanes, tally.row_start(), runs=True) as v:
             mask = tail_mask(fn, fn.sub("%cols", v.i), lanes) if masked else None
             region = Region(fn, graph, lanes, pointers, mask, same)
             place = output.place(region, "%batch", row, Coord(fn.add("%col", v.i), 1))
             sums = load_lanes(fn, fn.at(line, fn.mul(v.i, acc.itemsize)), acc, lanes)
             region.given[(contract.result, id(place))] = rounded_result(region, sums, acc, dtype)
             # all values before the first store: a result may lie over an operand
-            found = [region.wide(region.value(value, place)) for value in graph.results]
-            for value, got, base in zip(graph.results, found, results, strict=True):
+            found = [region.wide(region.value(value, place)) for value, _ in tile_results]
+            v.next = tally.take(region, place, v.i, v.vars)
+            for (value, base), got in zip(tile_results, found, strict=True):
                 elem = mem_type(value.type.dtype)
                 at = fn.at(base, region.linear(place).base, elem)
                 store_lanes(fn, got, at, value.type.dtype, lanes, mask)
+        r.next = tally.end_row(row, v.out, r.vars)
+    tally.end("%col", r.out, masked)
     return fn
 
 

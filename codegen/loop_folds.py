@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from weft.codegen.emit import Reg, VectorBuilder
-from weft.codegen.llvm import reg_type
+from weft.codegen.llvm import Function, reg_type
 from weft.codegen.loop_body import BodyEmitter, combine
 from weft.ir import types as T
 from weft.ir.loops import IDENTITIES, Fold
+
+
+class Emitting(Protocol):
+    """What folding over lanes needs of an emitter."""
+
+    @property
+    def b(self) -> VectorBuilder: ...
+
+    @property
+    def fn(self) -> Function: ...
+
 
 State = list[Reg]  # of one fold in one instance: the value, and the position for argmax and argmin
 
@@ -64,7 +77,7 @@ def merge(b: VectorBuilder, fold: Fold, x: State, y: State) -> State:
     return [b.select(take, y[0], x[0]), b.select(take, y[1], x[1])]
 
 
-def across(e: BodyEmitter, fold: Fold, state: State) -> State:
+def across(e: Emitting, fold: Fold, state: State) -> State:
     """A vector state folded over its lanes to a scalar one."""
     w = state[0].lanes
     if not w:
@@ -76,6 +89,8 @@ def across(e: BodyEmitter, fold: Fold, state: State) -> State:
         zero = e.b.const(-0.0, fold.dtype).text
         text = e.fn.call(name, s, f"{s} {zero}, {t} {state[0].text}", flags="reassoc ")
         return [Reg(text, fold.dtype, 0, e.fn.depth)]
+    if fold.index is None and not fold.dtype.is_floating_point:
+        return [_across_integers(e, fold, state[0])]
     before = state[0]
     extreme = fold.op in ("max", "min") and fold.dtype.is_floating_point
     half = w // 2
@@ -95,7 +110,18 @@ def across(e: BodyEmitter, fold: Fold, state: State) -> State:
     return [_or_nan(e, before, out[0])] if extreme else out
 
 
-def _or_nan(e: BodyEmitter, lanes: Reg, extreme: Reg) -> Reg:
+def _across_integers(e: Emitting, fold: Fold, lanes: Reg) -> Reg:
+    """By an intrinsic: LLVM 22 loses lanes of a minimum that is written as comparisons of shuffled halves."""
+    w, t = lanes.lanes, reg_type(fold.dtype)
+    sign = "s" if fold.dtype.is_signed else "u"
+    name = {"sum": "add", "prod": "mul", "any": "or", "all": "and"}.get(fold.op, sign + fold.op)
+    if fold.dtype is T.bool_:
+        name = {"max": "or", "min": "and"}.get(fold.op, name)
+    text = e.fn.call(f"llvm.vector.reduce.{name}.v{w}{t}", t, f"{reg_type(fold.dtype, w)} {lanes.text}")
+    return Reg(text, fold.dtype, 0, e.fn.depth)
+
+
+def _or_nan(e: Emitting, lanes: Reg, extreme: Reg) -> Reg:
     """NaN if any lane was NaN, else the extreme that plain comparisons found."""
     w = lanes.lanes
     odd = e.b.simple("fcmp uno", T.bool_, lanes, lanes)

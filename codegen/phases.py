@@ -11,6 +11,7 @@ from weft.ir.graph import Op
 from weft.ir.record import record
 from weft.ir.types import DType
 
+COMBINED = 8  # vectors of a row that are added up before they go through the epilogue
 UNIT = "ptr %bufs, i64 %u"  # parameters of a function that runs one unit of work
 
 
@@ -99,10 +100,12 @@ def emit_combine(
     cols: int,
     first: Ix,
     where: tuple[Ix, Ix],
+    more: str = "",
 ) -> None:
-    """Sum ``cols`` elements from number ``first`` of every partial array, by blocks, into the epilogue."""
+    """Sum ``cols`` elements from number ``first`` of every partial array, by blocks, into the epilogue, to
+    which ``more`` is handed over too."""
     t, size = reg_type(acc, lanes), acc.itemsize
-    block = 8 * lanes
+    block = COMBINED * lanes
     stack = fn.alloca(block * size)
     base = fn.at(scratch, fn.add(partial.at, fn.mul(first, size)))
     batch, row = where
@@ -118,5 +121,5 @@ def emit_combine(
             store_lanes(fn, s.out[0], fn.at(stack, fn.mul(v.i, size)), acc, lanes)
         fn.do(
             f"call void @{epilogue}(ptr %bufs, ptr {stack}, i64 {block * size}, i64 {batch}, i64 {row}, "
-            f"i64 1, i64 {c.i}, i64 {count})"
+            f"i64 1, i64 {c.i}, i64 {count}{more})"
         )

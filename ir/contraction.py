@@ -4,7 +4,9 @@ A kernel of form ``contract`` or ``conv`` holds one CONTRACT op. Around it may s
 
 * a *prologue*: ops between the kernel's operands and the contraction's (evaluated while packing);
 * an *epilogue*: ops from the contraction's result on, of its very shape, evaluated on each finished tile;
-* *side* ops: what feeds the epilogue besides the contraction (a broadcast bias, a constant, random bits).
+* *side* ops: what feeds the epilogue besides the contraction (a broadcast bias, a constant, random bits);
+* *folds*: reductions of values of the epilogue over all rows, all columns or both (and over the batch), whose
+  partial results tiles leave behind, and maps of what they give.
 
 Each predicate returns None for yes, or the reason for no. They look at one op at a time: the caller grows the
 group.
@@ -12,7 +14,7 @@ group.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 
 from weft.ir.access import Access, Ints, access_of, merge
@@ -22,6 +24,8 @@ from weft.ir.record import replace
 from weft.ir.types import TensorType
 
 Axes = tuple[Ints, Ints, Ints]  # of an operand as a batch of matrices: batch, rows, k
+FOLDS = frozenset({"sum", "prod", "reduce_max", "reduce_min", "any", "all"})
+FEWEST = 8  # elements of a matrix for each of its partial results, below which they save nothing
 FORMS = {"dot_general": "contract", "conv": "conv"}
 # Moves that send an output coordinate to one operand coordinate, possibly none (pad).
 INDEX_MOVES = frozenset({"reshape", "permute", "broadcast", "slice", "flip", "pad", "copy"})
@@ -104,6 +108,59 @@ def epilogue_refusal(contract: Op, op: Op) -> str | None:
     if op.result.type.shape != contract.result.type.shape:
         return "the epilogue keeps the shape of the contraction"
     return None
+
+
+def result_axes(dot: Op) -> dict[str, tuple[int, ...]]:
+    """The axes of a dot_general's result that are batch, rows (of the first operand) and columns."""
+    batch, contracted = dot.attrs["batch"], dot.attrs["contract"]
+    leading = len(batch[0])
+    rows = leading + dot.operands[0].type.ndim - len(batch[0]) - len(contracted[0])
+    axes = range(dot.result.type.ndim)
+    return {"batch": tuple(axes[:leading]), "rows": tuple(axes[leading:rows]), "cols": tuple(axes[rows:])}
+
+
+def folded(dot: Op, op: Op) -> frozenset[str] | None:
+    """Which of batch, rows and columns a reduction of the result's shape folds, each of them as a whole; None
+    where it folds a part of one. Axes of length 1 are of no account.
+    """
+    shape, folds = dot.result.type.shape, set(op.attrs["axes"])
+    over = set()
+    for name, axes in result_axes(dot).items():
+        inside = [a in folds for a in axes if shape[a] > 1]
+        if any(inside) and not all(inside):
+            return None
+        if any(inside):
+            over.add(name)
+    return frozenset(over)
+
+
+def fold_refusal(contract: Op, op: Op) -> str | None:
+    """Why the reduction ``op`` of a value of the epilogue may not be computed from the tiles."""
+    reason = _common(op)
+    if reason is not None:
+        return reason
+    if form_of(contract) == "conv":
+        return "the tiles of a convolution are not reduced"
+    if op.prim.name not in FOLDS:
+        return f"{op.prim.name} is not computed from tiles"
+    if op.operands[0].type.shape != contract.result.type.shape:
+        return "the epilogue keeps the shape of the contraction"
+    over = folded(contract, op)
+    if over is None:
+        return "rows or columns of a tile are reduced as a whole"
+    shape, axes = contract.result.type.shape, result_axes(contract)
+    if prod(shape[a] for name in over - {"batch"} for a in axes[name]) < FEWEST:
+        return "partial results would be as large as the product"
+    return None
+
+
+def folded_values(ops: Iterable[Op]) -> set[Value]:
+    """What the reductions among the operations of a kernel give, and what is computed from it."""
+    found: set[Value] = set()
+    for op in ops:
+        if op.prim.kind is Kind.REDUCE or any(v in found for v in op.operands):
+            found.update(op.results)
+    return found
 
 
 def side_refusal(contract: Op, op: Op) -> str | None:

@@ -16,6 +16,7 @@ from weft.ir.nest import NestPlan, Refused, analyse
 from weft.ir.prims.base import Kind
 from weft.ir.scalarcost import cost_of
 from weft.ir.types import TensorType
+from weft.passes.fuse_folds import fold_refusal, follows_folds
 from weft.passes.fuse_grow import Growing
 
 LOOP_KINDS = frozenset({Kind.MAP, Kind.REDUCE, Kind.MOVE, Kind.GATHER, Kind.RANDOM, Kind.SOURCE})
@@ -323,10 +324,15 @@ class Grouping:
         return False
 
     def _epilogue_refusal(self, a: Node, b: Node) -> str | None:
-        for op in b.ops:
-            reason = contraction.epilogue_refusal(self._made(a), op)
-            if reason is not None:
-                return reason
+        if b.main.prim.kind is Kind.REDUCE:
+            reason = fold_refusal(self, a, b)
+        elif follows_folds(a, b):
+            reason = contraction.side_refusal(a.main, b.main)
+        else:
+            reasons = (contraction.epilogue_refusal(self._made(a), op) for op in b.ops)
+            reason = next((r for r in reasons if r is not None), None)
+        if reason is not None:
+            return reason
         for op in self.with_transparent(b.ops, a.ops):  # what ``a`` reads itself has been looked at
             if op in self.transparent and self._reads(op, a):
                 return f"{op.prim.name} does not run on a tile of the result"

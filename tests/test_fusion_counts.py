@@ -79,6 +79,87 @@ def test_the_kernels_of_an_mlp_training_step() -> None:
 
 
 # Forward: the hidden layer with its ReLU; the logits. The loss. The gradient of the logits with the last bias
-# and its update. The gradient of the hidden layer with the ReLU's mask. The first bias and its update. Both
-# weight gradients, each with the update of its weight as epilogue.
-MLP_STEP_KERNELS = 8
+# and its update. The gradient of the hidden layer with the ReLU's mask, with the first bias and its update.
+# Both weight gradients, each with the update of its weight as epilogue.
+MLP_STEP_KERNELS = 7
+
+
+# --- reductions of products ----------------------------------------------------------------------
+
+M, N, K = 96, 200, 24
+
+
+def statistics(h: weft.Tensor) -> tuple[weft.Tensor, weft.Tensor]:
+    return h.sum(1), (h * h).sum(1)
+
+
+def squared_distances(x: weft.Tensor, y: weft.Tensor) -> weft.Tensor:
+    return (x * x).sum(1)[:, None] + (y * y).sum(1) - 2 * (x @ y.T)
+
+
+REDUCED: dict[str, tuple[Callable[..., object], int]] = {
+    "row sums": (lambda x, w, b, y: (x @ w.T).sum(1), 1),
+    "a mean": (lambda x, w, b, y: (x @ w.T).mean(1), 1),
+    "largest logit": (lambda x, w, b, y: F.linear(x, w, b).amax(-1), 1),
+    "smallest of a batch": (lambda x, w, b, y: F.linear(x[None] + y[:3, None, :1], w, b).amin(-1), 2),
+    "any": (lambda x, w, b, y: (F.linear(x, w, b) > 9).any(1), 1),
+    "column sums": (lambda x, w, b, y: F.relu(F.linear(x, w, b)).sum(0), 1),
+    "sum and sum of squares": (lambda x, w, b, y: statistics(F.linear(x, w, b) + y), 1),
+    "loss": (lambda x, w, b, y: F.mse_loss(F.linear(x, w, b), y), 1),
+    "gaussian kernel": (lambda x, w, b, y: (-squared_distances(x, w)).exp().sum(1), 3),
+    "norm of a layer": (lambda x, w, b, y: weft.linalg.vector_norm(F.linear(x, w, b), dim=1), 1),
+}
+
+
+@pytest.mark.parametrize("name", REDUCED)
+def test_a_product_that_is_only_reduced_is_never_stored(name: str) -> None:
+    fn, kernels = REDUCED[name]
+    args = weft.randn(M, K), weft.randn(N, K), weft.randn(N), weft.randn(M, N)
+    compiled = weft.compile(fn, fullgraph=True)
+    got, want = compiled(*args), fn(*args)
+    for a, b in zip(*(x if isinstance(x, tuple) else (x,) for x in (got, want)), strict=True):
+        weft.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
+    assert len(compiled.kernels()) == kernels
+    (entry,) = compiled.entries
+    stored = [v.type.shape for k in entry.executable.kernels for v in k.region.results]
+    assert all(shape[-2:] != (M, N) for shape in stored)
+    assert entry.executable.plan.arena_bytes < 4 * M * N
+
+
+def test_a_bias_gradient_comes_from_the_tiles_of_the_product_before_it() -> None:
+    """The gradient of a hidden layer with the mask of its activation is stored for two more products, and
+    summed over the batch on the way."""
+
+    def gradients(dy: weft.Tensor, w: weft.Tensor, h: weft.Tensor) -> tuple[weft.Tensor, weft.Tensor]:
+        d = weft.where(h > 0, dy @ w, 0.0)
+        return d, d.sum(0)
+
+    assert kernel_count(gradients, weft.randn(M, K), weft.randn(K, N), weft.randn(M, N)) == 1
+
+
+def test_what_walks_the_rows_again_reduces_them() -> None:
+    """Softmax of logits, and a norm of what a residual was added to: the statistics stay in the second
+    kernel, which has the row in its cache, and the report says so."""
+
+    def fn(x: weft.Tensor, w: weft.Tensor, b: weft.Tensor) -> weft.Tensor:
+        return F.softmax(F.linear(x, w, b), -1)
+
+    args = weft.randn(M, K), weft.randn(N, K), weft.randn(N)
+    assert kernel_count(fn, *args) == 2
+    report = str(weft.explain(fn)(*args))
+    assert "the kernel that walks the rows again reduces them on the way" in report
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_reduced_products_do_not_depend_on_the_threads(threads: int) -> None:
+    x, w = (weft.arange(n * 7.0) % 23 / 23 - 0.4 for n in (300, 130))
+    x, w = x.reshape(300, 7), w.reshape(130, 7)
+    fn = weft.compile(lambda x, w: ((x @ w.T).sum(1), (x @ w.T).exp().sum(0), (x @ w.T).square().sum()))
+    before = weft.get_num_threads()
+    try:
+        weft.set_num_threads(1)
+        want = [r.numpy().tobytes() for r in fn(x, w)]
+        weft.set_num_threads(threads)
+        assert [r.numpy().tobytes() for r in fn(x, w)] == want
+    finally:
+        weft.set_num_threads(before)

@@ -153,7 +153,7 @@ class Scores:
         return b.reg(got, self.acc)
 
     def pointer(self, number: int) -> str:
-        return f"%p{number}"
+        return f"%arg{number}"
 
     def batch_of(self, fn: BlockCode, number: Ix) -> tuple[Ix, Ix, Ix]:
         """Batch, head and number of key heads before, of head number ``number`` of all batches."""

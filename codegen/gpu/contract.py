@@ -25,7 +25,9 @@ def emit(op: Op, target: GpuTarget, prefix: str, plan: Plan | None = None) -> De
     tiles = Tiles(kernel, p, plan)
     tiles.emit()
     flops = 2 * p.batch * p.m * p.n * p.k
-    return kernel.code(tiles.describe(), flops, overwritable(p.graph, p.main))
+    folds = tiles.folds.folds
+    inplace = overwritable(p.graph, p.main) | (folds.overwritable() if folds is not None else frozenset())
+    return kernel.code(tiles.describe(), flops, inplace)
 
 
 def dot_product(op: Op) -> Product:
@@ -49,7 +51,7 @@ def dot_product(op: Op) -> Product:
     title = f"contract {a.batch} x [{a.rows}, {a.depth}] x [{b.depth}, {b.rows}] {a.dtype.name}"
     return Product(
         op, dot, dot.result, a.batch, a.rows, b.rows, a.depth, _side(a, graph), _side(b, graph),
-        rows if swapped else cols, place, title,
+        rows if swapped else cols, place, title, output,
     )  # fmt: skip
 
 

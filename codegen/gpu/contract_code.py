@@ -23,12 +23,12 @@ def power_of_two(n: int) -> int:
 
 
 class BlockCode(Code):
-    """A kernel function of a fixed number of threads per block; ``pointers`` generic pointers %p0, %p1 ..."""
+    """A kernel function of a fixed number of threads per block; ``pointers`` generic pointers %arg0, ..."""
 
     def __init__(
         self, symbol: str, pointers: int, threads: int, blocks_per_sm: int = 1, small: bool = True
     ) -> None:
-        params = ", ".join(f"ptr %p{i}" for i in range(pointers))
+        params = ", ".join(f"ptr %arg{i}" for i in range(pointers))
         bounds = f'"nvvm.maxntid"="{threads}" "nvvm.minctasm"="{blocks_per_sm}"'
         super().__init__(symbol, params, "void", f"#0 {bounds}", linkage="ptx_kernel")
         self.threads, self.small = threads, small

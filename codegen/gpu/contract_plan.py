@@ -9,7 +9,7 @@ fragments and about 40 for addresses, which leaves room for two blocks of 128 th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from weft.codegen.gpu.contract_code import supports_async
@@ -138,9 +138,11 @@ def tensor_family(p: Problem, target: GpuTarget) -> str | None:
     return "mma.m16n8k8" if p.dtype is f16 and target.capability >= (7, 5) else None
 
 
-def choose(p: Problem, target: GpuTarget) -> Plan:
-    """The plan of least estimated time."""
-    return min(plans(p, target), key=lambda plan: cost(p, plan, target))
+def choose(p: Problem, target: GpuTarget, more: Callable[[Plan], int] | None = None) -> Plan:
+    """The plan of least estimated time; ``more`` are bytes of shared memory that it needs beside its own."""
+    spare = target.shared_bytes
+    fitting = (x for x in plans(p, target) if more is None or x.shared_bytes(p.dtype) + more(x) <= spare)
+    return min(fitting, key=lambda plan: cost(p, plan, target))
 
 
 def plans(p: Problem, target: GpuTarget) -> Iterator[Plan]:

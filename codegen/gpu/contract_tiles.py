@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from weft.codegen.blocks import Ix
-from weft.codegen.epilogue import rounded_result
+from weft.codegen.epilogue import Output, rounded_result
 from weft.codegen.gpu.contract_code import BlockCode, supports_async
 from weft.codegen.gpu.contract_double import Doubles
+from weft.codegen.gpu.contract_folds import Spots, TileFolds, folds_of
 from weft.codegen.gpu.contract_load import Side, TileLoader
 from weft.codegen.gpu.contract_mma import Tensor
 from weft.codegen.gpu.contract_plan import DOUBLE, Plan, Problem, choose, part_of
@@ -30,6 +31,8 @@ from weft.codegen.gpu.target import GpuTarget
 from weft.codegen.llvm import reg_type
 from weft.codegen.microkernel import accumulator
 from weft.codegen.places import Coord, Place, Region
+from weft.codegen.tile_folds import Units
+from weft.ir.contraction import folded_values
 from weft.ir.graph import Graph, Op, Value
 
 _RASTER = 8  # rows of tiles that blocks of neighbouring numbers share, so that operands stay in the cache
@@ -57,6 +60,7 @@ class Product:
     cols: tuple[int, ...]
     place: Callable[[Region, Ix, Ix, Coord], Place]
     title: str
+    output: Output | None = None
 
     @property
     def graph(self) -> Graph:
@@ -88,14 +92,14 @@ class Kernel:
         return at
 
     def pointers(self) -> dict[Value, str]:
-        return {v: f"%p{i}" for i, v in enumerate(self.graph.params)}
+        return {v: f"%arg{i}" for i, v in enumerate(self.graph.params)}
 
     def results(self) -> list[str]:
-        return [f"%p{self.inputs + i}" for i in range(self.outputs)]
+        return [f"%arg{self.inputs + i}" for i in range(self.outputs)]
 
     @property
     def scratch(self) -> str:
-        return f"%p{self.inputs + self.outputs}"
+        return f"%arg{self.inputs + self.outputs}"
 
     def keep(self, fn: BlockCode, blocks: int, shared_bytes: int = 0) -> None:
         """Finish a function and launch it with so many blocks."""
@@ -128,21 +132,25 @@ class Epilogue:
         self.acc = accumulator(self.dtype)
         widest = max((v.type.dtype.itemsize for v in p.graph.results), default=4)
         self.lanes = lanes_within(p.cols, 16 // max(widest, 2))
+        folded = folded_values(p.graph.ops)
+        results = zip(p.graph.results, kernel.results(), strict=True)
+        self.results = [(v, base) for v, base in results if v not in folded]
 
     def begin(self, fn: BlockCode) -> None:
         self.uniform = uniforms(fn, self.p.op, self.p.main, self.kernel.pointers())
 
-    def store(self, fn: BlockCode, sums: str, batch: Ix, row: Ix, col: Ix) -> None:
-        """The results from (row, col) on, of a vector of sums."""
+    def store(self, fn: BlockCode, sums: str, batch: Ix, row: Ix, col: Ix) -> tuple[Region, Place]:
+        """The results from (row, col) on, of a vector of sums; returns where to ask for other values."""
         p, lanes = self.p, self.lanes
         region = DeviceRegion(fn, p.graph, lanes, self.kernel.pointers(), None, self.uniform)
         step = Coord(col, 1, block=lanes) if lanes > 1 else Coord(col)
         place = p.place(region, batch, row, step)
         region.given[(p.root, id(place))] = rounded_result(region, sums, self.acc, self.dtype)
         # all values before the first store: a result may lie over an operand
-        found = [region.wide(region.value(v, place)) for v in p.graph.results]
-        for v, got, base in zip(p.graph.results, found, self.kernel.results(), strict=True):
+        found = [region.wide(region.value(v, place)) for v, _ in self.results]
+        for (v, base), got in zip(self.results, found, strict=True):
             store_aligned(fn, got, base, region.linear(place).base, v.type.dtype, lanes)
+        return region, place
 
     def load(self, fn: BlockCode, at: Ix) -> str:
         """A vector of sums at byte ``at`` (i32) of shared memory."""
@@ -159,7 +167,8 @@ class Tiles:
         self.acc = accumulator(self.dtype)
         loose = any(side(16 // self.dtype.itemsize).vector == 1 for side in (p.a, p.b))
         self.problem = Problem(p.batch, p.m, p.n, p.k, self.dtype, self.target.tf32, loose)
-        self.plan = plan or choose(self.problem, self.target)
+        self.epilogue = Epilogue(kernel, p)
+        self.plan = plan or choose(self.problem, self.target, self._fold_bytes)
         self.part = part_of(self.problem, self.plan)
         self.splits = -(-p.k // self.part)
         kind = "narrow" if self.plan.narrow else "wide"
@@ -176,15 +185,32 @@ class Tiles:
             )
             for side, extent in ((p.a, self.plan.m), (p.b, self.plan.n))
         )
-        self.epilogue = Epilogue(kernel, p)
         self.ld = self.plan.n + self.plan.pad(self.acc)
         self.partial_bytes = p.batch * p.m * p.n * self.acc.itemsize
         self.partial_at = kernel.reserve(self.splits * self.partial_bytes) if self.splits > 1 else 0
+        self.folds = TileFolds(kernel, p, self._units(), self.epilogue.lanes)
+
+    def _units(self) -> Units:
+        """What gives partial results of its own: a tile, or a vector where parts of k are added up."""
+        p, plan = self.p, self.plan
+        if self.splits > 1:
+            return Units(p.m, p.n // self.epilogue.lanes)
+        return Units(-(-p.m // plan.m), -(-p.n // plan.n))
+
+    def _spots(self, plan: Plan) -> Spots:
+        folds = folds_of(self.p, Units(1, 1), 0)
+        base = plan.shared_bytes(self.dtype)
+        return Spots(plan, folds.list if folds is not None else [], self.epilogue.lanes, self.acc, base)
+
+    def _fold_bytes(self, plan: Plan) -> int:
+        """Shared memory for reductions, beside that of the tile."""
+        return self._spots(plan).end - plan.shared_bytes(self.dtype)
 
     def emit(self) -> None:
         self._main()
         if self.splits > 1:
             self._combine()
+        self.folds.finish()
 
     # -- the tiles
 
@@ -201,9 +227,10 @@ class Tiles:
         begin = fn.mul(split, self.part)
         stop = p.k if self.splits == 1 else fn.min(p.k, fn.add(begin, self.part))
         sums = self._products(fn, batch, (row0, col0), (begin, stop))
-        self._finish(fn, sums, (batch, split), (row0, col0))
+        self._finish(fn, sums, (batch, split), (row0, col0), (i, j))
         blocks = p.batch * self.splits * down * across
-        self.kernel.keep(fn, blocks, plan.shared_bytes(self.dtype))
+        spare = self._fold_bytes(plan) if self.splits == 1 else 0
+        self.kernel.keep(fn, blocks, plan.shared_bytes(self.dtype) + spare)
 
     def _raster(self, fn: BlockCode, tile: Ix, down: int, across: int) -> tuple[Ix, Ix]:
         """Row and column of a tile: bands of some rows of tiles, walked column by column."""
@@ -279,10 +306,20 @@ class Tiles:
 
     # -- from sums to results
 
-    def _finish(self, fn: BlockCode, sums: list[str], numbers: tuple[Ix, Ix], corner: tuple[Ix, Ix]) -> None:
+    def _finish(
+        self,
+        fn: BlockCode,
+        sums: list[str],
+        numbers: tuple[Ix, Ix],
+        corner: tuple[Ix, Ix],
+        tile: tuple[Ix, Ix],
+    ) -> None:
         p, plan, (batch, split) = self.p, self.plan, numbers
+        folds, spots = (self.folds, self._spots(plan)) if self.splits == 1 else (None, None)
         self.compute.spill(fn, sums, self.ld)
         self.epilogue.begin(fn)
+        if folds is not None and spots is not None:
+            folds.clear(fn, spots)
         fn.barrier()
         lanes = self.epilogue.lanes
         vectors, threads = plan.n // lanes, plan.threads
@@ -294,11 +331,18 @@ class Tiles:
             with fn.only(inside):
                 at = fn.int32(fn.mul(fn.add(fn.mul(r, self.ld), v), self.acc.itemsize))
                 got = self.epilogue.load(fn, at)
-                if self.splits == 1:
-                    self.epilogue.store(fn, got, batch, row, col)
+                if folds is not None and spots is not None:
+                    seen = self.epilogue.store(fn, got, batch, row, col)
+                    folds.take(fn, spots, *seen, r, fn.mod(c.i, vectors))
                 else:
                     index = self._partial(fn, fn.add(fn.mul(split, p.batch), batch), row, col)
                     store_aligned(fn, got, self._parts(fn), index, self.acc, lanes)
+            if folds is not None and spots is not None and inside is not None:
+                outside = fn.op(f"xor i1 {inside}, true")
+                with fn.when(outside):
+                    folds.absent(fn, spots, r, fn.mod(c.i, vectors))
+        if folds is not None and spots is not None:
+            folds.finish_tile(fn, spots, batch, tile, corner)
 
     def _parts(self, fn: BlockCode) -> str:
         """The address of the sums of the parts."""
@@ -326,7 +370,8 @@ class Tiles:
                 x = load_aligned(fn, self._parts(fn), index, self.acc, lanes)
                 plus = "fadd" if self.acc.is_floating_point else "add"
                 total = fn.op(f"{plus} {t} {total}, {x}") if total else x
-            self.epilogue.store(fn, total, batch, row, col)
+            seen = self.epilogue.store(fn, total, batch, row, col)
+            self.folds.store_vector(fn, *seen, batch, row, col)
         self.kernel.keep(fn, -(-count // _COMBINE_THREADS))
 
     def describe(self) -> str:

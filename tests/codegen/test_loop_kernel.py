@@ -333,6 +333,15 @@ def test_every_fold(execute, name, axis, dtype):
     check(execute, lambda v: prim.bind(v, **attrs), x, tolerance=tolerance)
 
 
+@pytest.mark.parametrize("name", ["sum", "prod", "reduce_max", "reduce_min", "argmax", "argmin"])
+@pytest.mark.parametrize("dtype", [i32, i64, u8])
+@pytest.mark.parametrize("columns", [64, 70, 130])
+def test_folds_of_integers_over_several_vectors(execute, name, dtype, columns):
+    attrs = {"axis": 1} if name.startswith("arg") else {"axes": (1,)}
+    x = np.random.default_rng(3).integers(0, 120, (50, columns)).astype(dtype.np)
+    check(execute, lambda v: PRIMITIVES[name].bind(v, **attrs), x)
+
+
 @pytest.mark.parametrize("name", ["reduce_max", "reduce_min", "argmax", "argmin"])
 def test_nan_wins(execute, name):
     x = sample((6, 70), f32)
