@@ -94,7 +94,7 @@ def statistics(h: weft.Tensor) -> tuple[weft.Tensor, weft.Tensor]:
 
 
 def squared_distances(x: weft.Tensor, y: weft.Tensor) -> weft.Tensor:
-    return (x * x).sum(1)[:, None] + (y * y).sum(1) - 2 * (x @ y.T)
+    return (x * x).sum(1)[:, None] - 2 * (x @ y.T) + (y * y).sum(1)
 
 
 REDUCED: dict[str, tuple[Callable[..., object], int]] = {
@@ -106,7 +106,7 @@ REDUCED: dict[str, tuple[Callable[..., object], int]] = {
     "column sums": (lambda x, w, b, y: F.relu(F.linear(x, w, b)).sum(0), 1),
     "sum and sum of squares": (lambda x, w, b, y: statistics(F.linear(x, w, b) + y), 1),
     "loss": (lambda x, w, b, y: F.mse_loss(F.linear(x, w, b), y), 1),
-    "gaussian kernel": (lambda x, w, b, y: (-squared_distances(x, w)).exp().sum(1), 3),
+    "gaussian kernel": (lambda x, w, b, y: (-squared_distances(x, w)).exp().sum(1), 2),
     "norm of a layer": (lambda x, w, b, y: weft.linalg.vector_norm(F.linear(x, w, b), dim=1), 1),
 }
 
