@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-LEAST_BYTES = 1 << 14  # operations whose operands are all smaller than this are numpy's
+LEAST_BYTES = 1 << 15  # operations whose operands are all smaller than this are numpy's
 
 
 class _Switch:

@@ -18,6 +18,7 @@ from weft.ir import types as T
 from weft.ops import shape as S
 from weft.ops.common import broadcast_shapes, broadcast_to, convert, is_number, scalar_tensor, shape_of
 from weft.ops.math import where
+from weft.quickview import item_view
 from weft.tensor import Tensor
 from weft.views import views, write_
 
@@ -136,19 +137,43 @@ def _pick(i: int, shape: tuple[int, ...], dim: int, start: list[int], stop: list
 
 def _make_view(x: Tensor, shape: Any, start: Any, stop: Any, step: Any, final: list[int]) -> Tensor:
     """The view of a box with steps, in the final shape (extents of 1 taken out and put in)."""
-    steps: list[Any] = []
+    steps = _box_steps(shape, start, stop, step, final)
     data: Any = at_hand(x)
+    if data is not None:
+        for prim, attrs in steps:
+            data = prim.eval(data, **attrs)
+    return views(x, steps, data)
+
+
+def _box_steps(shape: Any, start: Any, stop: Any, step: Any, final: Sequence[int]) -> list[Any]:
+    steps: list[Any] = []
     if any(start) or any(s != 1 for s in step) or tuple(stop) != tuple(shape):
-        attrs = {"start": tuple(start), "stop": tuple(stop), "step": tuple(step)}
-        steps.append((P.slice_p, attrs))
+        steps.append((P.slice_p, {"start": tuple(start), "stop": tuple(stop), "step": tuple(step)}))
         shape = tuple(len(range(a, b, s)) for a, b, s in zip(start, stop, step, strict=True))
-        if data is not None:
-            data = data[tuple([slice(a, b, s) for a, b, s in zip(start, stop, step, strict=True)])]
     if tuple(final) != tuple(shape) or not steps:
         steps.append((P.reshape_p, {"shape": tuple(final)}))
-        if data is not None:
-            data = data.reshape(final)
-    return views(x, steps, data)
+    return steps
+
+
+def _steps_of(shape: tuple[int, ...], key: Any) -> tuple[Any, ...]:
+    """The steps of a key without arrays, which numpy has found to fit."""
+    items = _as_items(key)
+    free = len(shape) - sum(k is not None and k is not Ellipsis for k in items)
+    at = items.index(Ellipsis) if Ellipsis in items else len(items)
+    items[at : at + 1] = [slice(None)] * free
+    start, stop, step, final = [0] * len(shape), list(shape), [1] * len(shape), []
+    dim = 0
+    for k in items:
+        if k is None:
+            final.append(1)
+            continue
+        if isinstance(k, slice):
+            start[dim], stop[dim], step[dim] = _slice_bounds(k, shape[dim])
+            final.append(len(range(start[dim], stop[dim], step[dim])))
+        else:
+            _pick(k, shape, dim, start, stop)
+        dim += 1
+    return tuple(_box_steps(shape, start, stop, step, final))
 
 
 def _beside(k: Tensor, x: Tensor) -> Tensor:
@@ -213,6 +238,9 @@ def _point(arrays: Sequence[Tensor | None]) -> tuple[Tensor, tuple[int, ...], in
 
 def getitem(x: Tensor, key: Any) -> Tensor:
     """``x[key]``: a view for basic keys, a copy where arrays take part."""
+    v = item_view(x, key, _steps_of)
+    if v is not None:
+        return v
     if type(key) is int:
         return _first_dim(x, key)
     v, arrays = _basic(x, _prepare(x, key))

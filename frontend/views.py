@@ -98,14 +98,27 @@ class View:
     place.
     """
 
-    __slots__ = ("base", "differentiable", "edge_version", "origin", "steps", "value_version")
+    __slots__ = ("base", "before", "differentiable", "edge_version", "last", "origin", "value_version")
 
     def __init__(
         self, base: Tensor, steps: Sequence[Step], version: int, differentiable: bool = True
     ) -> None:
-        self.base, self.steps, self.differentiable = base, tuple(steps), differentiable
+        self.base, self.differentiable = base, differentiable
+        self.before: View | None = None  # the view of which this is one: its steps come first
+        self.last: Any = tuple(steps)  # the steps, or (function, *arguments) that gives them
         self.edge_version = self.value_version = version
         self.origin: str | None = None
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """What leads from the base to the view; worked out when it is first asked for."""
+        last = self.last
+        if last and callable(last[0]):
+            last = self.last = last[0](*last[1:])
+        if self.before is not None:
+            last = self.last = (*self.before.steps, *last)
+            self.before = None
+        return last
 
     def detached(self) -> View:
         return View(self.base, self.steps, self.value_version, differentiable=False)

@@ -32,7 +32,7 @@ Ints = tuple[int, ...]
 
 # Bytes of the largest operand from which a kernel pays for its call. Plain maps and moves are as fast in
 # numpy while they stay in the cache; transcendental functions, sorts and windows are not.
-_MAP, _DEAR, _REDUCE, _MOVE = 1 << 18, 1 << 14, 1 << 16, 1 << 19
+_MAP, _DEAR, _REDUCE, _MOVE = 1 << 18, 1 << 15, 1 << 16, 1 << 19
 _COPY = 1 << 16  # of strided arrays, element by element in numpy
 _PLAIN = frozenset({
     "abs", "add", "and", "ceil", "convert", "copy", "div", "eq", "floor", "ge", "gt", "le", "lt", "maximum",

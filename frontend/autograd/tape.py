@@ -274,6 +274,22 @@ def record_types(prim: Primitive, tensors: Sequence[Tensor], attrs: Any) -> Tens
     return out
 
 
+def record_steps(x: Tensor, a: np.ndarray, out: Tensor, steps: Sequence[Any]) -> None:
+    """Record the steps that lead from ``x``, whose array is ``a``, to ``out``, a view of it."""
+    edge: Edge = x._edge or (accumulator(x), 0)
+    meta: Any = a.shape, a.dtype
+    for i, (prim, attrs) in enumerate(steps):
+        attrs = prim.normalize_attrs(attrs)
+        if i == len(steps) - 1:
+            after: Any = out._data.shape, out._data.dtype
+        else:
+            (found,) = prim.infer_types([type_stub(meta)._ir_type], attrs)
+            after = found.shape, meta[1]
+        edge = Node(prim, attrs, (), [edge], [meta], [after]), 0
+        meta = after
+    out._edge, out._rg = edge, True
+
+
 def _meta(d: Any) -> Any:
     if type(d) is np.ndarray:
         return d.shape, d.dtype

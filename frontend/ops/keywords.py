@@ -15,6 +15,9 @@ def keywords(fn: Callable[..., Any]) -> Callable[..., Any]:
 
     Functions for which neither means anything come back as they are.
     """
+    if hasattr(fn, "shorten"):  # the short way stays in front
+        inner = keywords(fn.__wrapped__)  # type: ignore[attr-defined]
+        return fn if inner is fn.__wrapped__ else fn.shorten(inner)  # type: ignore[attr-defined]
     code = fn.__code__  # type: ignore[attr-defined]
     n = code.co_argcount + code.co_kwonlyargcount
     names = code.co_varnames[:n]

@@ -552,22 +552,26 @@ def _bits(name: str, *operands: Any) -> None:
         raise NotImplementedError(f""""{name}_cpu" not implemented for '{type_name(d)}'""")
 
 
+@partial(unary_function, P.bit_not_p)
 def bitwise_not(input: Tensor) -> Tensor:
     """~x; logical for bool."""
     _bits("bitwise_not", input)
     return apply(P.bit_not_p, input)
 
 
+@partial(binary_function, P.bit_and_p)
 def bitwise_and(input: Any, other: Any) -> Tensor:
     _bits("bitwise_and", input, other)
     return binary(P.bit_and_p, input, other)
 
 
+@partial(binary_function, P.bit_or_p)
 def bitwise_or(input: Any, other: Any) -> Tensor:
     _bits("bitwise_or", input, other)
     return binary(P.bit_or_p, input, other)
 
 
+@partial(binary_function, P.bit_xor_p)
 def bitwise_xor(input: Any, other: Any) -> Tensor:
     _bits("bitwise_xor", input, other)
     return binary(P.bit_xor_p, input, other)

@@ -23,6 +23,7 @@ from weft.ops.common import (
     wrap_dim,
 )
 from weft.promotion import promote
+from weft.quickview import view_function
 from weft.tensor import Tensor
 from weft.views import own, siblings, view, views
 
@@ -49,6 +50,7 @@ def _infer_shape(shape: Sequence[int], x: Tensor) -> tuple[int, ...]:
     return tuple(out)
 
 
+@view_function
 def reshape(input: Tensor, *shape: Any) -> Tensor:
     """The same elements in another shape: a view where strides allow, else a copy.
 
@@ -67,6 +69,7 @@ def view_alias(x: Tensor) -> Tensor:
     return view(x, P.reshape_p, shape=shape_of(x))
 
 
+@view_function
 def view_as_shape(input: Tensor, *size: Any) -> Tensor:
     """A view in another shape (RuntimeError where strides forbid it) or, given a dtype, of other bits."""
     if len(size) == 1 and isinstance(size[0], DType):
@@ -102,6 +105,7 @@ def reshape_as(input: Tensor, other: Tensor) -> Tensor:
     return reshape(input, *shape_of(other))
 
 
+@view_function
 def flatten(input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
     """Dimensions ``start_dim`` to ``end_dim`` as one."""
     s = shape_of(input)
@@ -113,6 +117,7 @@ def flatten(input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
     return input if a == b else reshape(input, *s[:a], prod(s[a : b + 1]), *s[b + 1 :])
 
 
+@view_function
 def unflatten(input: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
     """One dimension as several."""
     s = shape_of(input)
@@ -133,6 +138,7 @@ def ravel(input: Tensor) -> Tensor:
     return reshape(input, -1)
 
 
+@view_function
 def squeeze(input: Tensor, dim: Any = None) -> Tensor:
     """Without the dimensions of extent 1 (or those of ``dim`` that have it)."""
     s = shape_of(input)
@@ -143,6 +149,7 @@ def squeeze(input: Tensor, dim: Any = None) -> Tensor:
     return view(input, P.reshape_p, shape=tuple(n for i, n in enumerate(s) if n != 1 or i not in drop))
 
 
+@view_function
 def unsqueeze(input: Tensor, dim: int) -> Tensor:
     """With a new dimension of extent 1 before ``dim``."""
     s = shape_of(input)
@@ -150,6 +157,7 @@ def unsqueeze(input: Tensor, dim: int) -> Tensor:
     return view(input, P.reshape_p, shape=(*s[:d], 1, *s[d:]))
 
 
+@view_function
 def permute(input: Tensor, *dims: Any) -> Tensor:
     """Dimensions in another order, a view."""
     order = shape_of_args(dims, "dims")
@@ -165,6 +173,7 @@ def permute(input: Tensor, *dims: Any) -> Tensor:
     return view(input, P.permute_p, perm=perm)
 
 
+@view_function
 def transpose(input: Tensor, dim0: int, dim1: int) -> Tensor:
     """Two dimensions swapped, a view."""
     n = input.ndim
@@ -178,6 +187,7 @@ def transpose(input: Tensor, dim0: int, dim1: int) -> Tensor:
 swapaxes = swapdims = transpose
 
 
+@view_function
 def t(input: Tensor) -> Tensor:
     """The transpose of a matrix (vectors and 0-d tensors as they are)."""
     if input.ndim > 2:
@@ -185,10 +195,12 @@ def t(input: Tensor) -> Tensor:
     return transpose(input, 0, 1) if input.ndim == 2 else view_alias(input)
 
 
+@view_function
 def reversed_dims(input: Tensor) -> Tensor:
     return permute(input, *reversed(range(input.ndim))) if input.ndim else input
 
 
+@view_function
 def matrix_transpose(input: Tensor) -> Tensor:
     """The last two dimensions swapped."""
     if input.ndim < 2:
@@ -198,6 +210,7 @@ def matrix_transpose(input: Tensor) -> Tensor:
     return transpose(input, -2, -1)
 
 
+@view_function
 def movedim(input: Tensor, source: Any, destination: Any) -> Tensor:
     """Dimensions ``source`` moved to ``destination``, the others in order."""
     n = input.ndim
@@ -221,6 +234,7 @@ def movedim(input: Tensor, source: Any, destination: Any) -> Tensor:
 moveaxis = movedim
 
 
+@view_function
 def expand(input: Tensor, *size: Any) -> Tensor:
     """Dimensions of extent 1 repeated without memory, a view; -1 keeps an extent."""
     target = list(shape_of_args(size, "size"))
@@ -275,6 +289,7 @@ def slice_dim(x: Tensor, dim: int, start: int, stop: int, step: int = 1) -> Tens
     return view(x, P.slice_p, start=tuple(begin), stop=tuple(end), step=tuple(steps))
 
 
+@view_function
 def narrow(input: Tensor, dim: int, start: Any, length: int) -> Tensor:
     """``length`` elements along ``dim`` from ``start``, a view."""
     d = wrap_dim(dim, input.ndim)
@@ -292,6 +307,7 @@ def narrow(input: Tensor, dim: int, start: Any, length: int) -> Tensor:
     return slice_dim(input, d, begin, begin + length)
 
 
+@view_function
 def select(input: Tensor, dim: int, index: Any) -> Tensor:
     """The part at one index of a dimension, a view."""
     s = shape_of(input)
@@ -309,6 +325,7 @@ def select(input: Tensor, dim: int, index: Any) -> Tensor:
     return views(input, steps, None if a is None else a[(*(slice(None),) * d, i, ...)])
 
 
+@view_function
 def unbind(input: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
     """All parts along a dimension."""
     d = wrap_dim(dim, input.ndim)
@@ -317,6 +334,7 @@ def unbind(input: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
     return siblings([select(input, d, i) for i in range(shape_of(input)[d])], "UnbindBackward0")
 
 
+@view_function
 def split(input: Tensor, split_size_or_sections: Any, dim: int = 0) -> tuple[Tensor, ...]:
     """Pieces of one size (the last may be smaller), or of the sizes listed."""
     d = wrap_dim(dim, input.ndim)
@@ -347,6 +365,7 @@ def _pieces(x: Tensor, d: int, sizes: Sequence[int]) -> tuple[Tensor, ...]:
 split_with_sizes = split
 
 
+@view_function
 def chunk(input: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
     """At most ``chunks`` pieces of equal size (the last may be smaller)."""
     if chunks <= 0:
@@ -359,6 +378,7 @@ def chunk(input: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
     )
 
 
+@view_function
 def tensor_split(input: Tensor, indices_or_sections: Any, dim: int = 0) -> tuple[Tensor, ...]:
     """Pieces as even as possible, or between the indices given."""
     d = wrap_dim(dim, input.ndim)
@@ -372,6 +392,7 @@ def tensor_split(input: Tensor, indices_or_sections: Any, dim: int = 0) -> tuple
     return tuple(slice_dim(input, d, a, max(a, b)) for a, b in pairwise(cuts))
 
 
+@view_function
 def diagonal(input: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
     """The diagonal of two dimensions as the last dimension, a view."""
     s = shape_of(input)

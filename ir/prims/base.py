@@ -87,6 +87,7 @@ class Primitive:
         self.real_only = bool(dtypes) and not any(d.is_complex for d in dtypes)
         self.tags = tags
         self.ufunc: Callable[..., Any] | None = tags.get("ufunc")  # ``eval`` on float32 and float64
+        self.plain_ufunc: bool = tags.get("plain_ufunc", False)  # ... and on integers and bools
         PRIMITIVES[name] = self
 
     def __repr__(self) -> str:

@@ -107,6 +107,7 @@ def elementwise(
         dtypes=domain,
         arity=arity,
         ufunc=eval if isinstance(eval, np.ufunc) else ufunc,
+        plain_ufunc=isinstance(eval, np.ufunc),
         **tags,
     )
 
