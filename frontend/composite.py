@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -54,6 +54,7 @@ class Sketch(Interpreter):
     """Records a library function: values are those of its operands, and nothing may be asked for."""
 
     recording = True
+    gradients = True  # whether a gradient may be taken of what is recorded
 
     def __init__(self, name: str) -> None:
         self.builder = GraphBuilder(name)
@@ -102,6 +103,28 @@ def _replayed(interp: Interpreter, graph: Graph, values: Sequence[Any]) -> list[
 _HOLE = object()  # where a tensor goes
 
 
+def spread(args: Sequence[Any]) -> list[Any]:
+    """Arguments, and what lists among them hold."""
+    return [y for x in args for y in (x if isinstance(x, (list, tuple)) else (x,))]
+
+
+def _emptied(x: Any) -> Any:
+    """An argument with holes for its tensors."""
+    if isinstance(x, (list, tuple)) and any(isinstance(y, Tensor) for y in x):
+        return _Holes(_HOLE if isinstance(y, Tensor) else y for y in x)
+    return _HOLE if isinstance(x, Tensor) else x
+
+
+def _filled(x: Any, tensors: Iterator[Tensor]) -> Any:
+    if type(x) is _Holes:
+        return [next(tensors) if y is _HOLE else y for y in x]
+    return next(tensors) if x is _HOLE else x
+
+
+class _Holes(list[Any]):
+    """A sequence with holes."""
+
+
 class _Dense:
     """The layout of what goes in as it is."""
 
@@ -122,8 +145,9 @@ class Plan:
         self, fn: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], layouts: Sequence[Layout],
     ) -> None:  # fmt: skip
         self.fn, self.name = fn, fn.__name__.strip("_")
-        self.args = [_HOLE if isinstance(x, Tensor) else x for x in args]
-        self.kwargs = {k: _HOLE if isinstance(x, Tensor) else x for k, x in kwargs.items()}
+        self.args = [_emptied(x) for x in args]
+        self.kwargs = {k: _emptied(x) for k, x in kwargs.items()}
+        self.finish: Callable[[Sequence[Tensor]], Any] = tuple  # the results as the function gives them
         self.layouts, self.n_results, self.single = layouts, 1, True
         self.forward: Callable[..., Any] = self._missing
         self.backward_graph: Graph | None = None
@@ -140,9 +164,11 @@ class Plan:
     def call(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         """The function itself on these operands and the options of this combination."""
         it = iter(tensors)
-        args = [next(it) if x is _HOLE else x for x in self.args]
-        out = self.fn(*args, **{k: next(it) if x is _HOLE else x for k, x in self.kwargs.items()})
+        args = [_filled(x, it) for x in self.args]
+        out = self.fn(*args, **{k: _filled(x, it) for k, x in self.kwargs.items()})
         self.single = isinstance(out, Tensor)
+        if hasattr(out, "_make"):  # a named tuple
+            self.finish = out._make
         outs = [out] if self.single else list(out)
         self.n_results = len(outs)
         return outs
@@ -181,17 +207,12 @@ def _plan(fn: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -
     sketch = Sketch(plan.name)
     params = [sketch.builder.param(x.type) for x in layouts]
     grads = [mode.grad and t._rg for t in tensors]
-    try:
-        with interpreting(sketch):
-            values = [x.value(p) for x, p in zip(layouts, params, strict=True)]
-            stand_ins = [_stand_in(v, rg) for v, rg in zip(values, grads, strict=True)]
-            outs = plan.call(stand_ins)
-            results = [o._data if o._view is None else o._view.value(o, sketch) for o in outs]
-    except (Refused, RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
-        return None  # what is wrong is said by the function itself, run on the operands
-    if any(t._vc[0] for t in stand_ins) or set(results) & {*params, *values} or not sketch.builder.ops:
+    with interpreting(sketch):
+        values = [x.value(p) for x, p in zip(layouts, params, strict=True)]
+    found = sketched(plan, sketch, values, grads)
+    if found is None or set(found[0].results) & set(params):
         return None
-    graph = sketch.builder.finish(results)
+    graph, outs, stand_ins = found
     if any(grads):
         graph = _differentiate(plan, sketch, graph, outs, stand_ins, grads)
     runner = kernels.runner_of(graph)
@@ -199,6 +220,23 @@ def _plan(fn: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -
         return None
     plan.forward = kernels.prepared(runner, layouts)
     return plan
+
+
+def sketched(
+    plan: Plan, sketch: Sketch, values: Sequence[Value], grads: Sequence[bool]
+) -> tuple[Graph, Sequence[Tensor], list[Tensor]] | None:
+    """The graph of the plan's function on these values, its results, and the tensors that stood for its
+    operands; None where one graph cannot hold what it does."""
+    try:
+        with interpreting(sketch):
+            stand_ins = [_stand_in(v, rg) for v, rg in zip(values, grads, strict=True)]
+            outs = plan.call(stand_ins)
+            results = [o._data if o._view is None else o._view.value(o, sketch) for o in outs]
+    except (Refused, RuntimeError, TypeError, ValueError, IndexError, OverflowError, NotImplementedError):
+        return None  # what is wrong is said by the function itself, run on the operands
+    if any(t._vc[0] for t in stand_ins) or set(results) & set(values) or not sketch.builder.ops:
+        return None
+    return sketch.builder.finish(results), outs, stand_ins
 
 
 def _stand_in(value: Value, requires_grad: bool) -> Tensor:
@@ -366,7 +404,7 @@ def _call(plan: Plan, tensors: Sequence[Tensor]) -> Any:
         if inference.used and mode.inference:
             for r in results:
                 r._inference = True
-    return results[0] if plan.single else tuple(results)
+    return results[0] if plan.single else plan.finish(results)
 
 
 # -- the tape -----------------------------------------------------------------------------------------------

@@ -23,6 +23,11 @@ def shape_of_args(args: Sequence[Any], name: str = "size") -> tuple[int, ...]:
     """``f(2, 3)``, ``f((2, 3))`` or ``f(torch.Size)`` as a tuple of ints."""
     if len(args) == 1 and isinstance(args[0], (tuple, list)):
         args = args[0]
+    for a in args:
+        if type(a) is not int:
+            break
+    else:
+        return tuple(args)
     out = []
     for a in args:
         if isinstance(a, bool) or not hasattr(a, "__index__"):
@@ -31,6 +36,9 @@ def shape_of_args(args: Sequence[Any], name: str = "size") -> tuple[int, ...]:
             )
         out.append(a.__index__())
     return tuple(out)
+
+
+_PLAIN_NUMBERS = frozenset((int, float, bool))
 
 
 def _check_size(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -47,7 +55,7 @@ def _finish(t: Tensor, requires_grad: bool) -> Tensor:
 def _filled(shape: tuple[int, ...], value: Any, dtype: DType, device: Device = CPU) -> Tensor:
     """A fresh tensor of one value: real memory in eager mode, a ``full`` in capture."""
     _check_size(shape)
-    if getattr(value, "_weft_scalar", False):
+    if type(value) not in _PLAIN_NUMBERS and getattr(value, "_weft_scalar", False):
         from weft.ops.common import scalar_tensor
 
         return scalar_tensor(value, dtype).to(device).expand(shape).clone()

@@ -30,6 +30,7 @@ from weft.quick import quietly
 from weft.tensor import Tensor
 
 _new = object.__new__
+_current_interpreter = _current.get
 _MOVE = Kind.MOVE
 _ndarray = np.ndarray
 _asarray = np.asarray
@@ -131,7 +132,7 @@ def at_hand(t: Tensor) -> np.ndarray | None:
     """The value of a tensor where looking at it costs nothing: eager, on the CPU. None elsewhere, where
     kernels find out what is out of range."""
     d = t._data
-    return d if type(d) is _ndarray and not recording() else None
+    return d if type(d) is _ndarray and (_current_interpreter() is _NUMPY or not recording()) else None
 
 
 def wrap(data: Any) -> Tensor:

@@ -47,6 +47,15 @@ class _Defaults(threading.local):
 _defaults = _Defaults()
 
 
+class _Changed:
+    """Whether the default has ever been another than float32, in any thread: who asks for it often, asks here."""
+
+    used: bool = False
+
+
+changed = _Changed()
+
+
 def get_default_dtype() -> DType:
     """The dtype of tensors made from Python floats; float32 unless :func:`set_default_dtype` changed it."""
     return _defaults.dtype
@@ -57,6 +66,7 @@ def set_default_dtype(d: DType) -> None:
     if not isinstance(d, DType) or not d.is_floating_point:
         raise TypeError(f"only floating-point types are supported as the default type, got {d!r}")
     _defaults.dtype = d
+    changed.used = changed.used or d is not T.f32
 
 
 def default_complex() -> DType:

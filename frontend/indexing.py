@@ -18,7 +18,9 @@ from weft.ir import types as T
 from weft.ops import shape as S
 from weft.ops.common import broadcast_shapes, broadcast_to, convert, is_number, scalar_tensor, shape_of
 from weft.ops.math import where
+from weft.quickread import item_copy
 from weft.quickview import item_view
+from weft.quickwrite import assigned
 from weft.tensor import Tensor
 from weft.views import views, write_
 
@@ -239,6 +241,8 @@ def _point(arrays: Sequence[Tensor | None]) -> tuple[Tensor, tuple[int, ...], in
 def getitem(x: Tensor, key: Any) -> Tensor:
     """``x[key]``: a view for basic keys, a copy where arrays take part."""
     v = item_view(x, key, _steps_of)
+    if v is None:
+        v = item_copy(x, key)
     if v is not None:
         return v
     if type(key) is int:
@@ -289,6 +293,8 @@ def _value_tensor(value: Any, like: Tensor) -> Tensor:
 
 def setitem(x: Tensor, key: Any, value: Any) -> None:
     """``x[key] = value``, the value broadcast to the place."""
+    if assigned(x, key, value):
+        return
     if _single_mask(x, key) and (is_number(value) or (isinstance(value, Tensor) and value.numel() == 1)):
         _fill_masked(x, _index_tensor(key), value)
         return

@@ -132,6 +132,8 @@ COMPARISONS = {"eq": M.eq, "ne": M.ne, "lt": M.lt, "le": M.le, "gt": M.gt, "ge":
 
 # the primitives of operators that are one primitive on floats
 PRIMITIVES = {"add": P.add_p, "sub": P.sub_p, "mul": P.mul_p, "truediv": P.div_p}
+# and those of functions, which have other arguments besides
+INPLACE_PRIMITIVES = {"add": P.add_p, "sub": P.sub_p, "div": P.div_p, "true_divide": P.div_p}
 
 
 def _attach_operators() -> None:
@@ -142,7 +144,7 @@ def _attach_operators() -> None:
             reflected = binary_function(PRIMITIVES[name], reflected, swapped=True)
         setattr(Tensor, f"__{name}__", straight)
         setattr(Tensor, f"__r{name}__", reflected)
-        setattr(Tensor, f"__i{name}__", _operator(I.inplace(fn)))
+        setattr(Tensor, f"__i{name}__", _operator(I.inplace(fn, PRIMITIVES.get(name))))
     for name, fn in COMPARISONS.items():
         setattr(Tensor, f"__{name}__", binary_function(P.PRIMITIVES[name], _operator(fn)))
     # defining __eq__ would take the hash away
@@ -236,7 +238,7 @@ def attach() -> None:
             setattr(Tensor, name, keywords(getattr(module, name)))
     for module, names in INPLACE.items():
         for name in names:
-            setattr(Tensor, name + "_", I.inplace(getattr(module, name)))
+            setattr(Tensor, name + "_", I.inplace(getattr(module, name), INPLACE_PRIMITIVES.get(name)))
     for name, fn in (*C.CASTS.items(), *IN_PLACE.items(), *E.IN_PLACE.items(), *_aliases()):
         setattr(Tensor, name, fn)
     for name in ("copy_", "fill_", "zero_", "set_", "fill_diagonal_", "resize_"):

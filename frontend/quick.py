@@ -22,7 +22,8 @@ from weft.tensor import Tensor
 # Elements of operands of two shapes together. However they broadcast, the result has at most the product
 # of the halves, 65536 elements, for which numpy is as good as a kernel.
 FEW = 512
-SMALL = LEAST_BYTES // 4  # elements of an operand from which on the general way chooses between numpy and a kernel
+# Elements of an operand from which on the general way chooses between numpy and a kernel.
+SMALL = LEAST_BYTES // 4
 NUMBERS = 4096  # kept as arrays
 
 _NO: Any = object()  # a number that would change the dtype
@@ -178,7 +179,9 @@ def binary_function(
             t._inference = True
         return t
 
-    return _marked(method, general, functools.partial(binary_function, prim, swapped=swapped))
+    made = _marked(method, general, functools.partial(binary_function, prim, swapped=swapped))
+    made.prim = prim
+    return made
 
 
 def unary_function(prim: Primitive, general: Callable[..., Any], *numbers: float) -> Callable[..., Any]:
@@ -222,4 +225,7 @@ def unary_function(prim: Primitive, general: Callable[..., Any], *numbers: float
             t._inference = True
         return t
 
-    return _marked(fn, general, lambda again: unary_function(prim, again, *numbers))
+    made = _marked(fn, general, lambda again: unary_function(prim, again, *numbers))
+    if not numbers:
+        made.prim = prim
+    return made

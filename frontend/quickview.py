@@ -1,9 +1,9 @@
 """The short way of views: what a call with these arguments takes of a tensor of this shape is found once.
 
-``view_function`` puts it before a function whose results are views. The first call with a combination of
-shape and arguments takes the general way; what it did is kept as one numpy expression and the steps that go into
-:class:`weft.views.View`. Basic indexing needs no table: numpy takes the same keys, and the steps are worked out
-when somebody asks for them.
+``view_function`` puts it before a function whose results are views. The first call with a combination of shape
+and arguments takes the general way; what it did is kept as one numpy expression and the steps that go into
+:class:`weft.views.View`. Basic indexing needs no table: numpy takes the same keys, and the steps are worked
+out when somebody asks for them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ _CALLS: dict[Any, Callable[[Any], Callable[[np.ndarray], np.ndarray]]] = {
 
 def _expression(steps: Sequence[Step]) -> Callable[[np.ndarray], np.ndarray]:
     """All steps as one function of an array."""
-    calls = [_CALLS[p](a) if p in _CALLS else functools.partial(p.eval, **p.normalize_attrs(a)) for p, a in steps]
+    calls = [
+        _CALLS[p](a) if p in _CALLS else functools.partial(p.eval, **p.normalize_attrs(a)) for p, a in steps
+    ]
     if len(calls) == 1:
         return calls[0]
 
@@ -84,7 +86,7 @@ def _plain(args: Sequence[Any]) -> bool:
     return all(type(a) is int or (type(a) is tuple and _plain(a)) for a in args)
 
 
-def _find(x: Tensor, shape: tuple[int, ...], args: Sequence[Any], out: Any) -> _Found | None:
+def _find(x: Tensor, args: Sequence[Any], out: Any) -> _Found | None:
     """What the general way did, if it can be done again."""
     outs = (out,) if isinstance(out, Tensor) else out
     if x._view is not None and x._view.origin is not None:
@@ -93,7 +95,9 @@ def _find(x: Tensor, shape: tuple[int, ...], args: Sequence[Any], out: Any) -> _
     parts = []
     for o in outs:
         v = o._view
-        if v is None or not v.differentiable or not len(v.steps) > len(before) or v.steps[: len(before)] != before:
+        if v is None or not v.differentiable:
+            return None
+        if len(v.steps) <= len(before) or v.steps[: len(before)] != before:
             return None
         steps = v.steps[len(before) :]
         parts.append((_expression(steps), steps, v.origin))
@@ -101,8 +105,8 @@ def _find(x: Tensor, shape: tuple[int, ...], args: Sequence[Any], out: Any) -> _
 
 
 def view_function(general: Callable[..., Any]) -> Callable[..., Any]:
-    """``general``, a function of a tensor, ints and tuples of ints that gives views, with the short way before
-    it."""
+    """``general``, a function of a tensor, ints and tuples of ints that gives views, with the short way
+    before it."""
     table: dict[Any, _Found] = {}
 
     def quick(input: Any, *args: Any, **kwargs: Any) -> Any:
@@ -133,13 +137,15 @@ def view_function(general: Callable[..., Any]) -> Callable[..., Any]:
 
     def meet(input: Any, args: Any, kwargs: Any) -> Any:
         out = general(input, *args, **kwargs)
-        if not kwargs and isinstance(input, Tensor) and type(input._data) is _ndarray:
-            if _current_interpreter() is _NUMPY and not input._inference:
-                found = _find(input, input._data.shape, args, out)
-                if found is not None:
-                    if len(table) >= MOST:
-                        table.clear()
-                    table[(input._data.shape, args)] = found
+        if kwargs or not isinstance(input, Tensor) or type(input._data) is not _ndarray:
+            return out
+        if _current_interpreter() is not _NUMPY or input._inference:
+            return out
+        found = _find(input, args, out)
+        if found is not None:
+            if len(table) >= MOST:
+                table.clear()
+            table[(input._data.shape, args)] = found
         return out
 
     made: Any = functools.wraps(general)(quick)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from weft.autograd.grad_mode import no_grad
+from weft.composite import composite
 from weft.creation import constant, shape_of_args
 from weft.devices import put, usable
 from weft.dispatch import apply, interpreter, wrap
@@ -30,6 +31,7 @@ from weft.views import check_inplace, write_
 
 _MASK = 2**64 - 1
 _MANY = 1 << 15  # words that are worth a kernel
+_FAR = 1 << 62  # an offset after which a sum may wrap
 
 
 class _Seeds:
@@ -186,8 +188,13 @@ def drawn(n: int, device: Device = CPU) -> Tensor:
 
 
 def _advance(state: Tensor, n: int) -> None:
+    blocks, a = -(-n // 4), state._data
+    if type(a) is np.ndarray and interpreter() is _NUMPY and a[1] < _FAR:
+        a[1] += blocks
+        state._vc[0] += 1
+        return
     with no_grad():
-        step = constant(np.array([0, -(-n // 4)], np.int64), state.device)
+        step = constant(np.array([0, blocks], np.int64), state.device)
         write_(state, apply(P.add_p, state, step))
 
 
@@ -208,8 +215,27 @@ def uniform(shape: tuple[int, ...], dtype: DType, generator: Generator | None) -
         high = convert(_narrow(words[0], 5), T.f64)
         low = convert(_narrow(words[1], 6), T.f64)
         return (high * 67108864.0 + low) * (1.0 / 9007199254740992.0)
+    if math.prod(shape) < _MANY:
+        return _composed(_uniform_of, shape, generator, dtype)
+    return _uniform_from(bits(shape, generator), dtype)
+
+
+@composite
+def _uniform_of(state: Tensor, shape: tuple[int, ...], dtype: DType) -> Tensor:
+    return _uniform_from(apply(P.random_bits_p, state, shape=shape), dtype)
+
+
+def _uniform_from(words: Tensor, dtype: DType) -> Tensor:
     digits = {T.f32: 24, T.f16: 11, T.bf16: 8}[dtype]
-    return convert(_narrow(bits(shape, generator), 32 - digits), dtype) * 2.0**-digits
+    return convert(_narrow(words, 32 - digits), dtype) * 2.0**-digits
+
+
+def _composed(make: Any, shape: tuple[int, ...], generator: Generator | None, *options: Any) -> Tensor:
+    """What one composition makes of the next words of a generator and of its state's device."""
+    state, n = (generator or default_generator)._state, math.prod(shape)
+    out = make(state, shape, *options)
+    _advance(state, n)
+    return out
 
 
 def normal_values(shape: tuple[int, ...], dtype: DType, generator: Generator | None) -> Tensor:
@@ -228,10 +254,25 @@ def normal_values(shape: tuple[int, ...], dtype: DType, generator: Generator | N
         u = uniform((2, *shape), T.f64, generator)
         first, second = 1.0 - u[0], u[1]
     else:
-        words = convert(bits((2, *shape), generator), T.f64)
-        first, second = (words[0] + 1.0) * 2.0**-32, words[1] * 2.0**-32
+        if 2 * math.prod(shape) < _MANY:
+            return _composed(_normal_of, (2, *shape), generator, dtype)
+        return _normal_from(bits((2, *shape), generator), dtype)
+    return _box_muller(first, second)
+
+
+def _box_muller(first: Tensor, second: Tensor) -> Tensor:
     radius = (first.log() * -2.0).sqrt()
-    return convert(radius * (second * (2 * math.pi)).cos(), dtype)
+    return radius * (second * (2 * math.pi)).cos()
+
+
+@composite
+def _normal_of(state: Tensor, shape: tuple[int, ...], dtype: DType) -> Tensor:
+    return _normal_from(apply(P.random_bits_p, state, shape=shape), dtype)
+
+
+def _normal_from(words: Tensor, dtype: DType) -> Tensor:
+    wide = convert(words, T.f64)
+    return convert(_box_muller((wide[0] + 1.0) * 2.0**-32, wide[1] * 2.0**-32), dtype)
 
 
 def _finish(t: Tensor, requires_grad: bool) -> Tensor:
@@ -278,12 +319,22 @@ def _integers(
     span = high - low
     if span <= 0:
         raise RuntimeError(f"random_ expects 'from' to be less than 'to', but got from={low} >= to={high}")
-    if span <= 2**32:
-        words = convert(bits(shape, generator), T.i64)
-    else:
-        pair = convert(bits((2, *shape), generator), T.i64)
-        words = (pair[0] & 0x3FFFFFFF) * 2**32 + pair[1]
-    value = words % span if span != 2**32 else words
+    words = shape if span <= 2**32 else (2, *shape)
+    if math.prod(words) < _MANY:
+        return _composed(_integers_of, words, generator, low, span, dtype)
+    return _integers_from(bits(words, generator), low, span, dtype)
+
+
+@composite
+def _integers_of(state: Tensor, shape: tuple[int, ...], low: int, span: int, dtype: DType) -> Tensor:
+    return _integers_from(apply(P.random_bits_p, state, shape=shape), low, span, dtype)
+
+
+def _integers_from(words: Tensor, low: int, span: int, dtype: DType) -> Tensor:
+    value = convert(words, T.i64)
+    if span > 2**32:
+        value = (value[0] & 0x3FFFFFFF) * 2**32 + value[1]
+    value = value % span if span != 2**32 else value
     return convert(value + low if low else value, dtype)
 
 
@@ -320,9 +371,21 @@ def randperm(
     if n < 0:
         raise RuntimeError(f"n must be non-negative, got {n}")
     with no_grad():
-        order = apply(P.sort_p, convert(bits((n,), generator), T.i64), axis=0, descending=False)[1]
+        if n < _MANY:
+            order = _composed(_order_of, (n,), generator)
+        else:
+            order = _order_from(bits((n,), generator))
         t = convert(order, as_dtype(dtype) if dtype is not None else T.i64)
     return _finish(t, requires_grad)
+
+
+@composite
+def _order_of(state: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return _order_from(apply(P.random_bits_p, state, shape=shape))
+
+
+def _order_from(words: Tensor) -> Tensor:
+    return apply(P.sort_p, convert(words, T.i64), axis=0, descending=False)[1]
 
 
 def rand_like(

@@ -87,6 +87,9 @@ class Tensor:
         """The shape, or the extent of one dimension."""
         if dim is None:
             return self.shape
+        d = self._data
+        if type(d) is _ndarray and type(dim) is int and -d.ndim <= dim < d.ndim:
+            return d.shape[dim]
         n = self.ndim
         if not -max(n, 1) <= dim < max(n, 1) or n == 0:
             raise IndexError(_dim_range(dim, n))
@@ -136,6 +139,9 @@ class Tensor:
     def stride(self, dim: int | None = None) -> Any:
         """Strides in elements."""
         d = self._layout()
+        if dim is None and type(d) is _ndarray and d.size and 1 not in d.shape:
+            size = d.itemsize
+            return tuple([s // size for s in d.strides])
         if d.flags.c_contiguous:  # numpy leaves arbitrary strides on dimensions of extent 1
             strides = contiguous_strides(d.shape)
         else:

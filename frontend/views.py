@@ -316,6 +316,12 @@ def own(t: Tensor, *sources: Tensor) -> Tensor:
 
 def alias(x: Tensor, share_version: bool = True) -> Tensor:
     """A tensor on the same storage without history (``detach``, ``.data``)."""
+    if type(x._data) is _ndarray and _current.get() is _NUMPY:
+        out = wrap(x._data)
+        if share_version:
+            out._vc = x._vc
+        out._view = View(x, (), x._vc[0], differentiable=False)
+        return out
     interp: Any = interpreter()
     if interp.recording:
         from weft.dispatch import payload

@@ -41,6 +41,7 @@ _HIDDEN = {
     "view_alias",
     "reversed_",
     "interpreter_is_symbolic",
+    "needs_gradient",
     "builtin_abs",
 }
 

@@ -8,7 +8,7 @@ import numpy as np
 from weft.autograd.grad_mode import mode
 from weft.creation import empty, full, ones, tensor, zeros
 from weft.devices import pinned, transfer
-from weft.dispatch import apply, recording, wrap
+from weft.dispatch import apply, at_hand, recording, wrap
 from weft.dtypes import as_device, as_dtype
 from weft.ir import prims as P
 from weft.ir import types as T
@@ -138,8 +138,7 @@ def pin_memory(input: Tensor, device: Any = None) -> Tensor:
 
 def detach(input: Tensor) -> Tensor:
     """A tensor on the same storage without history."""
-    out = alias(input)
-    return out
+    return alias(input)
 
 
 def detach_(input: Tensor) -> Tensor:
@@ -159,10 +158,17 @@ def detach_(input: Tensor) -> Tensor:
 
 def item(input: Tensor) -> Any:
     """The only element as a Python number. RuntimeError for more than one."""
+    a = at_hand(input)
+    if a is not None and a.size == 1:
+        v = a.item()
+        return v if type(v) in _NUMBERS else _exact(v)
     if input.numel() != 1:
         raise RuntimeError(f"a Tensor with {input.numel()} elements cannot be converted to Scalar")
     v = input._array("item()").item()
     return v if isinstance(v, (bool, int, float, complex)) else _exact(v)
+
+
+_NUMBERS = frozenset((bool, int, float, complex))
 
 
 def _exact(v: Any) -> Any:
@@ -171,7 +177,9 @@ def _exact(v: Any) -> Any:
 
 def tolist(input: Tensor) -> Any:
     """Nested lists of Python numbers."""
-    a = input._array("tolist()")
+    a = at_hand(input)
+    if a is None:
+        a = input._array("tolist()")
     return a.tolist() if a.dtype.kind != "V" and input.dtype is not T.bf16 else a.astype(np.float32).tolist()
 
 
@@ -226,6 +234,9 @@ def cuda_array_interface(input: Tensor) -> dict[str, Any]:
 
 
 def _truth_of(x: Tensor) -> Any:
+    a = at_hand(x)
+    if a is not None and a.size == 1:
+        return a.item()
     n = x.numel()
     if n == 0:
         raise RuntimeError("Boolean value of Tensor with no values is ambiguous")
@@ -243,6 +254,9 @@ _py_bool = bool
 
 
 def _single(x: Tensor, what: str) -> Any:
+    a = at_hand(x)
+    if a is not None and a.size == 1:
+        return a.item()
     if x.numel() != 1:
         raise RuntimeError(f"a Tensor with {x.numel()} elements cannot be converted to Scalar")
     return x._array(what).item()

@@ -19,6 +19,8 @@ from weft.ops.common import (
 )
 from weft.ops.math import where
 from weft.ops.shape import movedim, reshape, slice_dim
+from weft.prepared import prepared
+from weft.quickread import along
 from weft.tensor import Tensor
 
 
@@ -50,6 +52,9 @@ def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
     if input.ndim == 0:
         return input.clone()
     d = wrap_dim(dim, input.ndim)
+    quick = along(input, index, d) if index.ndim else None
+    if quick is not None:
+        return quick
     idx = _positions(reshape(index, -1), shape_of(input)[d], "index_select")
     out = apply(P.gather_p, input, apply(P.reshape_p, idx, shape=(idx.numel(), 1)), axes=(d,))
     return out if d == 0 else movedim(out, 0, d).contiguous()
@@ -57,6 +62,9 @@ def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
 
 def take(input: Tensor, index: Tensor) -> Tensor:
     """The elements of the flattened ``input`` at ``index``."""
+    quick = along(input, index, None)
+    if quick is not None:
+        return quick
     n = input.numel()
     flat = reshape(index, -1)
     flat = where(flat < 0, flat + n, flat)
@@ -83,6 +91,7 @@ def _crop(x: Tensor, shape: tuple[int, ...], but: int) -> Tensor:
     return x
 
 
+@prepared
 def gather(input: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False) -> Tensor:
     """out[i][j] = input[index[i][j]][j] for ``dim`` 0, and so on."""
     d = wrap_dim(dim, input.ndim)
@@ -102,6 +111,7 @@ def _gather_range(index: Tensor, n: int, d: int) -> None:
         raise RuntimeError(f"index {bad} is out of bounds for dimension {d} with size {n}")
 
 
+@prepared
 def take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:
     """As gather, with indices broadcast against the input."""
     if dim is None:
@@ -141,6 +151,7 @@ def _scatter(input: Tensor, dim: int, index: Tensor, src: Any, mode: str, name: 
     return apply(P.update_slice_p, input, new, start=(0,) * input.ndim, step=(1,) * input.ndim)
 
 
+@prepared
 def scatter(
     input: Tensor, dim: int, index: Tensor, src: Any = None, *, value: Any = None, reduce: Any = None
 ) -> Tensor:
@@ -151,11 +162,13 @@ def scatter(
     return _scatter(input, dim, index, value if src is None else src, mode, "scatter")
 
 
+@prepared
 def scatter_add(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
     """A copy of ``input`` with ``src`` added at ``index`` along ``dim``."""
     return _scatter(input, dim, index, src, "add", "scatter_add")
 
 
+@prepared
 def scatter_reduce(
     input: Tensor, dim: int, index: Tensor, src: Tensor, reduce: str, *, include_self: bool = True
 ) -> Tensor:
@@ -211,16 +224,19 @@ def _along(input: Tensor, dim: int, index: Tensor, source: Tensor, mode: str, na
     return apply(P.scatter_p, input, idx, src, axes=(d,), mode=mode)
 
 
+@prepared
 def index_add(input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: Any = 1) -> Tensor:
     """A copy of ``input`` with the parts of ``source`` added at ``index`` along ``dim``."""
     return _along(input, dim, index, source * alpha if alpha != 1 else source, "add", "index_add")
 
 
+@prepared
 def index_copy(input: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
     """A copy of ``input`` with the parts of ``source`` written at ``index`` along ``dim``."""
     return _along(input, dim, index, source, "set", "index_copy")
 
 
+@prepared
 def index_fill(input: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
     """A copy of ``input`` with ``value`` at ``index`` along ``dim``."""
     d = wrap_dim(dim, input.ndim)
@@ -228,6 +244,7 @@ def index_fill(input: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
     return index_copy(input, d, reshape(index, -1), broadcast_to(as_tensor(value, input.dtype), shape))
 
 
+@prepared
 def masked_fill(input: Tensor, mask: Tensor, value: Any) -> Tensor:
     """A copy of ``input`` with ``value`` where ``mask`` holds."""
     if mask.dtype is not T.bool_:
@@ -244,6 +261,8 @@ def masked_fill(input: Tensor, mask: Tensor, value: Any) -> Tensor:
 
 def masked_select(input: Tensor, mask: Tensor) -> Tensor:
     """The elements where ``mask`` holds, as a vector."""
+    if shape_of(mask) == shape_of(input):
+        return input[mask]
     shape = broadcast_shapes(shape_of(input), shape_of(mask))
     return broadcast_to(input, shape)[broadcast_to(mask, shape)]
 
@@ -261,15 +280,18 @@ def masked_scatter(input: Tensor, mask: Tensor, source: Tensor) -> Tensor:
 
 def nonzero(input: Tensor, *, as_tuple: bool = False) -> Any:
     """The indices of the elements that are not zero, one row each (or one vector per dimension)."""
-    a = np.nonzero(np.atleast_1d(input._array("nonzero() (the size of the result depends on values)")))
+    values = input._array("nonzero() (the size of the result depends on values)")
+    a = values.nonzero() if values.ndim else np.atleast_1d(values).nonzero()
     if as_tuple:
         return tuple(wrap(put(np.ascontiguousarray(i), input.device)) for i in a)
-    return wrap(put(np.stack(a, 1) if input.ndim else np.empty((a[0].size, 0), np.int64), input.device))
+    rows = np.array(a).T.copy() if values.ndim else np.empty((a[0].size, 0), np.int64)
+    return wrap(put(rows, input.device))
 
 
 argwhere = nonzero
 
 
+@prepared
 def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
     """int64 rows with a one at each class."""
     if tensor.dtype is not T.i64:

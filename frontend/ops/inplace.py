@@ -14,6 +14,7 @@ from weft.dtypes import type_name
 from weft.ir import prims as P
 from weft.ops.common import as_tensor, broadcast_to, convert, is_number, shape_of
 from weft.promotion import CATEGORY
+from weft.quickwrite import copied, filled, inplace_function, wrote
 from weft.tensor import Tensor
 from weft.views import check_inplace, write_
 
@@ -34,25 +35,28 @@ def _fit(out: Tensor, target: Tensor) -> Tensor:
     return convert(out, target.dtype)
 
 
-def inplace(fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """``x.fn_(...)`` of ``fn(x, ...)``."""
+def inplace(fn: Callable[..., Tensor], prim: Any = None) -> Callable[..., Tensor]:
+    """``x.fn_(...)`` of ``fn(x, ...)``; ``prim``: the primitive that the function is, if it is one ufunc."""
 
     @functools.wraps(fn)
     def method(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         check_inplace(input)
         mark = sequence_mark() if mode.grad else None
         out = fn(input, *args, **kwargs)
-        if out is input:
+        if out is input or wrote(input, out):
             return input
         return write_(input, _fit(out, input), mark)
 
     method.__name__ = method.__qualname__ = fn.__name__ + "_"
     method.__doc__ = f"In-place form of ``{fn.__name__}``."
-    return method
+    prim = prim or getattr(fn, "prim", None)
+    return method if prim is None or prim.ufunc is None else inplace_function(prim, method)
 
 
 def copy_(input: Tensor, src: Any, non_blocking: bool = False) -> Tensor:
     """Write ``src`` (broadcast, converted) into the tensor."""
+    if copied(input, src):
+        return input
     if is_number(src):
         return fill_(input, src)
     if not isinstance(src, Tensor):
@@ -73,6 +77,8 @@ def copy_(input: Tensor, src: Any, non_blocking: bool = False) -> Tensor:
 
 def fill_(input: Tensor, value: Any) -> Tensor:
     """Every element becomes ``value`` (a number or 0-d tensor)."""
+    if filled(input, value):
+        return input
     check_inplace(input)
     if isinstance(value, Tensor):
         if value.ndim:

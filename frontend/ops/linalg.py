@@ -9,6 +9,7 @@ from typing import Any
 from weft.dispatch import apply
 from weft.ir import prims as P
 from weft.ops.common import broadcast_shapes, broadcast_to, check_tensor, shape_of, wrap_dim
+from weft.prepared import prepared
 from weft.tensor import Tensor
 
 
@@ -39,6 +40,7 @@ def _dot(a: Tensor, b: Tensor, ca: Sequence[int], cb: Sequence[int], ba: Any = (
     return apply(P.dot_general_p, a, b, contract=(tuple(ca), tuple(cb)), batch=(tuple(ba), tuple(bb)))
 
 
+@prepared
 def dot(input: Tensor, other: Tensor) -> Tensor:
     """The inner product of two vectors."""
     if input.ndim != 1 or other.ndim != 1:
@@ -55,6 +57,7 @@ def dot(input: Tensor, other: Tensor) -> Tensor:
 inner_product = dot
 
 
+@prepared
 def inner(input: Tensor, other: Tensor) -> Tensor:
     """The products along the last dimensions."""
     if input.ndim == 0 or other.ndim == 0:
@@ -66,6 +69,7 @@ def vdot(input: Tensor, other: Tensor) -> Tensor:
     return dot(input.conj(), other)
 
 
+@prepared
 def mv(input: Tensor, vec: Tensor) -> Tensor:
     """Matrix times vector."""
     if input.ndim != 2 or vec.ndim != 1:
@@ -79,6 +83,7 @@ def mv(input: Tensor, vec: Tensor) -> Tensor:
     return _dot(input, vec, (1,), (0,))
 
 
+@prepared
 def mm(input: Tensor, mat2: Tensor) -> Tensor:
     """The product of two matrices."""
     if input.ndim != 2:
@@ -99,6 +104,7 @@ def _check_inner(a: Tensor, b: Tensor) -> None:
     _same_dtype(a, b)
 
 
+@prepared
 def bmm(input: Tensor, mat2: Tensor) -> Tensor:
     """The products of two batches of matrices."""
     if input.ndim != 3 or mat2.ndim != 3:
@@ -112,6 +118,7 @@ def bmm(input: Tensor, mat2: Tensor) -> Tensor:
     return _dot(input, mat2, (2,), (1,), (0,), (0,))
 
 
+@prepared
 def matmul(input: Tensor, other: Tensor) -> Tensor:
     """The matrix product: vectors, matrices and batches (broadcast), as ``@``.
 
@@ -161,6 +168,7 @@ def _batched(x: Tensor, y: Tensor) -> Tensor:
     return _dot(x, y, (n + 1,), (n,), lead, lead)
 
 
+@prepared
 def outer(input: Tensor, vec2: Tensor) -> Tensor:
     """The outer product of two vectors."""
     if input.ndim != 1 or vec2.ndim != 1:
@@ -192,24 +200,29 @@ def _combine(input: Tensor, product: Tensor, beta: Any, alpha: Any) -> Tensor:
     return product + (input if beta == 1 else input * beta)
 
 
+@prepared
 def addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
     """beta * input + alpha * (mat1 @ mat2)."""
     return _combine(input, mm(mat1, mat2), beta, alpha)
 
 
+@prepared
 def addmv(input: Tensor, mat: Tensor, vec: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
     return _combine(input, mv(mat, vec), beta, alpha)
 
 
+@prepared
 def addr(input: Tensor, vec1: Tensor, vec2: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
     return _combine(input, outer(vec1, vec2), beta, alpha)
 
 
+@prepared
 def baddbmm(input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
     """beta * input + alpha * (batch1 @ batch2), by batch."""
     return _combine(input, bmm(batch1, batch2), beta, alpha)
 
 
+@prepared
 def addbmm(input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
     return _combine(input, bmm(batch1, batch2).sum(0), beta, alpha)
 
@@ -221,6 +234,7 @@ def chain_matmul(*matrices: Tensor) -> Tensor:
     return out
 
 
+@prepared
 def tensordot(a: Tensor, b: Tensor, dims: Any = 2) -> Tensor:
     """Contraction over ``dims`` trailing/leading dimensions, or over two lists of dimensions."""
     if isinstance(dims, int):
@@ -239,6 +253,7 @@ def tensordot(a: Tensor, b: Tensor, dims: Any = 2) -> Tensor:
     return _dot(a, b, da, db)
 
 
+@prepared
 def trace(input: Tensor) -> Tensor:
     """The sum of the diagonal of a matrix."""
     if input.ndim != 2:
@@ -261,6 +276,7 @@ def matrix_power(input: Tensor, n: int) -> Tensor:
     return out
 
 
+@prepared
 def cross(input: Tensor, other: Tensor, dim: int | None = None) -> Tensor:
     """The cross product of vectors of three along ``dim`` (the first of extent 3)."""
     d = wrap_dim(shape_of(input).index(3) if dim is None else dim, input.ndim)

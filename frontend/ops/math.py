@@ -28,6 +28,7 @@ from weft.ops.common import (
     to_inexact,
     unary,
 )
+from weft.prepared import prepared
 from weft.promotion import CATEGORY, promote, scalar_category
 from weft.quick import binary_function, unary_function
 from weft.tensor import Tensor
@@ -81,6 +82,7 @@ erf, erfc, erfinv, lgamma, digamma, sqrt, rsqrt = (
 arcsin, arccos, arctan, arcsinh, arccosh, arctanh = asin, acos, atan, asinh, acosh, atanh
 
 
+@prepared
 def log10(input: Tensor) -> Tensor:
     """Logarithm to base 10."""
     return log2(input) * math.log10(2.0) if input.dtype.itemsize < 4 else log(input) * (1 / math.log(10.0))
@@ -122,6 +124,7 @@ def abs(input: Tensor) -> Tensor:
     return unary(P.abs_p, input)
 
 
+@prepared
 def sign(input: Tensor) -> Tensor:
     """-1, 0 or 1; 0 for NaN."""
     return input.clone() if input.dtype is T.bool_ else unary(P.sign_p, input)
@@ -159,6 +162,7 @@ def trunc(input: Tensor) -> Tensor:
 fix = trunc
 
 
+@prepared
 def round(input: Tensor, *, decimals: int = 0) -> Tensor:
     """To the nearest integer (or decimal place), halves to even."""
     _not_for_bool(input, "round_vml_cpu")
@@ -174,6 +178,7 @@ def builtin_abs(n: int) -> int:
     return -n if n < 0 else n
 
 
+@prepared
 def frac(input: Tensor) -> Tensor:
     """x minus trunc(x). NotImplementedError for integers."""
     if not input.dtype.is_inexact:
@@ -181,11 +186,13 @@ def frac(input: Tensor) -> Tensor:
     return input - trunc(input)
 
 
+@prepared
 def reciprocal(input: Tensor) -> Tensor:
     """1 / x."""
     return binary(P.div_p, 1, input, to_float=True)
 
 
+@prepared
 def square(input: Tensor) -> Tensor:
     return pow(input, 2)
 
@@ -202,12 +209,14 @@ def sigmoid(input: Tensor) -> Tensor:
     return where(negative, z, 1.0) / (1.0 + z)
 
 
+@prepared
 def logit(input: Tensor, eps: float | None = None) -> Tensor:
     """log(x / (1 - x)); x is clamped to [eps, 1 - eps] if eps is given."""
     x = input if eps is None else clamp(input, eps, 1 - eps)
     return log(x / (1 - x))
 
 
+@prepared
 def sinc(input: Tensor) -> Tensor:
     x = convert(input, to_inexact(input.dtype)) * math.pi
     return where(x == 0, 1.0, sin(x) / where(x == 0, 1.0, x))
@@ -231,15 +240,19 @@ def _rectified(x: Tensor) -> Tensor:
 
 
 def interpreter_is_symbolic() -> bool:
-    from weft.dispatch import recording
+    """Whether operations are recorded, and a gradient may be taken of them later."""
+    from weft.dispatch import interpreter
 
-    return recording()
+    found: Any = interpreter()
+    return found.recording and getattr(found, "gradients", True)
 
 
+@prepared
 def deg2rad(input: Tensor) -> Tensor:
     return input * (math.pi / 180)
 
 
+@prepared
 def rad2deg(input: Tensor) -> Tensor:
     return input * (180 / math.pi)
 
@@ -258,6 +271,7 @@ def _scaled(other: Any, alpha: Any, name: str, dtype: Any) -> Any:
     return other * alpha
 
 
+@prepared
 def add(input: Any, other: Any, *, alpha: Any = 1) -> Tensor:
     """input + alpha * other, broadcast and promoted.
 
@@ -284,6 +298,7 @@ def _no_bool_sub(a: Any, b: Any) -> None:
         )
 
 
+@prepared
 def sub(input: Any, other: Any, *, alpha: Any = 1) -> Tensor:
     """input - alpha * other. RuntimeError for bool tensors."""
     for x in (input, other):
@@ -304,6 +319,7 @@ def mul(input: Any, other: Any) -> Tensor:
     return binary(P.mul_p, input, other)
 
 
+@prepared
 def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
     """input / other: true division, or rounded by ``"trunc"`` or ``"floor"``."""
     if rounding_mode is None:
@@ -329,6 +345,7 @@ def _check_zero(q: Tensor, divisor: Any) -> Tensor:
     return q
 
 
+@prepared
 def floor_divide(input: Any, other: Any) -> Tensor:
     """The quotient rounded down."""
     d = promote(input, other)
@@ -349,12 +366,14 @@ def floor_divide(input: Any, other: Any) -> Tensor:
     return q - convert((r != 0) & ((r < 0) != (as_tensor(other) < 0)), q.dtype)
 
 
+@prepared
 def fmod(input: Any, other: Any) -> Tensor:
     """The remainder with the sign of ``input`` (C's fmod)."""
     _not_for_bool(promote(input, other), "fmod_cpu")
     return binary(P.rem_p, input, other)
 
 
+@prepared
 def remainder(input: Any, other: Any) -> Tensor:
     """The remainder with the sign of ``other`` (Python's %)."""
     d = promote(input, other)
@@ -366,6 +385,7 @@ def remainder(input: Any, other: Any) -> Tensor:
     return where((r != 0) & ((r < 0) != (b < 0)), r + b, r)
 
 
+@prepared
 def pow(input: Any, exponent: Any) -> Tensor:
     """input ** exponent. RuntimeError for integers to a negative integer power."""
     if isinstance(input, Tensor) and type(exponent) in (int, float):
@@ -400,6 +420,7 @@ def _small_power(x: Tensor, e: float) -> Tensor | None:
     return reciprocal(mul(x, x)) if e == -2 else None
 
 
+@prepared
 def float_power(input: Any, exponent: Any) -> Tensor:
     """pow in float64 (complex128)."""
     d = T.c128 if promote(input, exponent).is_complex else T.f64
@@ -427,6 +448,7 @@ def minimum(input: Tensor, other: Tensor) -> Tensor:
     return binary(P.minimum_p, input, other)
 
 
+@prepared
 def fmax(input: Tensor, other: Tensor) -> Tensor:
     """The larger of the two; a NaN loses."""
     d = promote(input, other)
@@ -434,6 +456,7 @@ def fmax(input: Tensor, other: Tensor) -> Tensor:
     return where(isnan(b) | (a >= b), a, b)
 
 
+@prepared
 def fmin(input: Tensor, other: Tensor) -> Tensor:
     """The smaller of the two; a NaN loses."""
     d = promote(input, other)
@@ -441,11 +464,13 @@ def fmin(input: Tensor, other: Tensor) -> Tensor:
     return where(isnan(b) | (a <= b), a, b)
 
 
+@prepared
 def copysign(input: Any, other: Any) -> Tensor:
     """The magnitude of ``input`` with the sign of ``other``."""
     return binary(P.copysign_p, input, other, to_float=True)
 
 
+@prepared
 def hypot(input: Tensor, other: Tensor) -> Tensor:
     """sqrt(input² + other²), without undue overflow."""
     d = promote(input, other)
@@ -458,6 +483,7 @@ def hypot(input: Tensor, other: Tensor) -> Tensor:
     return big * sqrt(r * r + 1.0)
 
 
+@prepared
 def xlogy(input: Any, other: Any) -> Tensor:
     """input * log(other), 0 where input is 0 (unless other is NaN)."""
     d = to_inexact(promote(input, other))
@@ -466,6 +492,7 @@ def xlogy(input: Any, other: Any) -> Tensor:
     return x * log(safe)
 
 
+@prepared
 def logaddexp(input: Tensor, other: Tensor) -> Tensor:
     """log(exp(a) + exp(b))."""
     m = maximum(input, other).detach()
@@ -473,12 +500,14 @@ def logaddexp(input: Tensor, other: Tensor) -> Tensor:
     return log(exp(input - m) + exp(other - m)) + m
 
 
+@prepared
 def logaddexp2(input: Tensor, other: Tensor) -> Tensor:
     m = maximum(input, other).detach()
     m = where(isinf(m), 0.0, m)
     return log2(exp2(input - m) + exp2(other - m)) + m
 
 
+@prepared
 def lerp(input: Tensor, end: Tensor, weight: Any) -> Tensor:
     """input + weight * (end - input), in the form that is exact at both ends."""
     if input.dtype is not end.dtype:
@@ -490,12 +519,14 @@ def lerp(input: Tensor, end: Tensor, weight: Any) -> Tensor:
     return where(w < 0.5, input + delta * w, end - delta * (1 - w))
 
 
+@prepared
 def addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: Any = 1) -> Tensor:
     """input + value * tensor1 * tensor2."""
     p = tensor1 * tensor2
     return input + (p if type(value) is int and value == 1 else p * value)
 
 
+@prepared
 def addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: Any = 1) -> Tensor:
     """input + value * tensor1 / tensor2."""
     if not any(t.dtype.is_inexact for t in (tensor1, tensor2)):
@@ -530,18 +561,22 @@ def _truth(x: Any) -> Tensor:
     return as_tensor(x) if isinstance(x, Tensor) and x.dtype is T.bool_ else convert(as_tensor(x), T.bool_)
 
 
+@prepared
 def logical_not(input: Tensor) -> Tensor:
     return apply(P.bit_not_p, _truth(input))
 
 
+@prepared
 def logical_and(input: Tensor, other: Tensor) -> Tensor:
     return binary(P.bit_and_p, _truth(input), _truth(other))
 
 
+@prepared
 def logical_or(input: Tensor, other: Tensor) -> Tensor:
     return binary(P.bit_or_p, _truth(input), _truth(other))
 
 
+@prepared
 def logical_xor(input: Tensor, other: Tensor) -> Tensor:
     return binary(P.bit_xor_p, _truth(input), _truth(other))
 
@@ -587,6 +622,7 @@ def bitwise_right_shift(input: Any, other: Any) -> Tensor:
     return binary(P.shr_p, input, other)
 
 
+@prepared
 def isnan(input: Tensor) -> Tensor:
     """Whether each element is NaN."""
     if not input.dtype.is_inexact:
@@ -600,6 +636,7 @@ def _always(x: Tensor, value: bool) -> Tensor:
     return full(tuple(x.shape), value, dtype=T.bool_, device=x.device)
 
 
+@prepared
 def isinf(input: Tensor) -> Tensor:
     if not input.dtype.is_inexact:
         return _always(input, False)
@@ -608,14 +645,17 @@ def isinf(input: Tensor) -> Tensor:
     return binary(P.eq_p, abs(input), math.inf)
 
 
+@prepared
 def isposinf(input: Tensor) -> Tensor:
     return binary(P.eq_p, input, math.inf) if input.dtype.is_inexact else _always(input, False)
 
 
+@prepared
 def isneginf(input: Tensor) -> Tensor:
     return binary(P.eq_p, input, -math.inf) if input.dtype.is_inexact else _always(input, False)
 
 
+@prepared
 def isfinite(input: Tensor) -> Tensor:
     if not input.dtype.is_inexact:
         return _always(input, True)
@@ -628,6 +668,7 @@ def isreal(input: Tensor) -> Tensor:
     return input.imag == 0 if input.dtype.is_complex else _always(input, True)
 
 
+@prepared
 def signbit(input: Tensor) -> Tensor:
     """Whether the sign bit is set (-0.0 too)."""
     if not input.dtype.is_floating_point:
@@ -635,6 +676,7 @@ def signbit(input: Tensor) -> Tensor:
     return copysign(scalar_tensor(1.0, input.dtype), input.detach()) < 0
 
 
+@prepared
 def isclose(
     input: Tensor, other: Tensor, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False
 ) -> Tensor:
@@ -665,6 +707,7 @@ def equal(input: Tensor, other: Tensor) -> bool:
 # -- selection ----------------------------------------------------------------------------------------------
 
 
+@prepared
 def where(condition: Tensor, input: Any = None, other: Any = None) -> Any:
     """``input`` where the condition holds, else ``other``; alone, the indices where it holds."""
     if input is None and other is None:
@@ -691,6 +734,7 @@ def where(condition: Tensor, input: Any = None, other: Any = None) -> Any:
     return apply(P.where_p, *[broadcast_to(t, shape) for t in (condition, x, y)])
 
 
+@prepared
 def clamp(input: Tensor, min: Any = None, max: Any = None) -> Tensor:
     """Limit to [min, max]; NaN stays. The gradient flows where the value is within them, ends included."""
     if min is None and max is None:
@@ -701,7 +745,7 @@ def clamp(input: Tensor, min: Any = None, max: Any = None) -> Tensor:
     for limit, outside, bound in bounds:
         if bound is None:
             continue
-        if _needs_gradient(out, bound):
+        if needs_gradient(out, bound):
             b = as_tensor(bound, d)
             out = where(elementwise(outside, out.detach(), b.detach()), b, out)
         else:
@@ -709,7 +753,7 @@ def clamp(input: Tensor, min: Any = None, max: Any = None) -> Tensor:
     return out if out is not input else input.clone()
 
 
-def _needs_gradient(*xs: Any) -> bool:
+def needs_gradient(*xs: Any) -> bool:
     from weft.autograd.grad_mode import mode
 
     return interpreter_is_symbolic() or (
@@ -728,6 +772,7 @@ def clamp_max(input: Tensor, max: Any) -> Tensor:
     return clamp(input, max=max)
 
 
+@prepared
 def nan_to_num(
     input: Tensor, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None
 ) -> Tensor:
@@ -742,6 +787,7 @@ def nan_to_num(
     return where(isneginf(input), info.min if neginf is None else neginf, out)
 
 
+@prepared
 def heaviside(input: Tensor, values: Tensor) -> Tensor:
     return where(input == 0, values, convert(input > 0, input.dtype))
 
@@ -773,6 +819,7 @@ def conj_physical(input: Tensor) -> Tensor:
     return apply(P.conj_p, input) if input.dtype.is_complex else input.clone()
 
 
+@prepared
 def angle(input: Tensor) -> Tensor:
     """The argument of complex numbers; 0 or pi for real ones."""
     if input.dtype.is_complex:

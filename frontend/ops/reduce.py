@@ -12,7 +12,8 @@ from weft.ir import prims as P
 from weft.ir import types as T
 from weft.ops.common import convert, shape_of, to_inexact, wrap_dim, wrap_dims
 from weft.ops.math import abs as abs_
-from weft.ops.math import exp, isfinite, isnan, log, sqrt, where
+from weft.ops.math import exp, isfinite, isnan, log, needs_gradient, sqrt, where
+from weft.prepared import prepared
 from weft.tensor import Tensor
 
 
@@ -44,6 +45,7 @@ def _fold(prim: Any, x: Tensor, dim: Any, keepdim: bool) -> Tensor:
     return keep_dims(apply(prim, x, axes=dims), shape, dims, keepdim)
 
 
+@prepared
 def sum(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """The sum of all elements, or along dimensions. Integers and bools are summed in int64.
 
@@ -58,10 +60,12 @@ def sum(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = N
     return _fold(P.sum_p, input, dim, keepdim)
 
 
+@prepared
 def nansum(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     return sum(where(isnan(input), 0, input) if input.dtype.is_inexact else input, dim, keepdim, dtype=dtype)
 
 
+@prepared
 def prod(input: Tensor, dim: int | None = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """The product of all elements, or along one dimension."""
     d = as_dtype(dtype) if dtype is not None else (input.dtype if input.dtype.is_inexact else T.i64)
@@ -72,6 +76,7 @@ def _count(shape: tuple[int, ...], dims: tuple[int, ...]) -> int:
     return math.prod(shape[i] for i in dims) if shape else 1
 
 
+@prepared
 def mean(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """The mean. RuntimeError for integers unless a float ``dtype`` is given."""
     x = convert(input, as_dtype(dtype)) if dtype is not None else input
@@ -88,6 +93,7 @@ def mean(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = 
     return _fold(P.sum_p, x, dim, keepdim) / n
 
 
+@prepared
 def nanmean(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     if not input.dtype.is_inexact:
         raise RuntimeError(
@@ -125,6 +131,7 @@ def _moments(x: Tensor, dim: Any, correction: Any, keepdim: bool) -> tuple[Tenso
     return v, m if keepdim or not shape else apply(P.reshape_p, m, shape=shape_of(v))
 
 
+@prepared
 def var(
     input: Tensor, dim: Any = None, unbiased: Any = None, keepdim: bool = False, *, correction: Any = None
 ) -> Tensor:
@@ -133,6 +140,7 @@ def var(
     return _moments(input, dim, _correction(unbiased, correction), keepdim)[0]
 
 
+@prepared
 def std(
     input: Tensor, dim: Any = None, unbiased: Any = None, keepdim: bool = False, *, correction: Any = None
 ) -> Tensor:
@@ -140,6 +148,7 @@ def std(
     return sqrt(var(input, dim, unbiased, keepdim, correction=correction))
 
 
+@prepared
 def var_mean(
     input: Tensor, dim: Any = None, unbiased: Any = None, keepdim: bool = False, *, correction: Any = None
 ) -> tuple[Tensor, Tensor]:
@@ -148,6 +157,7 @@ def var_mean(
     return _moments(input, dim, _correction(unbiased, correction), keepdim)
 
 
+@prepared
 def std_mean(
     input: Tensor, dim: Any = None, unbiased: Any = None, keepdim: bool = False, *, correction: Any = None
 ) -> tuple[Tensor, Tensor]:
@@ -155,6 +165,7 @@ def std_mean(
     return sqrt(v), m
 
 
+@prepared
 def norm(input: Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Tensor:
     """The p-norm of the elements (all, or along dimensions): 2 by default; inf, -inf, 0 and any number."""
     x = convert(input, as_dtype(dtype)) if dtype is not None else input
@@ -179,6 +190,7 @@ def norm(input: Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False, 
     return sum(a**p, dim, keepdim) ** (1.0 / p)
 
 
+@prepared
 def logsumexp(input: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
     """log(sum(exp(x))) along dimensions, without overflow."""
     x = convert(input, to_inexact(input.dtype))
@@ -196,6 +208,7 @@ def logsumexp(input: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
     )
 
 
+@prepared
 def logcumsumexp(input: Tensor, dim: int) -> Tensor:
     m = cummax(input.detach(), dim)[0]
     m = where(isfinite(m), m, 0.0)
@@ -213,18 +226,21 @@ def _check_nonempty(x: Tensor, name: str, dims: tuple[int, ...]) -> None:
             raise IndexError(f"{name}(): Expected reduction dim {d} to have non-zero size.")
 
 
+@prepared
 def amax(input: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
     """The largest element; the gradient is shared among ties."""
     _check_nonempty(input, "amax", wrap_dims(dim, input.ndim))
     return _fold(P.reduce_max_p, input, dim, keepdim)
 
 
+@prepared
 def amin(input: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
     """The smallest element; the gradient is shared among ties."""
     _check_nonempty(input, "amin", wrap_dims(dim, input.ndim))
     return _fold(P.reduce_min_p, input, dim, keepdim)
 
 
+@prepared
 def aminmax(input: Tensor, *, dim: Any = None, keepdim: bool = False) -> Any:
     return _MinMax(amin(input, dim, keepdim), amax(input, dim, keepdim))
 
@@ -252,6 +268,9 @@ def _extreme(input: Tensor, dim: Any, keepdim: bool, name: str) -> Any:
     if input.ndim == 0:
         return pair_type(name)(input.clone(), (input != input).to(T.i64) * 0)
     index = apply(P.argmax_p if name == "max" else P.argmin_p, input.detach(), axis=d)
+    if not needs_gradient(input):
+        values = _fold(prim, input, d, keepdim)
+        return pair_type(name)(values, keep_dims(index, shape_of(input), (d,), keepdim))
     kept = keep_dims(index, shape_of(input), (d,), True)
     values = apply(P.take_along_p, input, kept, axis=d)
     if keepdim:
@@ -259,11 +278,13 @@ def _extreme(input: Tensor, dim: Any, keepdim: bool, name: str) -> Any:
     return pair_type(name)(apply(P.reshape_p, values, shape=shape_of(index)), index)
 
 
+@prepared
 def max(input: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
     """The largest element; with ``dim`` a pair (values, indices); with a tensor the elementwise maximum."""
     return _extreme(input, dim, keepdim, "max")
 
 
+@prepared
 def min(input: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
     """The smallest element; with ``dim`` a pair (values, indices); with a tensor the elementwise minimum."""
     return _extreme(input, dim, keepdim, "min")
@@ -288,11 +309,13 @@ def _arg(input: Tensor, dim: Any, keepdim: bool, name: str, prim: Any) -> Tensor
     return keep_dims(apply(prim, x, axis=d), shape_of(x), (d,), keepdim)
 
 
+@prepared
 def argmax(input: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
     """The index of the first largest element (of the flattened tensor without ``dim``)."""
     return _arg(input, dim, keepdim, "argmax", P.argmax_p)
 
 
+@prepared
 def argmin(input: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
     """The index of the first smallest element (of the flattened tensor without ``dim``)."""
     return _arg(input, dim, keepdim, "argmin", P.argmin_p)
@@ -303,16 +326,19 @@ def _truths(input: Tensor, prim: Any, dim: Any, keepdim: bool) -> Tensor:
     return convert(out, T.u8) if input.dtype is T.u8 else out
 
 
+@prepared
 def any(input: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
     """Whether any element is not zero."""
     return _truths(input, P.any_p, dim, keepdim)
 
 
+@prepared
 def all(input: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
     """Whether all elements are not zero."""
     return _truths(input, P.all_p, dim, keepdim)
 
 
+@prepared
 def count_nonzero(input: Tensor, dim: Any = None) -> Tensor:
     return sum(input != 0, dim)
 
@@ -329,11 +355,13 @@ def _scan(prim: Any, input: Tensor, dim: int, dtype: Any) -> Tensor:
     return apply(prim, x, axis=axis, reverse=False)
 
 
+@prepared
 def cumsum(input: Tensor, dim: int, *, dtype: Any = None) -> Tensor:
     """The running sum along a dimension."""
     return _scan(P.cumsum_p, input, dim, dtype)
 
 
+@prepared
 def cumprod(input: Tensor, dim: int, *, dtype: Any = None) -> Tensor:
     """The running product along a dimension."""
     return _scan(P.cumprod_p, input, dim, dtype)
@@ -351,16 +379,19 @@ def _running_extreme(input: Tensor, dim: int, name: str, prim: Any) -> Any:
     return pair_type(name)(apply(P.take_along_p, input, index, axis=d), index)
 
 
+@prepared
 def cummax(input: Tensor, dim: int) -> Any:
     """The running maximum and where it was last reached."""
     return _running_extreme(input, dim, "cummax", P.cummax_p)
 
 
+@prepared
 def cummin(input: Tensor, dim: int) -> Any:
     """The running minimum and where it was last reached."""
     return _running_extreme(input, dim, "cummin", P.cummin_p)
 
 
+@prepared
 def diff(input: Tensor, n: int = 1, dim: int = -1) -> Tensor:
     from weft.ops.shape import narrow
 

@@ -22,6 +22,7 @@ from weft.ops.common import (
     shape_of,
     wrap_dim,
 )
+from weft.prepared import prepared
 from weft.promotion import promote
 from weft.quickview import view_function
 from weft.tensor import Tensor
@@ -410,6 +411,7 @@ def diagonal(input: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Te
     return views(input, steps, data)
 
 
+@prepared
 def unfold(input: Tensor, dimension: int, size: int, step: int) -> Tensor:
     """All windows of ``size`` along a dimension, ``step`` apart, as a new last dimension (a copy)."""
     s = shape_of(input)
@@ -431,6 +433,7 @@ def unfold(input: Tensor, dimension: int, size: int, step: int) -> Tensor:
 # -- joins --------------------------------------------------------------------------------------------------
 
 
+@prepared
 def cat(tensors: Sequence[Tensor], dim: int = 0, **kw: Any) -> Tensor:
     """Tensors one after the other along ``dim``. RuntimeError where other extents differ."""
     ts = list(tensors)
@@ -465,6 +468,7 @@ def _check_cat(first: tuple[int, ...], other: tuple[int, ...], axis: int, i: int
             )
 
 
+@prepared
 def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Tensors of one shape along a new dimension."""
     ts = list(tensors)
@@ -501,11 +505,13 @@ def _at_least(n: int) -> Any:
 atleast_1d, atleast_2d, atleast_3d = _at_least(1), _at_least(2), _at_least(3)
 
 
+@prepared
 def hstack(tensors: Sequence[Tensor]) -> Tensor:
     ts = [atleast_1d(x) for x in tensors]
     return cat(ts, 0 if ts[0].ndim == 1 else 1)
 
 
+@prepared
 def vstack(tensors: Sequence[Tensor]) -> Tensor:
     return cat([atleast_2d(x) for x in tensors], 0)
 
@@ -513,10 +519,12 @@ def vstack(tensors: Sequence[Tensor]) -> Tensor:
 row_stack = vstack
 
 
+@prepared
 def column_stack(tensors: Sequence[Tensor]) -> Tensor:
     return cat([x.reshape(-1, 1) if x.ndim < 2 else x for x in tensors], 1)
 
 
+@prepared
 def dstack(tensors: Sequence[Tensor]) -> Tensor:
     return cat([atleast_3d(x) for x in tensors], 2)
 
@@ -524,6 +532,7 @@ def dstack(tensors: Sequence[Tensor]) -> Tensor:
 # -- rearranged copies --------------------------------------------------------------------------------------
 
 
+@prepared
 def flip(input: Tensor, *dims: Any) -> Tensor:
     """Reversed along dimensions (a copy)."""
     axes = tuple(sorted(wrap_dim(d, input.ndim) for d in shape_of_args(dims, "dims")))
@@ -540,6 +549,7 @@ def flipud(input: Tensor) -> Tensor:
     return flip(input, 0)
 
 
+@prepared
 def roll(input: Tensor, shifts: Any, dims: Any = None) -> Tensor:
     """Elements moved along dimensions, those that fall off come in at the other end."""
     if dims is None:
@@ -558,6 +568,7 @@ def roll(input: Tensor, shifts: Any, dims: Any = None) -> Tensor:
     return out.clone() if out is input else out
 
 
+@prepared
 def rot90(input: Tensor, k: int = 1, dims: Sequence[int] = (0, 1)) -> Tensor:
     a, b = dims
     k %= 4
@@ -568,6 +579,7 @@ def rot90(input: Tensor, k: int = 1, dims: Sequence[int] = (0, 1)) -> Tensor:
     return transpose(flip(input, b), a, b) if k == 1 else flip(transpose(input, a, b), b)
 
 
+@prepared
 def repeat(input: Tensor, *repeats: Any) -> Tensor:
     """The whole tensor repeated along each dimension (a copy)."""
     reps = shape_of_args(repeats, "repeats")
@@ -584,12 +596,14 @@ def repeat(input: Tensor, *repeats: Any) -> Tensor:
     return own(out, input)
 
 
+@prepared
 def tile(input: Tensor, *dims: Any) -> Tensor:
     """As repeat; missing leading counts are 1."""
     reps = shape_of_args(dims, "dims")
     return repeat(input, *(1,) * (input.ndim - len(reps)), *reps)
 
 
+@prepared
 def repeat_interleave(
     input: Tensor, repeats: Any, dim: int | None = None, *, output_size: int | None = None
 ) -> Tensor:
@@ -638,11 +652,13 @@ def _triangle(input: Tensor, diagonal: int, upper: bool) -> Tensor:
     return apply(P.where_p, broadcast_to(keep, s), input, zero)
 
 
+@prepared
 def tril(input: Tensor, diagonal: int = 0) -> Tensor:
     """The lower triangle of matrices, zeros above ``diagonal``."""
     return _triangle(input, diagonal, upper=False)
 
 
+@prepared
 def triu(input: Tensor, diagonal: int = 0) -> Tensor:
     """The upper triangle of matrices, zeros below ``diagonal``."""
     return _triangle(input, diagonal, upper=True)
@@ -657,6 +673,7 @@ def diag(input: Tensor, diagonal: int = 0) -> Tensor:
     return globals()["diagonal"](input, diagonal)
 
 
+@prepared
 def diag_embed(input: Tensor, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Tensor:
     """Matrices with the last dimension on a diagonal."""
     s = shape_of(input)
@@ -715,6 +732,7 @@ def cartesian_prod(*tensors: Tensor) -> Tensor:
     return stack([reshape(x, -1) for x in meshgrid(*tensors)], 1)
 
 
+@prepared
 def block_diag(*tensors: Tensor) -> Tensor:
     """A matrix with the tensors along its diagonal."""
     mats = [reshape(x, 1, -1) if x.ndim < 2 else x for x in tensors]

@@ -11,9 +11,11 @@ from weft.ir import prims as P
 from weft.ir import types as T
 from weft.ops.common import convert, shape_of, wrap_dim
 from weft.ops.reduce import pair_type
+from weft.prepared import prepared
 from weft.tensor import Tensor
 
 
+@prepared
 def sort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = False) -> Any:
     """Sorted values along a dimension and their indices; stable, NaN last (first if descending)."""
     d = wrap_dim(dim, input.ndim)
@@ -22,6 +24,7 @@ def sort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = 
     return pair_type("sort")(*apply(P.sort_p, input, axis=d, descending=descending))
 
 
+@prepared
 def argsort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = False) -> Tensor:
     """The indices that sort along a dimension."""
     return sort(input.detach(), dim, descending)[1]
@@ -31,6 +34,7 @@ def msort(input: Tensor) -> Tensor:
     return sort(input, 0)[0]
 
 
+@prepared
 def topk(input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
     """The ``k`` largest (smallest) elements along a dimension, in order, and their indices."""
     d = wrap_dim(dim, input.ndim)

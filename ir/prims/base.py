@@ -56,6 +56,8 @@ class Primitive:
     nondifferentiable   True where the derivative is zero or undefined everywhere.
     defaults        attribute defaults, filled in by ``bind``.
     dtypes          the dtypes of the first operand that the primitive takes (for tests and error messages).
+    call            ``call(attrs, *types)``: ``eval`` with these attributes on such operands as a bare numpy
+                    call, or None (a tag; see :mod:`weft.ir.calls`).
     lowering        a free tag for code generation of non-MAP kinds (dispatch stays by kind).
     """
 

@@ -73,6 +73,33 @@ def _dot_eval(a: np.ndarray, b: np.ndarray, *, contract: Pair, batch: Pair = (()
     return out.reshape((*lead, *rows, *cols)).astype(dtype, copy=False)
 
 
+_MATMUL = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def _dot_call(attrs: Any, a: TensorType, b: TensorType) -> Any:
+    """Products that are one of numpy's: of two matrices, a matrix and a vector, two vectors; batches of
+    matrices."""
+    contract, batch = attrs["contract"], attrs["batch"]
+    if a.dtype.np not in _MATMUL or len(contract[0]) != 1:
+        return None
+    n = len(batch[0])
+    if batch[0] != tuple(range(n)) or batch[1] != batch[0] or max(a.ndim, b.ndim) > n + 2:
+        return None
+    if n and (a.ndim != n + 2 or b.ndim != n + 2):
+        return None
+    across = a.ndim == n + 2 and contract[0][0] == n
+    turned = b.ndim == n + 2 and contract[1][0] == n + 1
+    product = np.matmul if n else np.dot
+    if not across and not turned:
+        return product
+    last = (*range(n), n + 1, n)
+    if across and turned:
+        return lambda x, y: product(x.transpose(last), y.transpose(last))
+    if across:
+        return lambda x, y: product(x.transpose(last), y)
+    return lambda x, y: product(x, y.transpose(last))
+
+
 def _dot_operand_vjp(ct: Any, x: Any, y: Any, contract: Pair, batch: Pair, *, left: bool) -> Any:
     """The cotangent of ``x``, which stood left or right of ``y``; ``contract`` and ``batch`` go x, y."""
     x_ndim, y_ndim, n_batch = type_of(x).ndim, type_of(y).ndim, len(batch[0])
@@ -96,7 +123,7 @@ def _dot_vjp(ct: Any, out: Any, a: Any, b: Any, *, contract: Pair, batch: Pair) 
 
 dot_general_p = Primitive(
     "dot_general", Kind.CONTRACT, infer=_dot_infer, eval=_dot_eval, vjp=_dot_vjp, needs="01",
-    defaults={"batch": ((), ())}, dtypes=NUMERIC,
+    defaults={"batch": ((), ())}, dtypes=NUMERIC, call=_dot_call,
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import methodcaller
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,16 @@ def convert_array(x: np.ndarray, *, dtype: DType) -> np.ndarray:
     return x.astype(dtype.np)
 
 
+def _convert_call(attrs: Any, x: TensorType) -> Any:
+    """numpy's conversion where it is weft's: to wider or equal categories, without half precision."""
+    dtype = attrs["dtype"]
+    if dtype in (f16, bf16) or x.dtype in (f16, bf16) or dtype is bool_ or x.dtype.is_complex:
+        return None
+    if x.dtype.is_inexact and not dtype.is_inexact:
+        return None
+    return methodcaller("astype", dtype.np)
+
+
 def _convert_scalar(b: Any, x: Any, *, dtype: DType) -> Any:
     src = b.dtype(x)
     if src is dtype:
@@ -71,6 +82,7 @@ convert_p = Primitive(
     vjp=_convert_vjp,
     needs="",
     dtypes=DTYPES,
+    call=_convert_call,
 )
 
 

@@ -283,6 +283,7 @@ where_p = Primitive(
     Kind.MAP,
     infer=_where_infer,
     eval=_where_eval,
+    call=lambda attrs, c, x, y: np.where if c.size < _LARGE else None,
     scalar=lambda b, c, x, y: b.select(c, x, y),
     vjp=_where_vjp,
     needs="0",

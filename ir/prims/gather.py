@@ -104,8 +104,27 @@ def _gather_vjp(ct: Any, out: Any, x: Any, idx: Any, *, axes: Ints) -> tuple[Any
     return apply("scatter", zeros(ct, type_of(x).shape), idx, ct, axes=axes, mode="add"), None
 
 
+def _within(idx: np.ndarray, n: int) -> bool:
+    """Whether all indices are in [0, n): as unsigned numbers, negative ones are large."""
+    return not idx.size or bool(np.maximum.reduce(idx.view(f"u{idx.itemsize}"), None) < n)
+
+
+def _gather_call(attrs: Any, x: TensorType, idx: TensorType) -> Any:
+    """Reads along the first axis are numpy's ``take``."""
+    if attrs["axes"] != (0,):
+        return None
+    n, last = x.shape[0], idx.shape[:-1]
+
+    def call(x: np.ndarray, idx: np.ndarray) -> np.ndarray:
+        if not _within(idx, n):
+            _check_range("gather", idx, n, 0)
+        return x.take(idx.reshape(last), 0)
+
+    return call
+
+
 gather_p = Primitive(
-    "gather", Kind.GATHER, eval=_gather_eval, vjp=_gather_vjp, needs="1", dtypes=DTYPES,
+    "gather", Kind.GATHER, eval=_gather_eval, vjp=_gather_vjp, needs="1", dtypes=DTYPES, call=_gather_call,
     infer=lambda x, idx, *, axes: x.with_(shape=_index_infer("gather", x, idx, axes)),
 )  # fmt: skip
 
@@ -262,9 +281,25 @@ def _take_along_vjp(ct: Any, out: Any, x: Any, idx: Any, *, axis: int) -> tuple[
     return apply("scatter_along", zeros(ct, type_of(x).shape), idx, ct, axis=axis, mode="add"), None
 
 
+def _take_along_call(attrs: Any, x: TensorType, idx: TensorType) -> Any:
+    """The same with the indices of the other axes made once."""
+    axis, last = attrs["axis"], x.ndim - 1
+    n = x.shape[axis]
+    grids = [np.arange(d).reshape(d, *(1,) * (last - i)) for i, d in enumerate(idx.shape)]
+    before, after = tuple(grids[:axis]), tuple(grids[axis + 1 :])
+
+    def call(x: np.ndarray, idx: np.ndarray) -> np.ndarray:
+        if not _within(idx, n):
+            _check_range("take_along", idx, n, axis)
+        return np.ascontiguousarray(x[(*before, idx, *after)])
+
+    return call
+
+
 take_along_p = Primitive(
     "take_along", Kind.GATHER, infer=_take_along_infer, vjp=_take_along_vjp, needs="1", dtypes=DTYPES,
     eval=lambda x, idx, *, axis: np.ascontiguousarray(x[_along_index("take_along", x, idx, axis)]),
+    call=_take_along_call,
 )  # fmt: skip
 
 

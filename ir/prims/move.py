@@ -6,8 +6,9 @@ others always give fresh storage.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
+from operator import itemgetter, methodcaller
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,7 @@ def _reshape_infer(x: TensorType, *, shape: Ints) -> TensorType:
 reshape_p = Primitive(
     "reshape", Kind.MOVE, infer=_reshape_infer, dtypes=DTYPES, needs="",
     eval=lambda x, *, shape: x.reshape(shape),
+    call=lambda attrs, x: methodcaller("reshape", attrs["shape"]),
     vjp=lambda ct, out, x, *, shape: (apply("reshape", ct, shape=type_of(x).shape),),
 )  # fmt: skip
 
@@ -70,6 +72,7 @@ def _permute_infer(x: TensorType, *, perm: Ints) -> TensorType:
 permute_p = Primitive(
     "permute", Kind.MOVE, infer=_permute_infer, dtypes=DTYPES, needs="",
     eval=lambda x, *, perm: x.transpose(perm),
+    call=lambda attrs, x: methodcaller("transpose", attrs["perm"]),
     vjp=lambda ct, out, x, *, perm: (apply("permute", ct, perm=inverse_permutation(perm)),),
 )  # fmt: skip
 
@@ -144,6 +147,7 @@ def _slice_vjp(ct: Any, out: Any, x: Any, *, start: Ints, stop: Ints, step: Ints
 
 slice_p = Primitive(
     "slice", Kind.MOVE, infer=_slice_infer, eval=_slice_eval, vjp=_slice_vjp, dtypes=DTYPES, needs="",
+    call=lambda attrs, x: itemgetter(tuple(map(slice, attrs["start"], attrs["stop"], attrs["step"]))),
 )  # fmt: skip
 
 
@@ -291,9 +295,14 @@ def _concatenate_vjp(ct: Any, out: Any, *xs: Any, axis: int) -> tuple[Any, ...]:
     return tuple(cts)
 
 
+def _concatenate_call(attrs: Any, *types: TensorType) -> Callable[..., Any]:
+    axis, concatenate = attrs["axis"], np.concatenate
+    return lambda *xs: concatenate(xs, axis)
+
+
 concatenate_p = Primitive(
     "concatenate", Kind.MOVE, infer=_concatenate_infer, vjp=_concatenate_vjp, dtypes=DTYPES, needs="",
-    eval=lambda *xs, axis: np.concatenate(xs, axis),
+    eval=lambda *xs, axis: np.concatenate(xs, axis), call=_concatenate_call,
 )  # fmt: skip
 
 
@@ -332,6 +341,6 @@ update_slice_p = Primitive(
 
 copy_p = Primitive(
     "copy", Kind.MOVE, infer=lambda x: x, dtypes=DTYPES, needs="",
-    eval=lambda x: x.copy(order="C"),
+    eval=lambda x: x.copy(order="C"), call=lambda attrs, x: methodcaller("copy", "C"),
     vjp=lambda ct, out, x: (ct,),
 )  # fmt: skip

@@ -6,6 +6,8 @@ f16 and bf16 sums and products accumulate in f32 and round once. NaN wins in max
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from operator import methodcaller
 from typing import Any
 
 import numpy as np
@@ -49,6 +51,19 @@ def _accumulate(ufunc: np.ufunc) -> Callable[..., np.ndarray]:
     return eval
 
 
+def _reduction(ufunc: np.ufunc) -> Callable[..., Any]:
+    """numpy's call for given axes; None for half precision."""
+
+    def call(attrs: Any, x: TensorType) -> Any:
+        axes = attrs["axes"]
+        if is_low_precision(x.dtype.np):
+            return None
+        dtype = None if x.dtype.is_inexact or ufunc in (np.maximum, np.minimum) else x.dtype.np
+        return partial(ufunc.reduce, axis=axes[0] if len(axes) == 1 else axes, dtype=dtype)
+
+    return call
+
+
 def unreduce(ct: Any, x: Any, axes: Ints) -> Any:
     """A reduced value spread over the reduced axes of ``x`` again."""
     t = type_of(x)
@@ -58,6 +73,7 @@ def unreduce(ct: Any, x: Any, axes: Ints) -> Any:
 sum_p = Primitive(
     "sum", Kind.REDUCE, infer=_folding("sum", NUMERIC, identity=True), eval=_accumulate(np.add),
     vjp=lambda ct, out, x, *, axes: (unreduce(ct, x, axes),), needs="", dtypes=NUMERIC,
+    call=_reduction(np.add),
 )  # fmt: skip
 
 
@@ -93,7 +109,7 @@ def _prod_vjp(ct: Any, out: Any, x: Any, *, axes: Ints) -> tuple[Any, ...]:
 
 prod_p = Primitive(
     "prod", Kind.REDUCE, infer=_folding("prod", NUMERIC, identity=True), eval=_accumulate(np.multiply),
-    vjp=_prod_vjp, needs="0", dtypes=NUMERIC,
+    vjp=_prod_vjp, needs="0", dtypes=NUMERIC, call=_reduction(np.multiply),
 )  # fmt: skip
 
 
@@ -108,20 +124,22 @@ def _extreme_vjp(ct: Any, out: Any, x: Any, *, axes: Ints) -> tuple[Any, ...]:
 reduce_max_p = Primitive(
     "reduce_max", Kind.REDUCE, infer=_folding("reduce_max", ORDERED, identity=False),
     eval=lambda x, *, axes: np.maximum.reduce(x, axis=tuple(axes)),
-    vjp=_extreme_vjp, needs="0o", dtypes=ORDERED,
+    vjp=_extreme_vjp, needs="0o", dtypes=ORDERED, call=_reduction(np.maximum),
 )  # fmt: skip
 reduce_min_p = Primitive(
     "reduce_min", Kind.REDUCE, infer=_folding("reduce_min", ORDERED, identity=False),
     eval=lambda x, *, axes: np.minimum.reduce(x, axis=tuple(axes)),
-    vjp=_extreme_vjp, needs="0o", dtypes=ORDERED,
+    vjp=_extreme_vjp, needs="0o", dtypes=ORDERED, call=_reduction(np.minimum),
 )  # fmt: skip
 any_p = Primitive(
     "any", Kind.REDUCE, infer=_folding("any", (bool_,), identity=True),
     eval=lambda x, *, axes: np.any(x, axis=tuple(axes)), nondifferentiable=True, dtypes=(bool_,),
+    call=_reduction(np.logical_or),
 )  # fmt: skip
 all_p = Primitive(
     "all", Kind.REDUCE, infer=_folding("all", (bool_,), identity=True),
     eval=lambda x, *, axes: np.all(x, axis=tuple(axes)), nondifferentiable=True, dtypes=(bool_,),
+    call=_reduction(np.logical_and),
 )  # fmt: skip
 
 
@@ -145,11 +163,18 @@ def _arg_eval(find: Callable[..., Any]) -> Callable[..., np.ndarray]:
     return eval
 
 
+def _arg_call(name: str) -> Callable[..., Any]:
+    def call(attrs: Any, x: TensorType) -> Any:
+        return None if is_low_precision(x.dtype.np) else methodcaller(name, attrs["axis"])
+
+    return call
+
+
 argmax_p = Primitive(
     "argmax", Kind.REDUCE, infer=_arg_infer("argmax"), eval=_arg_eval(np.argmax), nondifferentiable=True,
-    dtypes=ORDERED,
+    dtypes=ORDERED, call=_arg_call("argmax"),
 )  # fmt: skip
 argmin_p = Primitive(
     "argmin", Kind.REDUCE, infer=_arg_infer("argmin"), eval=_arg_eval(np.argmin), nondifferentiable=True,
-    dtypes=ORDERED,
+    dtypes=ORDERED, call=_arg_call("argmin"),
 )  # fmt: skip

@@ -126,7 +126,7 @@ def test_the_general_way_gives_the_same(op: str, monkeypatch: pytest.MonkeyPatch
             if isinstance(x, weft.Tensor) or isinstance(y, weft.Tensor):
                 pairs.append((a, b, x, y))
                 got.append(outcome(fn, x, y))
-    monkeypatch.setattr(quick, "FEW", -1)
+    monkeypatch.setattr(quick, "SMALL", -1)
     for (a, b, x, y), found in zip(pairs, got, strict=True):
         assert found == outcome(fn, x, y), (a, b)
 
