@@ -1,8 +1,9 @@
 """Single eager operations beside torch's: what the way from a call to its kernel and back costs.
 
-Run: ``python -m benchmarks.eager [--sizes 8,1000,64x64] [--rows TEXT] [--rounds 3] [--save eager]``. Each row is one
-statement, run by torch and by weft in processes of their own, in turn; the best of the rounds' medians
-counts. Prints torch's time over weft's for every row and size, the geometric mean of each group, and the worst.
+Run: ``python -m benchmarks.eager [--sizes 8,1000,64x64] [--rows TEXT] [--rounds 3] [--save eager]``. Each row
+is one statement, run by torch and by weft in processes of their own, in turn; the best of the rounds' medians
+counts. Prints torch's time over weft's for every row and size, the geometric mean of each group, and the
+worst.
 """
 
 from __future__ import annotations
@@ -105,7 +106,8 @@ def report(cells: Cells, sizes: list[str]) -> str:
             means.append(f"| {group} | " + " | ".join(f"{geometric_mean(v):.2f}" for v in by_size) + " |")
     every = [[r for (_, size), r in found.items() if size == s] for s in sizes]
     means.append("| all | " + " | ".join(f"{geometric_mean(v):.2f}" for v in every) + " |")
-    means.append("| below 0.5 | " + " | ".join(f"{sum(r < 0.5 for r in v)} of {len(v)}" for v in every) + " |")
+    behind = [f"{sum(r < 0.5 for r in v)} of {len(v)}" for v in every]
+    means.append("| below 0.5 | " + " | ".join(behind) + " |")
     worst = sorted(found.items(), key=lambda item: item[1])[:20]
     ends = [f"- `{row}`, {size}: {r:.2f}" for (row, size), r in worst]
     return "\n".join([*lines, "", *means, "", "Furthest behind:", "", *ends])

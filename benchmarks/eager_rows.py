@@ -1,7 +1,7 @@
 """The statements that ``benchmarks.eager`` times, by group, and what they read.
 
-``L`` is the library, ``F`` its ``nn.functional``. ``x``, ``y`` are matrices of the size measured, ``p`` positive,
-``i`` integers, ``m`` a mask, ``w`` square on the right; names that end in ``g`` require grad.
+``L`` is the library, ``F`` its ``nn.functional``. ``x``, ``y`` are matrices of the size measured, ``p``
+positive, ``i`` integers, ``m`` a mask, ``w`` square on the right; names that end in ``g`` require grad.
 """
 
 from __future__ import annotations

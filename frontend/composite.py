@@ -512,6 +512,8 @@ class Gradient:
             wrt = [tensors[i] for i in self.plan.wrt]
             found = engine.grad([o for o, _ in pairs], wrt, [c for _, c in pairs], create_graph=True,
                                 allow_unused=True)  # fmt: skip
+        for t, e in zip(tensors, self.edges, strict=True):
+            _connect(t, e)
         grads: list[Any] = [None] * len(tensors)
         for i, g in zip(self.plan.wrt, found, strict=True):
             grads[i] = g
@@ -519,8 +521,16 @@ class Gradient:
 
 
 def _linked(data: Any, edge: Any) -> Tensor:
-    """A tensor on saved data with the history that it had."""
+    """A tensor on saved data, which gets the history that it had by :func:`_connect`: until then a walk ends
+    here, and passes no hooks that belong to the walk that asks for it."""
     t = wrap(data)
     if edge is not None:
-        t._edge, t._rg = edge, True
+        meta = _meta(data)
+        t._edge = Node(P.reshape_p, {"shape": data.shape}, (), [None], [meta], [meta]), 0
+        t._rg = True
     return t
+
+
+def _connect(t: Tensor, edge: Any) -> None:
+    if edge is not None and t._edge is not None:
+        t._edge[0].edges = [edge]

@@ -48,7 +48,7 @@ _defaults = _Defaults()
 
 
 class _Changed:
-    """Whether the default has ever been another than float32, in any thread: who asks for it often, asks here."""
+    """Whether the default has ever been another than float32, in any thread."""
 
     used: bool = False
 

@@ -10,6 +10,7 @@ from weft.autograd import hooks
 from weft.autograd.engine import backward as _backward
 from weft.ir import prims as P
 from weft.ops import activation as A
+from weft.ops import complexes as K
 from weft.ops import convert as C
 from weft.ops import extra as E
 from weft.ops import index as X
@@ -38,8 +39,7 @@ MATH = _names("""
     copysign hypot xlogy logaddexp logaddexp2 lerp addcmul addcdiv eq ne lt le gt ge not_equal less
     less_equal greater greater_equal logical_not logical_and logical_or logical_xor bitwise_not bitwise_and
     bitwise_or bitwise_xor bitwise_left_shift bitwise_right_shift isnan isinf isposinf isneginf isfinite
-    isreal signbit isclose allclose equal clamp clip clamp_min clamp_max nan_to_num heaviside conj
-    conj_physical angle
+    isreal signbit isclose allclose equal clamp clip clamp_min clamp_max nan_to_num heaviside
 """)
 REDUCE = _names("""
     sum nansum prod mean nanmean var std norm logsumexp logcumsumexp amax amin aminmax max min argmax argmin
@@ -93,7 +93,11 @@ EXTRA = _names("""
     put renorm
 """)
 STATISTICS = _names("quantile nanquantile cov corrcoef")
-TABLE = {E: EXTRA, Q: STATISTICS, M: MATH, R: REDUCE, S: SHAPE, X: INDEX, L: LINALG, O: SORT, C: CONVERT}
+COMPLEX = _names("conj conj_physical angle")
+TABLE = {
+    K: COMPLEX, E: EXTRA, Q: STATISTICS, M: MATH, R: REDUCE, S: SHAPE, X: INDEX, L: LINALG, O: SORT,
+    C: CONVERT,
+}  # fmt: skip
 
 
 def _swapped(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -284,8 +288,8 @@ def attach() -> None:
         "mT": S.matrix_transpose,
         "H": lambda x: S.t(x).conj(),
         "mH": lambda x: S.matrix_transpose(x).conj(),
-        "real": M.real,
-        "imag": M.imag,
+        "real": K.real,
+        "imag": K.imag,
         "retains_grad": hooks.retains_grad,
         "__cuda_array_interface__": C.cuda_array_interface,
     }

@@ -1,11 +1,11 @@
 """Library functions on small operands: worked out once for each signature, from then on a few numpy calls.
 
-What a function does before it reaches numpy (promotion, broadcasting, shapes, the choice between forms) depends
-on the types of its tensors and on its other arguments alone. At the second call with one combination, the
-function is recorded as a graph (as a :func:`weft.composite.composite` is), which becomes one Python function of
-numpy calls (:mod:`weft.ir.calls`). Where a gradient is wanted the tape gets one node for the call, whose
-gradient is another such function. Whatever is out of the ordinary (capture, devices, views to be returned,
-values that are asked for) is run by the function itself.
+What a function does before it reaches numpy (promotion, broadcasting, shapes, the choice between forms) is
+decided by the types of its tensors and by its other arguments alone. At the second call with one combination,
+the function is recorded as a graph (as a :func:`weft.composite.composite` is), which becomes one Python
+function of numpy calls (:mod:`weft.ir.calls`). Where a gradient is wanted the tape gets one node for the
+call, whose gradient is another such function. Whatever is out of the ordinary (capture, devices, views to be
+returned, values that are asked for) is run by the function itself.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ _PRODUCT = 1 << 18  # multiplications that a kernel does better
 
 _new = object.__new__
 _ndarray = np.ndarray
+_ONLY = {np.ndarray}
 _asarray = np.asarray
 _current_interpreter = _current.get
 Fn = TypeVar("Fn", bound=Callable[..., Any])
@@ -135,7 +136,8 @@ class _Table:
 
     def __init__(self, fn: Callable[..., Any]) -> None:
         self.fn = fn
-        self.quick: dict[Any, tuple[Any, Any, Any]] = {}  # the call, kinds of arguments, how results are given
+        # the call, what tells its plain arguments apart, how several results are given
+        self.quick: dict[Any, tuple[Any, Any, Any]] = {}
         self.plans: dict[Any, Plan | None] = {}
         self.seen: set[Any] = set()
 
@@ -222,7 +224,7 @@ def _before(fn: Any, general: Any) -> Any:
             elif type(first) is list or type(first) is tuple:
                 arrays = [t._data for t in first if t._view is None and not (t._rg and mode.grad)]
                 found = find((tuple([k for a in arrays for k in (a.shape, a.dtype)]), *plain))
-                if len(arrays) != len(first) or not all([type(a) is _ndarray for a in arrays]):
+                if len(arrays) != len(first) or {*map(type, arrays)} != _ONLY:
                     return slowly(first, rest, kwargs)
             else:
                 return slowly(first, rest, kwargs)

@@ -1,4 +1,4 @@
-"""The short way of small reads by index and of values: numpy's own indexing, where it means what torch's does.
+"""The short way of small reads by index: numpy's own indexing, where it means what torch's does.
 
 Everything else (gradients, capture, devices, indices out of range) takes the general way.
 """
@@ -19,6 +19,7 @@ _asarray = np.asarray
 _current_interpreter = _current.get
 _I64, _I32, _BOOL = np.dtype(np.int64), np.dtype(np.int32), np.dtype(np.bool_)
 _UNSIGNED = {_I64: np.dtype(np.uint64), _I32: np.dtype(np.uint32)}
+_ONLY = {int}
 _largest = np.maximum.reduce
 
 
@@ -66,11 +67,11 @@ def item_copy(x: Tensor, key: Any) -> Tensor | None:
     kind = type(key)
     if kind is list:
         index: Any = key
-        if not key or not all([type(i) is int for i in key]):
+        if not key or {*map(type, key)} != _ONLY:
             return None
     elif kind is tuple:
         found = [positions(k) for k in key]
-        if not found or any([k is None or not k.ndim for k in found]):
+        if not found or any(k is None or not k.ndim for k in found):
             return None
         index = tuple(found)
     else:

@@ -1,9 +1,9 @@
 """The short way of views: what a call with these arguments takes of a tensor of this shape is found once.
 
-``view_function`` puts it before a function whose results are views. The first call with a combination of shape
-and arguments takes the general way; what it did is kept as one numpy expression and the steps that go into
-:class:`weft.views.View`. Basic indexing needs no table: numpy takes the same keys, and the steps are worked
-out when somebody asks for them.
+``view_function`` puts it before a function whose results are views. The first call with a combination of
+shape and arguments takes the general way; what it did is kept as one numpy expression and the steps that go
+into :class:`weft.views.View`. Basic indexing needs no table: numpy takes the same keys, and the steps are
+worked out when somebody asks for them.
 """
 
 from __future__ import annotations

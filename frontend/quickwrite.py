@@ -1,7 +1,7 @@
 """The short way of writes to tensors that no gradient is wanted of: numpy writes into their memory.
 
-Everything else (history, capture, devices, memory that may not be written, operands to be converted, errors in
-torch's words) takes the general way, ``views.write_``.
+Everything else (history, capture, devices, memory that may not be written, operands to be converted, errors
+in torch's words) takes the general way, ``views.write_``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def target(t: Any) -> Any:
 
 
 def source(value: Any, dtype: Any) -> Any:
-    """What numpy writes for a number, or a tensor of ``dtype`` without gradient; None: take the general way."""
+    """What numpy writes for a number or a tensor of ``dtype`` without gradient; None: the general way."""
     if isinstance(value, Tensor):
         b, view = value._data, value._view
         if type(b) is not _ndarray or b.dtype is not dtype:
@@ -58,8 +58,8 @@ def source(value: Any, dtype: Any) -> Any:
 
 
 def inplace_function(prim: Primitive, general: Callable[..., Any]) -> Callable[..., Any]:
-    """``general``, the in-place form of a function of one or two operands that is one ufunc, with the short way
-    before it."""
+    """``general``, the in-place form of a function of one or two operands that is one ufunc, with the short
+    way before it."""
     ufunc = prim.ufunc
     assert ufunc is not None
     allowed = frozenset(d.np for d in prim.dtypes) & (_WRITABLE if prim.plain_ufunc else _FLOATS)
@@ -124,7 +124,8 @@ def copied(input: Any, src: Any) -> bool:
 
 
 def assigned(x: Any, key: Any, value: Any) -> bool:
-    """Whether ``x[key] = value`` could be done at once: a key without arrays, a number or a tensor that fits."""
+    """Whether ``x[key] = value`` could be done at once: for keys without arrays, numbers and tensors that
+    fit."""
     a = target(x)
     if a is None:
         return False
@@ -143,4 +144,5 @@ def assigned(x: Any, key: Any, value: Any) -> bool:
 
 
 def _forward(k: slice) -> bool:
-    return all(v is None or type(v) is int for v in (k.start, k.stop, k.step)) and (k.step is None or k.step > 0)
+    bounds = all(v is None or type(v) is int for v in (k.start, k.stop, k.step))
+    return bounds and (k.step is None or k.step > 0)

@@ -11,6 +11,7 @@ from weft.autograd.grad_mode import mode
 from weft.dtypes import type_name
 from weft.ops import (
     activation,
+    complexes,
     extra,
     index,
     layers,
@@ -122,7 +123,7 @@ _NEURAL = ("celu", "cosine_similarity", "pairwise_distance", "prelu", "selu", "h
 _LAYERS = ("dropout", "layer_norm", "group_norm", "rms_norm", "bilinear", "alpha_dropout")
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
-for _module in (math, reduce, shape, index, linalg, sort, statistics, extra, activation):
+for _module in (math, complexes, reduce, shape, index, linalg, sort, statistics, extra, activation):
     FUNCTIONS.update({n: _with_out(keywords(f)) for n, f in _public(_module).items()})
 for _module, _chosen in ((window, _WINDOW), (neural, _NEURAL), (layers, _LAYERS)):
     FUNCTIONS.update({n: getattr(_module, n) for n in _chosen})

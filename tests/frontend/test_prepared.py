@@ -238,6 +238,19 @@ def test_second_derivatives_through_plans() -> None:
         assert g.tolist() == [8.0, 4.0, 2.0] and h.tolist() == [6.0, 5.0, 3.0]
 
 
+def test_hooks_run_once_in_second_derivatives() -> None:
+    for _ in range(4):
+        seen: list[float] = []
+        x = weft.tensor([1.0, 2.0], dtype=weft.float64, requires_grad=True)
+        y = x * x
+        y.retain_grad()
+        y.register_hook(lambda g, seen=seen: seen.append(g.sum().item()))
+        (g,) = weft.autograd.grad((y * y).prod(), x, create_graph=True)
+        assert len(seen) == 1 and g.tolist() == [64.0, 32.0]
+        (g * y).sum().backward()
+        assert len(seen) == 2 and x.grad.tolist() == [832.0, 448.0]
+
+
 def test_no_plan_in_a_capture_and_for_other_modes() -> None:
     x = weft.randn(2, 3)
     fn = weft.compile(lambda x: x.clamp(-1, 1).sum(1))
