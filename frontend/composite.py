@@ -18,7 +18,7 @@ import numpy as np
 from weft.autograd import engine
 from weft.autograd.engine import Spoiled, Walk
 from weft.autograd.grad_mode import enable_grad, inference, mode
-from weft.autograd.tape import AccumulateGrad, Node, Saved, edge_of, reachable, version_error
+from weft.autograd.tape import AccumulateGrad, Node, _saved, accumulator, edge_of, reachable, version_error
 from weft.devices import beside
 from weft.dispatch import wrap
 from weft.eager import LEAST_BYTES, kernels, switch
@@ -156,6 +156,7 @@ class Plan:
         self.differentiable: list[bool] = []
         self.operands_read: set[int] = set()
         self.results_read: set[int] = set()
+        self.metas: tuple[list[Any], list[Any]] | None = None  # shapes and dtypes of operands and results
         self._backward: dict[Any, Callable[..., Any]] = {}
 
     def _missing(self, *arrays: Any) -> Any:
@@ -411,11 +412,15 @@ def _call(plan: Plan, tensors: Sequence[Tensor]) -> Any:
 
 
 def _record(plan: Plan, tensors: Sequence[Tensor], results: Sequence[Tensor], kept: Sequence[Any]) -> None:
-    inputs = [Saved(t._data, t._vc) for t in tensors]
-    operands = [s if i in plan.operands_read else _meta(s.data) for i, s in enumerate(inputs)]
-    read = plan.results_read
-    outs = [Saved(r._data, r._vc) if i in read else _meta(r._data) for i, r in enumerate(results)]
-    edges = [edge_of(t) for t in tensors]
+    inputs = [_saved(t._data, t._vc) for t in tensors]
+    edges = [(t._edge or (accumulator(t), 0)) if t._rg else None for t in tensors]  # views are up to date
+    if plan.metas is None:
+        plan.metas = [_meta(s.data) for s in inputs], [_meta(r._data) for r in results]
+    operands, outs = plan.metas[0].copy(), plan.metas[1].copy()
+    for i in plan.operands_read:
+        operands[i] = inputs[i]
+    for i in plan.results_read:
+        outs[i] = _saved(results[i]._data, results[i]._vc)
     rule = Gradient(plan, inputs, outs, kept, edges)
     node = rule.node = CompositeNode(rule, {}, (), edges, operands, outs)
     for i, r in enumerate(results):

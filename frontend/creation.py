@@ -222,6 +222,9 @@ def arange(
     place = as_device(device)
     if end is None:
         start, end = 0, start
+    ints = dtype is None and type(start) is type(end) is type(step) is int
+    if ints and step > 0 and start <= end and place is CPU and not interpreter().recording:
+        return _finish(wrap(np.arange(start, end, step)), requires_grad)
     d = as_dtype(dtype) if dtype is not None else _range_dtype(start, end, step)
     start, end, step = (_number(v) for v in (start, end, step))
     if step == 0:
@@ -340,6 +343,10 @@ def tensor(
     """
     place = as_device(device)
     d = None if dtype is None else as_dtype(dtype)
+    if d is None and place is CPU and not pin_memory and not interpreter().recording:
+        a = _floats(data)
+        if a is not None:
+            return _finish(wrap(a), requires_grad)
     if isinstance(data, Tensor):
         place = data.device if device is None else place
         t = data.detach().clone()
@@ -351,6 +358,17 @@ def tensor(
     if pin_memory and place is CPU and not interpreter().recording:
         t = t.pin_memory()
     return _finish(t, requires_grad)
+
+
+_FLOAT = {float}
+
+
+def _floats(data: Any) -> np.ndarray | None:
+    """The array of a Python float or of a list of them, in the default dtype; None for other data."""
+    if type(data) is not float and not (type(data) is list and {*map(type, data)} == _FLOAT):
+        return None
+    with np.errstate(over="ignore"):
+        return np.array(data, get_default_dtype().np)
 
 
 def _has_tensors(data: Any) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from weft.autograd.grad_mode import mode
-from weft.autograd.tape import record_steps
+from weft.autograd.tape import record_steps, shaped
 from weft.ir import prims as P
 from weft.ir.prims.base import _NUMPY, _current
 from weft.tensor import Tensor
@@ -31,10 +31,28 @@ _INDICES = frozenset((int, slice, NoneType, EllipsisType))
 _BOUNDS = frozenset((int, NoneType))
 
 
+def _broadcast(shape: tuple[int, ...], axes: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray]:
+    """The rule of ``broadcast`` on an array whose strides may be those it had last."""
+    last: list[Any] = [None, None, None]
+    rule = P.broadcast_p.eval
+
+    def call(a: np.ndarray) -> np.ndarray:
+        if a.strides != last[0] or a.shape != last[1] or not a.flags.c_contiguous:
+            out = rule(a, shape=shape, axes=axes)
+            last[:] = a.strides, a.shape, out.strides
+            return out
+        out = _ndarray(shape, a.dtype, a, 0, last[2])
+        out.setflags(False)
+        return out
+
+    return call
+
+
 # numpy's way of a step, where it is one call
 _CALLS: dict[Any, Callable[[Any], Callable[[np.ndarray], np.ndarray]]] = {
     P.permute_p: lambda attrs: methodcaller("transpose", attrs["perm"]),
     P.reshape_p: lambda attrs: methodcaller("reshape", attrs["shape"]),
+    P.broadcast_p: lambda attrs: _broadcast(attrs["shape"], attrs["axes"]),
     P.slice_p: lambda attrs: itemgetter(tuple(map(slice, attrs["start"], attrs["stop"], attrs["step"]))),
 }
 
@@ -104,6 +122,20 @@ def _find(x: Tensor, args: Sequence[Any], out: Any) -> _Found | None:
     return _Found(parts, out is not outs) if _plain(args) else None
 
 
+def _shaped(a: np.ndarray, steps: Any, name: Any) -> list[Any]:
+    """The steps as the tape takes them, worked out once for each name."""
+    try:
+        return _recorded[name]
+    except KeyError:
+        if len(_recorded) >= MOST:
+            _recorded.clear()
+        found = _recorded[name] = shaped(a.shape, a.dtype, steps() if callable(steps) else steps)
+        return found
+
+
+_recorded: dict[Any, list[Any]] = {}
+
+
 def view_function(general: Callable[..., Any]) -> Callable[..., Any]:
     """``general``, a function of a tensor, ints and tuples of ints that gives views, with the short way
     before it."""
@@ -129,7 +161,7 @@ def view_function(general: Callable[..., Any]) -> Callable[..., Any]:
                 return general(input, *args)
             t = derived(input, a, data, steps, origin)
             if taped:
-                record_steps(input, a, t, steps)
+                record_steps(input, a, t, _shaped(a, steps, (general, a.shape, a.dtype, args, len(results))))
             if found.single:
                 return t
             results.append(t)
@@ -187,5 +219,11 @@ def item_view(x: Tensor, key: Any, steps: Callable[[Any, Any], tuple[Step, ...]]
         view.refresh_edge(x)
     t = derived(x, a, data, (steps, a.shape, key), None)
     if x._rg and mode.grad:
-        record_steps(x, a, t, steps(a.shape, key))
+        name = (a.shape, a.dtype, tuple([_name(k) for k in key]) if type(key) is tuple else _name(key))
+        record_steps(x, a, t, _shaped(a, lambda: steps(a.shape, key), name))
     return t
+
+
+def _name(k: Any) -> Any:
+    """An index as something to find it by."""
+    return (k.start, k.stop, k.step) if type(k) is slice else k

@@ -62,13 +62,19 @@ def inplace_function(prim: Primitive, general: Callable[..., Any]) -> Callable[.
     way before it."""
     ufunc = prim.ufunc
     assert ufunc is not None
+    scalable = prim.name in ("add", "sub")
     allowed = frozenset(d.np for d in prim.dtypes) & (_WRITABLE if prim.plain_ufunc else _FLOATS)
 
     def method(input: Any, *args: Any, **kwargs: Any) -> Any:
-        a = None if kwargs else target(input)
+        a = target(input)
         if a is None or a.dtype not in allowed:
             return general(input, *args, **kwargs)
-        if args:
+        if kwargs:
+            b = _scaled(args, kwargs, a.dtype) if scalable else None
+            if b is None:
+                return general(input, *args, **kwargs)
+            args_: Any = a, b
+        elif args:
             b = source(args[0], a.dtype)
             if b is None or len(args) > 1:
                 return general(input, *args)
@@ -78,11 +84,24 @@ def inplace_function(prim: Primitive, general: Callable[..., Any]) -> Callable[.
         try:
             quietly(ufunc, *args_, a)
         except (RuntimeError, ValueError, TypeError):  # nothing was written: shapes, another thread
-            return general(input, *args)
+            return general(input, *args, **kwargs)
         input._vc[0] += 1
         return input
 
     return functools.wraps(general)(method)
+
+
+def _scaled(args: Any, kwargs: dict[str, Any], dtype: Any) -> Any:
+    """The second operand times ``alpha``; None: take the general way."""
+    if len(args) != 1 or len(kwargs) != 1 or "alpha" not in kwargs or dtype not in _FLOATS:
+        return None
+    b, alpha = source(args[0], dtype), source(kwargs["alpha"], dtype)
+    if b is None or alpha is None or isinstance(kwargs["alpha"], Tensor):
+        return None
+    try:
+        return quietly(np.multiply, b, alpha)
+    except RuntimeError:
+        return None
 
 
 def wrote(input: Tensor, out: Any) -> bool:

@@ -36,6 +36,7 @@ class _Writer:
         self.lines: list[str] = []
         self.globals: dict[str, Any] = {"copy": _owned}
         self.constants: dict[Value, np.ndarray] = {}
+        self.numbers: dict[Value, str] = {}  # of constants that have one value
         self.shapes: dict[Value, tuple[int, ...]] = {}  # of what numpy may still have to broadcast
         self.roots: dict[Value, Value] = {}  # of views: whose memory they may share
         self.owned: set[Value] = set()  # values whose memory a result has
@@ -60,6 +61,10 @@ class _Writer:
 
     def name(self, v: Value, *, whole: bool = True) -> str:
         """The expression of a value; ``whole``: in its full shape."""
+        if not whole and v in self.constants and self.narrow(v) == ():
+            if v not in self.numbers:
+                self.numbers[v] = self.constant(np.array(self.constants[v][(0,) * v.type.ndim]))
+            return self.numbers[v]
         if v not in self.names:
             self.names[v] = self.constant(self.constants[v])
         if whole and v in self.shapes:
@@ -126,8 +131,15 @@ class _Writer:
 
     def covers(self, op: Op) -> bool:
         """Whether operands as they are broadcast to the shape of the result."""
-        found = np.broadcast_shapes(*[self.shapes.get(v, v.type.shape) for v in op.operands])
+        found = np.broadcast_shapes(*[self.narrow(v) for v in op.operands])
         return found == op.results[0].type.shape
+
+    def narrow(self, v: Value) -> tuple[int, ...]:
+        """The shape that numpy broadcasts: for a constant of one value none."""
+        a = self.constants.get(v)
+        if a is not None and a.size and not any(a.strides):
+            return ()
+        return self.shapes.get(v, v.type.shape)
 
 
 def _owned(a: np.ndarray) -> np.ndarray:

@@ -274,17 +274,22 @@ def record_types(prim: Primitive, tensors: Sequence[Tensor], attrs: Any) -> Tens
     return out
 
 
+def shaped(shape: tuple[int, ...], dtype: Any, steps: Sequence[Any]) -> list[Any]:
+    """Steps from an array of this shape as :func:`record_steps` takes them: with what each makes."""
+    out, meta = [], (shape, dtype)
+    for prim, attrs in steps:
+        attrs = prim.normalize_attrs(attrs)
+        (found,) = prim.infer_types([type_stub(meta)._ir_type], attrs)
+        meta = found.shape, found.dtype.np
+        out.append((prim, attrs, meta))
+    return out
+
+
 def record_steps(x: Tensor, a: np.ndarray, out: Tensor, steps: Sequence[Any]) -> None:
     """Record the steps that lead from ``x``, whose array is ``a``, to ``out``, a view of it."""
     edge: Edge = x._edge or (accumulator(x), 0)
     meta: Any = a.shape, a.dtype
-    for i, (prim, attrs) in enumerate(steps):
-        attrs = prim.normalize_attrs(attrs)
-        if i == len(steps) - 1:
-            after: Any = out._data.shape, out._data.dtype
-        else:
-            (found,) = prim.infer_types([type_stub(meta)._ir_type], attrs)
-            after = found.shape, meta[1]
+    for prim, attrs, after in steps:
         edge = Node(prim, attrs, (), [edge], [meta], [after]), 0
         meta = after
     out._edge, out._rg = edge, True

@@ -14,7 +14,7 @@ from weft.dtypes import type_name
 from weft.ir import prims as P
 from weft.ops.common import as_tensor, broadcast_to, convert, is_number, shape_of
 from weft.promotion import CATEGORY
-from weft.quickwrite import copied, filled, inplace_function, wrote
+from weft.quickwrite import copied, filled, inplace_function, target, wrote
 from weft.tensor import Tensor
 from weft.views import check_inplace, write_
 
@@ -40,10 +40,15 @@ def inplace(fn: Callable[..., Tensor], prim: Any = None) -> Callable[..., Tensor
 
     @functools.wraps(fn)
     def method(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        check_inplace(input)
         mark = sequence_mark() if mode.grad else None
-        out = fn(input, *args, **kwargs)
-        if out is input or wrote(input, out):
+        if target(input) is not None:
+            out = fn(input, *args, **kwargs)
+            if wrote(input, out):
+                return input
+        else:
+            check_inplace(input)
+            out = fn(input, *args, **kwargs)
+        if out is input:
             return input
         return write_(input, _fit(out, input), mark)
 

@@ -20,6 +20,7 @@ from weft.ops.math import where
 from weft.ops.neural import maybe_inplace
 from weft.ops.padding import pad
 from weft.ops.shape import unfold as _unfold
+from weft.prepared import prepared
 from weft.random import default_generator_of, uniform
 from weft.tensor import Tensor
 
@@ -53,6 +54,7 @@ def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None
     return out if bias is None else out + bias
 
 
+@prepared
 def embedding(
     input: Tensor,
     weight: Tensor,

@@ -12,9 +12,11 @@ from weft.ir import prims as P
 from weft.ops.common import shape_of
 from weft.ops.index import index_select
 from weft.ops.shape import constant_pad
+from weft.prepared import prepared
 from weft.tensor import Tensor
 
 
+@prepared
 def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: Any = None) -> Tensor:
     """``input`` with borders: ``pad`` lists (before, after) from the last dimension backwards.
 
