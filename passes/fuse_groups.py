@@ -18,6 +18,7 @@ from weft.ir.scalarcost import cost_of
 from weft.ir.types import TensorType
 from weft.passes.fuse_folds import fold_refusal, follows_folds
 from weft.passes.fuse_grow import Growing
+from weft.passes.fuse_spread import spread_for_epilogue
 
 LOOP_KINDS = frozenset({Kind.MAP, Kind.REDUCE, Kind.MOVE, Kind.GATHER, Kind.RANDOM, Kind.SOURCE})
 SINGLE_FORMS = {
@@ -272,6 +273,8 @@ class Grouping:
     def _loop_refusal(self, a: Node, b: Node) -> str | None:
         if len(a.ops) + len(b.ops) > LARGEST:
             return "the kernel would be too long"
+        if len(b.ops) == 1 and spread_for_epilogue(self, b.main):
+            return "the epilogue of a product computes it from less"
         if a.nest is not None and len(b.ops) == 1 and a.nest.grow(self._new_in(a.nest, b.ops[0]), b.ops[0]):
             b.nest = a.nest
             return None

@@ -94,7 +94,7 @@ def statistics(h: weft.Tensor) -> tuple[weft.Tensor, weft.Tensor]:
 
 
 def squared_distances(x: weft.Tensor, y: weft.Tensor) -> weft.Tensor:
-    return (x * x).sum(1)[:, None] - 2 * (x @ y.T) + (y * y).sum(1)
+    return (x * x).sum(1)[:, None] + (y * y).sum(1) - 2 * (x @ y.T)
 
 
 REDUCED: dict[str, tuple[Callable[..., object], int]] = {

@@ -55,6 +55,12 @@ ONE_KERNEL: dict[str, tuple[Callable[..., Any], Callable[[], list[weft.Tensor]]]
         lambda x, w, b: F.relu(F.conv2d(x, w, b, padding=1)),
         lambda: [rand(1, 3, 6, 6), rand(4, 3, 3, 3), rand(4)],
     ),
+    "linear, largest logit": (
+        lambda x, w, b: F.linear(x, w, b).amax(-1), lambda: [rand(9, 8), rand(20, 8), rand(20)]
+    ),
+    "loss of a linear layer": (
+        lambda x, w, y: F.mse_loss(F.linear(x, w), y), lambda: [rand(9, 8), rand(20, 8), rand(9, 20)]
+    ),
     "attention": (attention, lambda: [rand(1, 2, 5, 8) for _ in range(3)]),
     "sum of squares": (lambda x: (x * x).sum(), lambda: [rand(9, 11)]),
     "embedding": (lambda i, w: F.embedding(i, w) * 2.0, lambda: [weft.randint(0, 5, (6,)), rand(5, 4)]),
