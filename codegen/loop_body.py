@@ -10,6 +10,7 @@ from weft.codegen.llvm import reg_type
 from weft.codegen.loop_memory import Frame, MemoryEmitter, Regs
 from weft.codegen.outline import apply_rule
 from weft.ir import types as T
+from weft.ir.errors import DIVISION_BY_ZERO, INDEX_OUT_OF_RANGE
 from weft.ir.loops import Accumulate, Affine, Check, Compute, Load, Loop, Number, Store, Tile
 from weft.ir.prims.base import PRIMITIVES
 
@@ -79,20 +80,25 @@ class BodyEmitter(MemoryEmitter):
         regs = self.env[s.source]
         out = []
         for k, r in enumerate(regs):
-            bad = self.b.simple("icmp uge", T.bool_, r, self.i64(s.size))
-            out.append(self.b.select(bad, self.i64(0), r))
+            if s.size is None:
+                bad = self.b.compare("eq", r, self.b.const(0, r.dtype))
+                out.append(self.b.select(bad, self.b.const(1, r.dtype), r))
+            else:
+                bad = self.b.simple("icmp uge", T.bool_, r, self.i64(s.size))
+                out.append(self.b.select(bad, self.i64(0), r))
             mask = self.mask(k, s.mask, tail=bool(r.lanes))
-            self._report(bad if mask is None else self.b.binary("and", bad, mask))
+            report = DIVISION_BY_ZERO if s.size is None else INDEX_OUT_OF_RANGE
+            self._report(bad if mask is None else self.b.binary("and", bad, mask), report)
         self.env[s.name] = out
 
-    def _report(self, bad: Reg) -> None:
-        """Set the status where any lane is out of range."""
+    def _report(self, bad: Reg, status: int) -> None:
+        """Set the status where any lane is bad."""
         any_bad = bad.text
         if bad.lanes:
             w = bad.lanes
             any_bad = self.fn.call(f"llvm.vector.reduce.or.v{w}i1", "i1", f"<{w} x i1> {bad.text}")
         with self.fn.when(any_bad):
-            self.fn.do(f"store i64 1, ptr {self.status}")
+            self.fn.do(f"store i64 {status}, ptr {self.status}")
 
     def accumulate(self, s: Accumulate) -> None:
         f = self.frame

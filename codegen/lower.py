@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
+import numpy as np
 from weft.codegen.kernel import Unsupported
 from weft.ir import types as T
 from weft.ir.graph import Op, Value
-from weft.ir.loops import FOLD_OF, Affine, Compute, Fold, Index, Load, Loop, Number, Tile
+from weft.ir.loops import FOLD_OF, Affine, Check, Compute, Fold, Index, Load, Loop, Number, Tile
 from weft.ir.prims.base import Kind
 from weft.ir.record import field, record
 from weft.ir.types import DType
@@ -185,10 +186,26 @@ class Lowering:
             return self.load(self.buffers[v], v.type.dtype, linear(index, v.type.shape), guard)
         return self._of_kind(op, index, guard)
 
+    def _divisor(self, v: Value, name: str, guard: str | None) -> str:
+        """An integer divisor, which sets the status where it is zero."""
+        op = self.producers.get(v)
+        while op is not None and op.prim.name in ("broadcast", "reshape"):
+            op = self.producers.get(op.operands[0])
+        number = op is not None and op.prim.name in ("full", "constant")
+        if op is not None and number and np.all(op.prim.evaluate((), op.attrs)[0]):
+            return name
+        key = ("divisor", name, guard)
+        depth = self.depth_of([name, guard] if guard else [name])
+        return self.find(key) or self.put(
+            key, Check(self.fresh("g"), name, None, guard), depth, self.dtypes[name]
+        )
+
     def _of_kind(self, op: Op, index: IndexTuple, guard: str | None) -> str:
         kind = op.prim.kind
         if kind is Kind.MAP:
             args = tuple(self.value(o, index, guard) for o in op.operands)
+            if op.prim.name in ("div", "rem") and op.result.type.dtype.is_integer:
+                args = args[0], self._divisor(op.operands[1], args[1], guard)
             return self.compute(op.prim.name, args, op.result.type.dtype, dict(op.attrs))
         if kind is Kind.MOVE:
             return RULES[op.prim.name](self, op, index, guard)

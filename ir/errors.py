@@ -18,3 +18,7 @@ class CompilerError(RuntimeError):
 
 class VerificationError(CompilerError):
     """A graph that breaks a rule of the IR."""
+
+
+# what the status word of a kernel stands for
+INDEX_OUT_OF_RANGE, DIVISION_BY_ZERO = 1, 2

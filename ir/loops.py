@@ -136,11 +136,14 @@ class Compute:
 
 @record(slots=True)
 class Check:
-    """``name = source`` clamped to 0..size-1; an index out of range sets the status of the kernel."""
+    """``name = source`` clamped to 0..size-1; an index out of range sets the status of the kernel.
+
+    Without a size it is a divisor: 1 stands for 0, which sets the status.
+    """
 
     name: str
     source: str
-    size: int
+    size: int | None
     mask: str | None = None
 
 

@@ -38,7 +38,9 @@ _UFUNCS = {
 
 
 def run_kernel(kernel: Kernel, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Run a kernel on its operands; returns flat results. Raises IndexError for an index out of range."""
+    """Run a kernel on its operands; returns flat results. Raises IndexError for an index out of range, and
+    RuntimeError for an integer division by zero.
+    """
     memory: dict[str, np.ndarray] = {}
     operands = iter(arrays)
     for b in kernel.buffers:
@@ -133,6 +135,11 @@ class _Run:
 
     def check(self, s: Check) -> None:
         at = self.get(s.source)
+        if s.size is None:
+            if ((at == 0) & self.where(s.mask)).any():
+                raise RuntimeError("ZeroDivisionError")
+            self.env[s.name] = np.where(at == 0, np.ones_like(at), at)
+            return
         bad = ((at < 0) | (at >= s.size)) & self.where(s.mask)
         if bad.any():
             raise IndexError(f"an index is out of range for {s.size} elements")

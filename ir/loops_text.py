@@ -84,7 +84,8 @@ def _print_statement(s: Any) -> str:
         attrs = "".join(f" {k}={_print_value(v)}" for k, v in s.attrs.items())
         return f"{s.name} = {s.prim}({', '.join(s.args)}){attrs}: {s.dtype.name}"
     if isinstance(s, Check):
-        return f"{s.name} = check {s.source} < {s.size}{mask}"
+        bound = "!= 0" if s.size is None else f"< {s.size}"
+        return f"{s.name} = check {s.source} {bound}{mask}"
     if isinstance(s, Store):
         return f"store {s.buffer}[{s.index}] = {s.source}{mask}"
     if isinstance(s, Accumulate):
@@ -258,8 +259,8 @@ def _parse_definition(name: str, text: str) -> Any:
         return Load(name, *_place(place), mask or None)
     if word == "check":
         bound, _, mask = rest.partition(" if ")
-        source, _, size = bound.partition(" < ")
-        return Check(name, source, int(size), mask or None)
+        source, relation, size = bound.split(" ")
+        return Check(name, source, int(size) if relation == "<" else None, mask or None)
     if word == "fold":
         head, _, at = rest.partition(" at ")
         op, _, typed = head.partition(" ")

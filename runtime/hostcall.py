@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from weft.ir.errors import DIVISION_BY_ZERO
 from weft.ir.graph import Graph, Op
 from weft.ir.prims.base import Kind, NumpyInterpreter, Primitive, interpreting
 from weft.ir.record import record
@@ -103,4 +104,6 @@ def raise_status(status: int, address: int) -> None:
     """Raise what a non-zero status word stands for."""
     if status == FAILED:
         raise _errors.pop(address)
+    if status == DIVISION_BY_ZERO:
+        raise RuntimeError("ZeroDivisionError")
     raise IndexError("index out of range in a compiled kernel")

@@ -104,12 +104,12 @@ class DeviceBody(BodyEmitter):
             out += [b.convert(x, T.u32) for x in got]
         return out
 
-    def _report(self, bad: Reg) -> None:
+    def _report(self, bad: Reg, status: int) -> None:
         mask = self.frame.masks[0]
         if mask is not None:
             bad = self.b.binary("and", bad, mask)
         with self.fn.when(bad.text):
-            self.fn.op(f"atomicrmw or ptr {self.status}, i64 1 monotonic")
+            self.fn.op(f"atomicrmw or ptr {self.status}, i64 {status} monotonic")
 
     # -- memory
 

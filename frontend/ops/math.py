@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from weft.composite import composite_of_results
-from weft.dispatch import apply
+from weft.dispatch import apply, at_hand
 from weft.dtypes import type_name
 from weft.ir import prims as P
 from weft.ir import types as T
@@ -339,8 +339,13 @@ true_divide = div
 
 
 def _check_zero(q: Tensor, divisor: Any) -> Tensor:
-    """Integer division by a Python zero is an error, as in torch."""
-    if not isinstance(divisor, Tensor) and not getattr(divisor, "_weft_scalar", False) and divisor == 0:
+    """Integer division by zero is an error, as in torch. Kernels find the zeros that are not at hand."""
+    if isinstance(divisor, Tensor):
+        d = at_hand(divisor)
+        zero = d is not None and not d.all()
+    else:
+        zero = not getattr(divisor, "_weft_scalar", False) and divisor == 0
+    if zero and q.numel():
         raise RuntimeError("ZeroDivisionError")
     return q
 
@@ -369,8 +374,9 @@ def floor_divide(input: Any, other: Any) -> Tensor:
 @prepared
 def fmod(input: Any, other: Any) -> Tensor:
     """The remainder with the sign of ``input`` (C's fmod)."""
-    _not_for_bool(promote(input, other), "fmod_cpu")
-    return binary(P.rem_p, input, other)
+    d = promote(input, other)
+    _not_for_bool(d, "fmod_cpu")
+    return _check_zero(binary(P.rem_p, input, other), other if not d.is_floating_point else 1)
 
 
 @prepared

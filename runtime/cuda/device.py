@@ -11,6 +11,7 @@ from functools import cache, cached_property
 from typing import Any
 
 from weft.codegen.gpu.target import GpuTarget
+from weft.ir.errors import DIVISION_BY_ZERO
 from weft.ir.types import Device
 from weft.runtime import stats
 from weft.runtime.cuda.driver import CudaError, CudaUnavailable, DeviceProperties, Driver, driver, unavailable
@@ -150,7 +151,9 @@ class StatusWords:
             self._fetched[stream] = words, values
 
     def check(self, stream: int) -> None:
-        """Look at the words that came: IndexError where one is set."""
+        """Look at the words that came, and raise what stands in one: IndexError, or RuntimeError for a zero
+        divisor.
+        """
         fetched = self._fetched.pop(stream, None)
         if fetched is None:
             return
@@ -158,6 +161,8 @@ class StatusWords:
         bad = [w for w in words if values[w - words[0]]]
         for w in bad:
             self._state.driver.memset(self.address(w), 0, 8, stream)
+        if bad and values[bad[0] - words[0]] == DIVISION_BY_ZERO:
+            raise RuntimeError("ZeroDivisionError")
         if bad:
             raise IndexError(f"index out of range in {self._names[bad[0]]}")
 

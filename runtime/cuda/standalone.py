@@ -11,6 +11,7 @@ from weft.codegen.gpu.kernel import DeviceCode, emit_device_kernel
 from weft.codegen.gpu.module import device_module
 from weft.codegen.gpu.target import GpuTarget
 from weft.codegen.standalone import kernel_op
+from weft.ir.errors import DIVISION_BY_ZERO
 from weft.ir.graph import Op
 from weft.ir.prims.base import Primitive, trace
 from weft.ir.types import TensorType
@@ -66,6 +67,8 @@ def run_region(op: Op, arrays: Sequence[np.ndarray], target: GpuTarget) -> list[
     """The results of one ``kernel`` op on the emulated device. IndexError for an index out of range."""
     kernel = DeviceStandalone(op, target)
     out = kernel(*arrays)
+    if kernel.status == DIVISION_BY_ZERO:
+        raise RuntimeError("ZeroDivisionError")
     if kernel.status:
         raise IndexError("an index is out of range")
     return out
