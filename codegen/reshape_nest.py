@@ -8,6 +8,7 @@ from typing import Any
 from weft.codegen.loop_body import mark
 from weft.codegen.loop_transpose import STRIDED
 from weft.codegen.lower import Lowering
+from weft.codegen.target import Target, current_target
 from weft.ir.loops import (
     Accumulate,
     Affine,
@@ -24,7 +25,7 @@ from weft.ir.loops import (
 )
 from weft.ir.types import i64
 
-LINE = 64  # bytes of a cache line
+LINE = 64  # bytes of a cache line, where no target says
 PIECE = 512  # bytes of each row of a transposed operand read together: neighbours in one page of memory
 SPREAD = 64  # units of work that pieces should leave, where they can
 JAMMED = (8, 4, 2)  # rows that are walked side by side where their number allows it
@@ -138,9 +139,11 @@ def block_transposed(nest: Nest, low: Lowering) -> None:
 
 def _piece(nest: Nest, extent: int, size: int) -> int:
     """Elements of a block of an axis: a cache line at least, more where enough blocks are left."""
-    line = max(1, LINE // size)
+    target = current_target()
+    nbytes = target.line_bytes if isinstance(target, Target) else LINE
+    line = max(1, nbytes // size)
     spare = nest.points // nest.axes[-1][1] // SPREAD // line
-    return min(extent, line * min(PIECE // LINE, max(1, spare)))
+    return min(extent, line * min(max(1, PIECE // nbytes), max(1, spare)))
 
 
 def _block(nest: Nest, low: Lowering, k: int, size: int) -> None:

@@ -17,8 +17,8 @@ from weft.autograd.grad_mode import no_grad
 from weft.composite import composite
 from weft.creation import constant, shape_of_args
 from weft.devices import put, usable
-from weft.dispatch import apply, interpreter, wrap
-from weft.dtypes import as_device, as_dtype, get_default_dtype
+from weft.dispatch import apply, at_hand, interpreter, wrap
+from weft.dtypes import as_device, as_dtype, get_default_dtype, type_name
 from weft.eager import kernels, switch
 from weft.ir import prims as P
 from weft.ir import types as T
@@ -466,14 +466,40 @@ def poisson(input: Tensor, generator: Generator | None = None) -> Tensor:
         return convert((below < u.unsqueeze(-1)).sum(-1), input.dtype)
 
 
+def _check_weights(weights: Tensor, sums: bool) -> None:
+    """The errors of torch, whose words depend on the algorithm: by running ``sums`` or by a race."""
+    a = at_hand(weights)
+    if a is None or not a.size:
+        return
+    a = a.astype(np.float64)
+    if not (np.isfinite(a).all() and a.min() >= 0):
+        if not sums:
+            raise RuntimeError("probability tensor contains either `inf`, `nan` or element < 0")
+        which = "= infinity or NaN" if a.min() >= 0 else "< 0"
+        raise RuntimeError(f"invalid multinomial distribution (encountering probability entry {which})")
+    if not a.sum(-1).all():
+        raise RuntimeError("invalid multinomial distribution (sum of probabilities <= 0)")
+
+
 def multinomial(
     input: Tensor, num_samples: int, replacement: bool = False, *, generator: Generator | None = None
 ) -> Tensor:
-    """Indices drawn with the weights of each row. Without replacement by the exponential race."""
+    """Indices drawn with the weights of each row. Without replacement by the exponential race.
+
+    RuntimeError for weights that are negative or not finite and for rows that add up to 0, where they are at
+    hand.
+    """
+    if input.ndim not in (1, 2):
+        raise RuntimeError("prob_dist must be 1 or 2 dim")
+    if not input.dtype.is_floating_point:
+        raise RuntimeError(
+            f"multinomial only supports floating-point dtypes for input, got: {type_name(input.dtype)}"
+        )
     if num_samples <= 0:
         raise RuntimeError("cannot sample n_sample <= 0 samples")
     if not replacement and num_samples > shape_of(input)[-1]:
         raise RuntimeError("cannot sample n_sample > prob_dist.size(-1) samples without replacement")
+    _check_weights(input, replacement and num_samples > 1)
     generator = _drawing(generator, input.device)
     with no_grad():
         p = input.detach().to(T.f64)

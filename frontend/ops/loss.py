@@ -151,6 +151,13 @@ def _check_range(target: Tensor, classes: int, ignore_index: int) -> None:
         raise IndexError(f"Target {a[bad].flat[0]} is out of bounds.")
 
 
+def _check_probabilities(name: str, x: Tensor) -> None:
+    """Numbers outside [0, 1], and NaN, are an error where they are at hand."""
+    a = at_hand(x)
+    if a is not None and a.size and not (a.min() >= 0 and a.max() <= 1):
+        raise RuntimeError(f"all elements of {name} should be between 0 and 1")
+
+
 def nll_loss(
     input: Tensor,
     target: Tensor,
@@ -234,7 +241,6 @@ def huber_loss(
     return _elementwise_loss(where(a < delta, 0.5 * a * a, delta * (a - 0.5 * delta)), weight, reduction)
 
 
-@composite
 def binary_cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -243,14 +249,23 @@ def binary_cross_entropy(
     reduce: Any = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """-(t log p + (1 - t) log(1 - p)), logarithms not below -100."""
+    """-(t log p + (1 - t) log(1 - p)), logarithms not below -100. RuntimeError for numbers outside [0, 1],
+    where they are at hand.
+    """
     if shape_of(input) != shape_of(target):
         raise ValueError(
             f"Using a target size ({target.shape}) that is different to the input size ({input.shape}) is "
             "deprecated. Please ensure they have the same size."
         )
+    _check_probabilities("input", input)
+    _check_probabilities("target", target)
+    return _binary_cross_entropy(input, target, weight, _reduction(reduction, size_average, reduce))
+
+
+@composite
+def _binary_cross_entropy(input: Tensor, target: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
     loss = -(target * input.log().clamp_min(-100.0) + (1.0 - target) * (1.0 - input).log().clamp_min(-100.0))
-    return _reduced(loss if weight is None else loss * weight, _reduction(reduction, size_average, reduce))
+    return _reduced(loss if weight is None else loss * weight, reduction)
 
 
 @composite

@@ -12,12 +12,14 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from test_loop_kernel import EXECUTORS, check, loop_kernels, sample, spread
+from weft.codegen.reshape_nest import _piece
 from weft.codegen.schedule import schedule
 from weft.codegen.standalone import Standalone
-from weft.codegen.target import host_target
+from weft.codegen.target import emitting_for, host_target
 from weft.ir import prims as P
-from weft.ir.loops import Load, Loop, Tile, statements
+from weft.ir.loops import Load, Loop, Nest, Tile, statements
 from weft.ir.prims.base import trace
+from weft.ir.record import replace
 from weft.ir.types import TensorType, bf16, bool_, f16, f32, f64, i64, u8
 from weft.passes.pipeline import lower
 
@@ -221,3 +223,12 @@ def test_strips_of_long_columns_stay_in_the_second_cache():
     assert max(arrays) <= max(kernel.target.l2_bytes // 2, 4096 * 4 * kernel.target.lanes(32)) + 64
     x = sample((4096, 256), f32)
     np.testing.assert_allclose(kernel(x)[0], softmax(x), rtol=1e-5)
+
+
+def test_pieces_of_transposed_operands_are_whole_lines():
+    sizes = {}
+    for line in (64, 128):
+        with emitting_for(replace(host_target(), line_bytes=line)):
+            nest = Nest([("p", 1024), ("q", 4096)], "lanes", 1)
+            sizes[line] = _piece(nest, 1000, 4)
+    assert sizes == {64: 16, 128: 32}
