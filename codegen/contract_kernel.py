@@ -10,7 +10,7 @@ is chosen by :mod:`weft.codegen.contract_plan`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import prod
+from math import gcd, prod
 
 from weft.codegen.blocks import Code, Ix
 from weft.codegen.contract_plan import (
@@ -38,15 +38,16 @@ from weft.codegen.places import Coord, Region
 from weft.codegen.target import Target
 from weft.codegen.tile_folds import FOLDS, Folds, Span, Units
 from weft.codegen.uniforms import Uniforms
-from weft.ir.contraction import axes_of, unsupported
+from weft.ir.contraction import Columns, axes_of, columns_in, unsupported
 from weft.ir.graph import Graph, Op, Value
 from weft.ir.prims.base import Kind
+from weft.ir.record import replace
 
 _COLD = 2.0  # by how much a kernel between others is slower than one alone, whose operands are in the caches
 _UNIT_NS = 4_000.0  # units are not cut below this
 _UNITS = 96  # units wanted, so that threads end together
 _PACK_ROWS = 64  # rows of a packed matrix per unit
-_INNER_ROWS = 12  # rows of a tile that the kernel of inner products fills
+_INNER_ROWS = 12  # rows, at most, of a tile that the kernel of inner products fills
 
 
 def contraction_of(graph: Graph) -> Op:
@@ -89,7 +90,18 @@ def panel_width(graph: Graph, dot: Op, target: Target) -> int:
         return 0
     lanes = target.lanes(acc.bits)
     p = Problem(a.batch, a.rows, b.rows, a.depth, acc.itemsize, lanes, _side(a), _side(b))
-    return best_panel(p, target)
+    width, columns = best_panel(p, target), columns_in(graph, dot)
+    if not width or columns is None:
+        return width
+    # as wide as what a tile has of each group, none of which a panel may straddle
+    width = gcd(max(lanes, width // columns.count // lanes * lanes), columns.width)
+    return width if width % lanes == 0 else 0
+
+
+def _inner_rows(m: int, rows: int) -> int:
+    """Rows of a tile filled ``rows`` at a time: the most of those that overlap least at the lower edge."""
+    heights = range(rows, max(rows, _INNER_ROWS) + 1, rows)
+    return min(heights, key=lambda h: (-(-m // h) * h, -h))
 
 
 class Contract(Writer):
@@ -103,9 +115,11 @@ class Contract(Writer):
         self._operands()
         self.m, self.n, self.k = self.a.rows, self.b.rows, self.a.depth
         self.batch = self.a.batch
+        self.columns = columns_in(self.graph, self.dot) or Columns(1, self.n)
         self.problem = Problem(
-            self.batch, self.m, self.n, self.k, self.acc.itemsize, self.lanes, _side(self.a), _side(self.b)
-        )
+            self.batch, self.m, self.n, self.k, self.acc.itemsize, self.lanes, _side(self.a), self._b_side(),
+            self.columns.count,
+        )  # fmt: skip
         self.plan = plan or choose(self.problem, target)
         self.pack_a, self.pack_b = self.plan.pack_a, self.plan.pack_b
         self.panelled = self.problem.b.panel > 0 and self.plan.kind == "outer" and not self.pack_b
@@ -132,8 +146,27 @@ class Contract(Writer):
             self.swapped,
         )  # fmt: skip
 
+    def _b_side(self) -> Side:
+        """B, which can be read where it lies if groups of columns are at one distance from each other."""
+        side, width = _side(self.b), self.columns.width
+        if self.columns.count > 1 and side.panel and width % side.panel:
+            return replace(side, panel=0)
+        return side
+
+    def offsets(self, tile: Tile) -> tuple[int, ...]:
+        """Where the vectors of a tile's row lie in B, which is read as it is; in bytes from the first."""
+        count, width, lanes = self.columns.count, self.columns.width, self.lanes
+        each = tile.vectors // count
+        columns = [j * width + v * lanes for j in range(count) for v in range(each)]
+        panel = self.problem.b.panel
+        if panel:
+            far = self.b.groups(1)[0][1]
+            columns = [c // panel * far + c % panel for c in columns]
+        return tuple(c * self.b.dtype.itemsize for c in columns)
+
     def _grids(self) -> None:
-        n, lanes, wide = self.n, self.lanes, self.plan.vectors
+        """Tiles that cover the columns of each group."""
+        n, lanes, wide = self.columns.width, self.lanes, self.plan.vectors // self.columns.count
         self.grids: list[Grid] = []
         main = n // (wide * lanes)
         if main:
@@ -154,17 +187,20 @@ class Contract(Writer):
 
     def _grid(self, vectors: int, start: int, panels: int, partial: int) -> None:
         kind, rows = self.plan.kind, self.plan.rows
+        vectors *= self.columns.count
         if kind == "inner":
-            rows = min(self.m, _INNER_ROWS // rows * rows)
+            rows = min(self.m, _inner_rows(self.m, rows))
         elif kind == "outer" and vectors != self.plan.vectors:
             rows = rows_for(self.target, vectors, self.m, rows if rows <= 6 else 14)
         tile = Tile(rows, vectors, self.lanes, self.acc)
         tiles = -(-self.m // rows)
         share = vectors * self.lanes * panels / max(self.n, self.lanes)
         blocks = self._per_unit(tile, panels, tiles, share * self.cost_ns / (panels * tiles * self.batch))
-        before = max((g.start + g.panels * g.tile.cols for g in self.grids), default=0)
-        done = max(0, before - start)
-        self.grids.append(Grid(tile, start, panels, tiles, self.m, blocks, kind == "inner", partial, done))
+        before = max((g.start + g.panels * g.cols for g in self.grids), default=0)
+        done, groups = max(0, before - start), self.columns.count
+        self.grids.append(
+            Grid(tile, start, panels, tiles, self.m, blocks, kind == "inner", partial, done, groups)
+        )
 
     def _per_unit(self, tile: Tile, panels: int, tiles: int, tile_ns: float) -> tuple[int, int]:
         """Panels and tiles of one unit: first along a panel of B, which then stays in the cache."""
@@ -186,7 +222,7 @@ class Contract(Writer):
         """Cut k into blocks, and into independent parts where the result alone gives too few units."""
         units = self.batch * sum(prod(g.blocks) for g in self.grids)
         self.splits = 1
-        if units < 6 and self.cost_ns > 12 * _UNIT_NS:
+        if units < 6 and self.cost_ns > 12 * _UNIT_NS and self.columns.count == 1:
             self.splits = max(1, min(8, self.k // 256, int(self.cost_ns / units / _UNIT_NS / 2)))
         chunk = chunk_of(self.problem, self.plan)
         blocks = self.splits * -(-self.k // (chunk * self.splits))
@@ -239,7 +275,7 @@ class Contract(Writer):
         fn = self.start(f"{self.prefix}_{name}", EPILOGUE + (FOLDS if self.folds else ""))
         most = max(COMBINED * self.lanes, *(g.tile.cols for g in self.grids))
         emit_epilogue(fn, self.op, self.dot, self.output, self.acc, self.lanes, masked, self.uniforms,
-                      self.folds, most)  # fmt: skip
+                      self.columns, self.folds, most)  # fmt: skip
         self.keep(fn)
         return fn
 
@@ -251,7 +287,7 @@ class Contract(Writer):
         """The results that may lie over an operand: none where panels overlap, so that columns are stored
         twice."""
         overlap = self.splits == 1 and any(
-            g.start + g.panels * g.tile.cols > h.start > g.start for g in self.grids for h in self.grids
+            g.start + g.panels * g.cols > h.start > g.start for g in self.grids for h in self.grids
         )
         own = frozenset() if overlap else overwritable(self.graph, self.dot)
         return own | self.folds.overwritable()
@@ -310,18 +346,27 @@ class Contract(Writer):
         first = fn.mul(fn.mod(rest, blocks), height)
         batch = fn.div(rest, blocks) if self.b_batch > 1 else 0
         dst = self._packed_b(fn, self.scratch_of(fn), number, batch, panel)
-        self.panel_packer(fn, g, pointers, batch, g.col(fn, panel), dst).rows(
-            first, fn.min(fn.add(first, height), self.k)
-        )
+        last = fn.min(fn.add(first, height), self.k)
+        for packer in self.panel_packers(fn, g, pointers, batch, g.col(fn, panel), dst):
+            packer.rows(first, last)
         self.keep(fn)
         return fn.symbol, self.b_batch * g.panels * blocks
 
-    def panel_packer(
+    def panel_packers(
+        self, fn: Code, g: Grid, pointers: Mapping[Value, str], batch: Ix, col0: Ix, dst: str
+    ) -> list[Packer]:
+        """What writes a panel of B to ``dst``, row by row of k: columns from ``col0`` on of each group."""
+        out = []
+        for j in range(g.groups):
+            at = fn.at(dst, j * g.cols * self.acc.itemsize)
+            out.append(self._packer(fn, g, pointers, batch, fn.add(col0, j * self.columns.width), at))
+        return out
+
+    def _packer(
         self, fn: Code, g: Grid, pointers: Mapping[Value, str], batch: Ix, col0: Ix, dst: str
     ) -> Packer:
-        """What writes the panel of B from column ``col0`` on to ``dst``, row by row of k."""
         down = self.b.last_stride(2) == 1 and self.b.last_stride(1) != 1
-        run, width = self.b.run(2) if down else self.b.run(1), g.tile.cols
+        run, width = self.b.run(2) if down else self.b.run(1), g.cols
 
         def source(r: Region, row: Coord, col: Coord) -> str:
             return element_of(r, self.b, pointers, batch, r.plus(col, Coord(col0)), row)
@@ -332,7 +377,9 @@ class Contract(Writer):
             origin = (fn.at(self.b.base(fn, pointers, batch), fn.mul(col0, step)), step)
         return Packer(
             fn, lambda mask: Region(fn, self.graph, self.lanes, pointers, mask), source,
-            Packing(self.k, g.partial or width, width, down, run if down else width, bool(g.partial)),
+            Packing(
+                self.k, g.partial or width, g.tile.cols, down, run if down else width, bool(g.partial)
+            ),
             self.acc, dst, self.lanes, origin,
         )  # fmt: skip
 
@@ -380,6 +427,7 @@ class Contract(Writer):
             lines.append(
                 f"  grid: columns {g.start}.., {g.panels} panels x {g.tiles} tiles "
                 f"of {g.tile.rows} x {g.tile.cols}, {g.per_unit[0]} x {g.per_unit[1]} per unit"
+                + (f", {g.groups} groups" if g.groups > 1 else "")
             )
         lines.append(f"  k: {self.chunks} blocks of {self.chunk}, {self.splits} parts")
         return "\n".join([*lines, *self.folds.describe()])

@@ -65,7 +65,10 @@ class Side:
 
 @record(frozen=True)
 class Problem:
-    """``batch`` products of [m, k] by [k, n], of elements of ``size`` bytes in vectors of ``lanes``."""
+    """``batch`` products of [m, k] by [k, n], of elements of ``size`` bytes in vectors of ``lanes``.
+
+    The columns are ``groups`` of equal width, of which a tile has equal parts.
+    """
 
     batch: int
     m: int
@@ -75,6 +78,7 @@ class Problem:
     lanes: int
     a: Side
     b: Side
+    groups: int = 1
 
 
 @record(frozen=True)
@@ -141,18 +145,28 @@ def chunk_of(p: Problem, plan: Plan) -> int:
 
 def plans(p: Problem, target: Target) -> Iterator[Plan]:
     """Every plan that is worth an estimate."""
-    yield from _outer(p, target)
+    if p.groups > 1:
+        most = max(1, p.n // p.groups // p.lanes)
+        yield from _outer(p, target, {p.groups * q for q in (1, 2) if q == 1 or (p.groups < 3 and q <= most)})
+        return
+    yield from _outer(p, target, _widths(p, target))
     yield from _inner(p, target)
     if p.m <= _STREAM_ROWS and p.n >= p.lanes and p.a.in_place and p.b.in_place and p.b.along_rows:
         wide = min(p.n // p.lanes, 32 if p.m <= 8 else 16)
         yield Plan("stream", p.m, wide)
 
 
-def _outer(p: Problem, target: Target) -> Iterator[Plan]:
+def _widths(p: Problem, target: Target) -> set[int]:
+    """Vectors of the tiles that are considered."""
     wide = min(widest(target), -(-p.n // p.lanes))
     widths = {wide, *(v for v in range(1, wide) if v <= 2 or p.n < 2 * wide * p.lanes)}
     if p.m <= _OWN_ROWS and target.registers >= 32:
         widths.add(min(8, max(1, p.n // p.lanes)))
+    return widths
+
+
+def _outer(p: Problem, target: Target, widths: set[int]) -> Iterator[Plan]:
+    wide = max(widths) if p.groups > 1 else min(widest(target), -(-p.n // p.lanes))
     for vectors in sorted(widths):
         most = rows_for(target, vectors, p.m)
         heights = {most, rows_for(target, vectors, p.m, _WAYS)}
@@ -168,8 +182,11 @@ def _outer(p: Problem, target: Target) -> Iterator[Plan]:
 
 
 def in_panels(p: Problem, vectors: int) -> bool:
-    """True where tiles of so many vectors find their columns of B in one of the panels that it lies in."""
-    return p.b.panel > 0 and p.b.panel % (vectors * p.lanes) == 0
+    """True where tiles of so many vectors find their columns of B in one of the panels that it lies in, or
+    have those of whole panels.
+    """
+    columns = vectors // p.groups * p.lanes
+    return p.b.panel > 0 and (p.b.panel % columns == 0 or columns % p.b.panel == 0)
 
 
 def _inner(p: Problem, target: Target) -> Iterator[Plan]:

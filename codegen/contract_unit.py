@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ class Grid:
 
     ``start`` is the first column; ``per_unit`` the panels and tiles of one unit of work; ``inner`` chooses
     the kernel of inner products. ``partial`` is the number of columns where there are fewer than lanes, else
-    0.
+    0. Where columns come in ``groups``, a tile has the same ones of each, and columns are those of a group.
     """
 
     tile: Tile
@@ -38,6 +39,12 @@ class Grid:
     inner: bool
     partial: int
     done: int = 0  # columns of the first panel that another grid has computed too
+    groups: int = 1
+
+    @property
+    def cols(self) -> int:
+        """Columns of a tile in each group."""
+        return self.tile.cols // self.groups
 
     @property
     def blocks(self) -> tuple[int, int]:
@@ -53,7 +60,7 @@ class Grid:
         return 0 if self.rows % self.tile.rows == 0 else fn.sub(fn.mul(t, self.tile.rows), self.row(fn, t))
 
     def col(self, fn: Code, p: Ix) -> Ix:
-        return fn.add(self.start, fn.mul(p, self.tile.cols))
+        return fn.add(self.start, fn.mul(p, self.cols))
 
 
 class ContractUnit:
@@ -149,10 +156,11 @@ class ContractUnit:
         """Prefetch the rows of a tile from an array of the result's shape."""
         c, fn, g = self.c, self.fn, self.g
         fn.declare("declare void @llvm.prefetch.p0(ptr, i32 immarg, i32 immarg, i32 immarg)")
-        for r in range(g.tile.rows):
-            line = fn.mul(fn.add(fn.mul(fn.add(fn.mul(self.batch, c.m), fn.add(row, r)), c.n), col), size)
+        for r, j in product(range(g.tile.rows), range(g.groups)):
+            first = fn.add(col, j * c.columns.width)
+            line = fn.mul(fn.add(fn.mul(fn.add(fn.mul(self.batch, c.m), fn.add(row, r)), c.n), first), size)
             at = fn.at(base, line)
-            for k in range(0, (g.partial or g.tile.cols) * size, c.target.line_bytes):
+            for k in range(0, (g.partial or g.cols) * size, c.target.line_bytes):
                 fn.do(f"call void @llvm.prefetch.p0(ptr {fn.at(at, k)}, i32 {int(write)}, i32 3, i32 1)")
 
     def _b_panel(self, panel: Ix, start: Ix) -> str:
@@ -176,8 +184,8 @@ class ContractUnit:
         """Pack ``count`` rows of k of a panel of B from ``start`` on; returns where they are."""
         fn, g = self.fn, self.g
         dst = fn.at(self.packed, fn.mul(start, -g.tile.row_bytes))  # the packer counts from row 0
-        packer = self.c.panel_packer(fn, g, self.pointers, self.batch, g.col(fn, panel), dst)
-        packer.rows(start, fn.add(start, count))
+        for packer in self.c.panel_packers(fn, g, self.pointers, self.batch, g.col(fn, panel), dst):
+            packer.rows(start, fn.add(start, count))
         return self.packed
 
     def _multiply(self, row: Ix, b: str, start: Ix, count: Ix, tile: str) -> None:
@@ -197,7 +205,7 @@ class ContractUnit:
             masked = bool(g.partial) and not c.pack_b and not c.panelled
             name = outer_kernel(
                 fn, g.tile, step=step, accumulate=self.blocked, masked=masked, strided=self.direct,
-                operand=None if c.pack_b else c.b.dtype,
+                operand=None if c.pack_b else c.b.dtype, offsets=() if c.pack_b else c.offsets(g.tile),
             )  # fmt: skip
         last = c.n * c.acc.itemsize if self.direct else g.partial
         fn.do(
@@ -226,7 +234,7 @@ class ContractUnit:
     def _finish(self, tile: str, t: Ix, col: Ix) -> None:
         """Hand over the rows of tile ``t`` that no other has, to the epilogue or as partial sums."""
         c, fn, g = self.c, self.fn, self.g
-        cols, row = g.partial or g.tile.cols, g.row(fn, t)
+        cols, row = g.partial or g.cols, g.row(fn, t)
         if c.splits == 1:
             done, left = g.repeated(fn, t), g.done if c.folds else 0
             fresh = fn.at(tile, fn.add(fn.mul(done, g.tile.row_bytes), left * c.acc.itemsize))

@@ -13,9 +13,10 @@ from weft.codegen.microkernel import Tile, narrowed
 from weft.codegen.places import Coord, Place, Region
 from weft.codegen.tile_folds import Folds, Tally
 from weft.codegen.uniforms import Uniforms
+from weft.ir.contraction import Columns
 from weft.ir.graph import Graph, Op, Value
 from weft.ir.prims.base import Kind
-from weft.ir.record import record
+from weft.ir.record import record, replace
 from weft.ir.types import DType
 
 Ints = tuple[int, ...]
@@ -72,6 +73,7 @@ def emit_epilogue(
     lanes: int,
     masked: bool,
     uniforms: Uniforms,
+    columns: Columns | None = None,
     folds: Folds | None = None,
     most_cols: int = 0,
 ) -> Code:
@@ -79,7 +81,8 @@ def emit_epilogue(
     on.
 
     ``stride`` is in bytes between rows of the tile. Unless ``masked``, ``cols`` is a multiple of the lanes.
-    With ``folds`` there is one more parameter, and at most ``most_cols`` columns.
+    Where the result's ``columns`` come in groups, a row of the tile has the ones from ``col`` on of each,
+    one group after the other. With ``folds`` there is one more parameter, and at most ``most_cols`` columns.
     """
     graph = op.regions[0]
     pointers = kernel_pointers(fn, op)
@@ -90,27 +93,56 @@ def emit_epilogue(
     ]
     dtype = contract.result.type.dtype
     uniform = uniforms.load(fn)
+    groups = columns or Columns(1, prod(output.cols))
+    part = output if groups.count == 1 else replace(output, cols=(groups.width,))
+    apart = fn.div("%stride", groups.count)  # bytes between groups in the tile
     tally = Tally(fn, folds, lanes, "%cols", most_cols)
     with fn.range(0, "%rows", 1, tally.tile_start(), runs=True) as r:
         row = fn.add("%row", r.i)
-        same = {**uniform, **_same_in_row(fn, op, output, lanes, pointers, uniform, row)}
+        same = {**uniform, **_same_in_row(fn, op, part, lanes, pointers, uniform, row)}
         line = fn.at("%tile", fn.mul(r.i, "%stride"))
         with fn.range(0, "%cols", lanes, tally.row_start(), runs=True) as v:
             mask = tail_mask(fn, fn.sub("%cols", v.i), lanes) if masked else None
             region = Region(fn, graph, lanes, pointers, mask, same)
-            place = output.place(region, "%batch", row, Coord(fn.add("%col", v.i), 1))
-            sums = load_lanes(fn, fn.at(line, fn.mul(v.i, acc.itemsize)), acc, lanes)
-            region.given[(contract.result, id(place))] = rounded_result(region, sums, acc, dtype)
+            col = fn.add("%col", v.i)
+            places = []
+            for j in range(groups.count):
+                place = output.place(region, "%batch", row, Coord(fn.add(col, j * groups.width), 1))
+                at = fn.at(line, fn.add(fn.mul(apart, j), fn.mul(v.i, acc.itemsize)))
+                sums = load_lanes(fn, at, acc, lanes)
+                region.given[(contract.result, id(place))] = rounded_result(region, sums, acc, dtype)
+                places.append(place)
+            root = places[0]
+            if groups.count > 1:
+                root = part.place(region, "%batch", row, Coord(col, 1))
+                _give_parts(region, contract, groups, places, root)
             # all values before the first store: a result may lie over an operand
-            found = [region.wide(region.value(value, place)) for value, _ in tile_results]
-            v.next = tally.take(region, place, v.i, v.vars)
-            for (value, base), got in zip(tile_results, found, strict=True):
+            wanted = [
+                (value, base, place)
+                for value, base in tile_results
+                for place in (places if value.type.shape == output.shape else [root])
+            ]
+            found = [region.wide(region.value(value, place)) for value, _, place in wanted]
+            v.next = tally.take(region, root, v.i, v.vars)
+            for (value, base, place), got in zip(wanted, found, strict=True):
                 elem = mem_type(value.type.dtype)
                 at = fn.at(base, region.linear(place).base, elem)
                 store_lanes(fn, got, at, value.type.dtype, lanes, mask)
         r.next = tally.end_row(row, v.out, r.vars)
     tally.end("%col", r.out, masked)
     return fn
+
+
+def _give_parts(region: Region, contract: Op, columns: Columns, places: list[Place], root: Place) -> None:
+    """The slices of what the product becomes are at ``root`` what they are slices of at one of ``places``."""
+    after = set(contract.results)
+    for op in region.graph.ops:
+        if not after.intersection(op.operands):
+            continue
+        after.update(op.results)
+        if op.prim.name == "slice":
+            place = places[op.attrs["start"][-1] // columns.width]
+            region.given[(op.result, id(root))] = region.value(op.operands[0], place)
 
 
 def overwritable(graph: Graph, contract: Op) -> frozenset[tuple[int, int]]:

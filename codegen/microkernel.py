@@ -83,6 +83,7 @@ def outer_kernel(
     masked: bool = False,
     strided: bool = False,
     operand: DType | None = None,
+    offsets: tuple[int, ...] = (),
 ) -> str:
     """Declare in ``fn`` and name the kernel that broadcasts A and reads rows of B.
 
@@ -90,14 +91,18 @@ def outer_kernel(
     tile, and a number: of columns if ``masked`` (then B has a single, partial vector), of bytes between rows
     of the tile if ``strided`` (else they follow each other). ``step`` says what
     is known of A: ``"k"`` if consecutive k are neighbours, ``"m"`` if consecutive rows are, ``"any"``. B
-    holds elements of ``operand``, or else of the tile's dtype.
+    holds elements of ``operand``, or else of the tile's dtype; its vectors lie side by side, or at
+    ``offsets`` in bytes.
     """
     source = operand or tile.dtype
     plain = mem_type(source) == mem_type(tile.dtype)
+    side_by_side = tuple(v * tile.lanes * source.itemsize for v in range(tile.vectors))
+    offsets = offsets or side_by_side
+    apart = "" if offsets == side_by_side else f"_at{'_'.join(map(str, offsets))}"
     name = (
         f"weft_outer_{tile.dtype.name}_{tile.rows}x{tile.vectors}x{tile.lanes}_{step}"
         f"{'_acc' if accumulate else ''}{'_masked' if masked else ''}{'_strided' if strided else ''}"
-        f"{'' if plain else f'_{source.name}'}"
+        f"{'' if plain else f'_{source.name}'}{apart}"
     )
     params = "ptr noalias %a, i64 %ars, i64 %aks, ptr noalias %b, i64 %bks, i64 %k, ptr noalias %t, i64 %n"
     k = Code(name, params, linkage="internal")
@@ -119,10 +124,7 @@ def outer_kernel(
         carried.append((t, init))
     with k.range(0, "%k", 1, carried, runs=True) as turn:
         ap, bp, acc = turn.vars[0], turn.vars[1], turn.vars[2:]
-        read = [
-            load_lanes(k, k.at(bp, v * lanes * source.itemsize), source, lanes, mask)
-            for v in range(tile.vectors)
-        ]
+        read = [load_lanes(k, k.at(bp, at), source, lanes, mask) for at in offsets]
         row = [widened(k, x, source, lanes) for x in read]
         at = ap
         for r in range(tile.rows):

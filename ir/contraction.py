@@ -20,12 +20,13 @@ from math import prod
 from weft.ir.access import Access, Ints, access_of, merge
 from weft.ir.graph import Graph, Op, Value
 from weft.ir.prims.base import Kind
-from weft.ir.record import replace
+from weft.ir.record import record, replace
 from weft.ir.types import TensorType
 
 Axes = tuple[Ints, Ints, Ints]  # of an operand as a batch of matrices: batch, rows, k
 FOLDS = frozenset({"sum", "prod", "reduce_max", "reduce_min", "any", "all"})
 FEWEST = 8  # elements of a matrix for each of its partial results, below which they save nothing
+_MOST_GROUPS = 4  # of columns: registers hold a vector of each for some rows
 FORMS = {"dot_general": "contract", "conv": "conv"}
 # Moves that send an output coordinate to one operand coordinate, possibly none (pad).
 INDEX_MOVES = frozenset({"reshape", "permute", "broadcast", "slice", "flip", "pad", "copy"})
@@ -98,14 +99,20 @@ def _is_cast(op: Op) -> bool:
     return len(op.operands) == 1 and op.operands[0].type.dtype is not op.result.type.dtype
 
 
-def epilogue_refusal(contract: Op, op: Op) -> str | None:
-    """Why ``op``, which reads a value of the epilogue, may not join the epilogue of ``contract``."""
+def epilogue_refusal(contract: Op, op: Op, columns: Columns | None = None) -> str | None:
+    """Why ``op``, which reads a value of the epilogue, may not join the epilogue of ``contract``.
+
+    ``columns`` are groups of columns whose maps may join, too.
+    """
     reason = _common(op)
     if reason is not None:
         return reason
     if op.prim.kind is not Kind.MAP:
         return f"a {op.prim.kind.value} op does not run on a tile of the result"
-    if op.result.type.shape != contract.result.type.shape:
+    shape = contract.result.type.shape
+    if columns is not None and op.result.type.shape == (*shape[:-1], columns.width):
+        return None
+    if op.result.type.shape != shape:
         return "the epilogue keeps the shape of the contraction"
     return None
 
@@ -253,6 +260,38 @@ def in_panels(graph: Graph, dot: Op, operand: int) -> bool:
         merge([inner.type.shape[i] for i in group], [found.strides[i] for i in group]) for group in (rows, k)
     )
     return len(down) == 2 and down[1][1] == 1 and len(along) < 2
+
+
+@record(frozen=True)
+class Columns:
+    """``count`` groups of ``width`` columns of a product's result, which an epilogue reads side by side."""
+
+    count: int
+    width: int
+
+
+def columns_of(cut: Op) -> Columns | None:
+    """The groups of which ``cut``, a slice, takes one: equal parts of the last axis, each at least a cache
+    line. None for any other operation.
+    """
+    if cut.prim.name != "slice" or not cut.operands[0].type.ndim or set(cut.attrs["step"]) != {1}:
+        return None
+    (*lead, whole), (*same, width) = cut.operands[0].type.shape, cut.result.type.shape
+    (*outer, start), size = cut.attrs["start"], cut.result.type.dtype.itemsize
+    if lead != same or any(outer) or width * size < 64 or whole % width or start % width:
+        return None
+    return Columns(whole // width, width) if 2 <= whole // width <= _MOST_GROUPS else None
+
+
+def columns_in(graph: Graph, dot: Op) -> Columns | None:
+    """The groups in which a kernel's epilogue reads the columns of its product, if it does so."""
+    after = set(dot.results)
+    for op in graph.ops:
+        if after.intersection(op.operands):
+            after.update(op.results)
+            if op.prim.name == "slice" and op.operands[0].type.shape == dot.result.type.shape:
+                return columns_of(op)
+    return None
 
 
 def turn_of(graph: Graph, conv: Op) -> Op | None:

@@ -20,7 +20,7 @@ refusals: list[tuple[str, str, str]] = []
 own."""
 
 
-def fuse(graph: Graph) -> Graph:
+def fuse(graph: Graph, target_kind: str = "cpu") -> Graph:
     """Form kernels.
 
     Expects a decomposed graph. Leaves ``kernel`` operations (attrs ``form`` and ``name``, the fused
@@ -35,24 +35,24 @@ def fuse(graph: Graph) -> Graph:
     [('kernel', 2)]
     """
     refusals.clear()
-    return _fuse(graph)
+    return _fuse(graph, target_kind)
 
 
-def _fuse(graph: Graph) -> Graph:
-    graph = _fuse_regions(graph)
-    grouping = Grouping(dce(sink_reshapes(graph)))
+def _fuse(graph: Graph, target_kind: str) -> Graph:
+    graph = _fuse_regions(graph, target_kind)
+    grouping = Grouping(dce(sink_reshapes(graph)), target_kind)
     grouping.run()
     side_by_side(grouping)
     refusals.extend(grouping.refusals)
     return build(grouping)
 
 
-def _fuse_regions(graph: Graph) -> Graph:
+def _fuse_regions(graph: Graph, target_kind: str) -> Graph:
     """Fuse the bodies of control operations."""
     if not any(op.prim.kind is Kind.CONTROL for op in graph.ops):
         return graph
     ops = [
-        Op(op.prim, op.operands, op.attrs, op.results, [_fuse(r) for r in op.regions], op.loc)
+        Op(op.prim, op.operands, op.attrs, op.results, [_fuse(r, target_kind) for r in op.regions], op.loc)
         if op.prim.kind is Kind.CONTROL
         else op
         for op in graph.ops

@@ -30,6 +30,8 @@ PLAIN = "plain"
 LARGEST = 160  # operations of one nest
 CHEAP = 4.0  # cost per element up to which a value may be computed several times
 BETWEEN = "another kernel lies between them"
+_TILED_ROWS = 16  # of a product, from which on its kernel has tiles of several rows in any case
+_SMALL = 32 << 10  # bytes of weights that stay in the first-level cache
 REPEATS = 4  # number of times up to which any value may be
 
 
@@ -61,7 +63,8 @@ def describe(op: Op) -> str:
 class Grouping:
     """The state of the grouping of one graph."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, target_kind: str = "cpu") -> None:
+        self.target_kind = target_kind
         self.graph = graph = _own_scalar_results(graph)
         self.number = {op: i for i, op in enumerate(graph.ops)}
         self.producer = graph.producers()
@@ -327,23 +330,64 @@ class Grouping:
         return False
 
     def _epilogue_refusal(self, a: Node, b: Node) -> str | None:
+        columns = self._columns(a)
         if b.main.prim.kind is Kind.REDUCE:
             reason = fold_refusal(self, a, b)
         elif follows_folds(a, b):
             reason = contraction.side_refusal(a.main, b.main)
         else:
-            reasons = (contraction.epilogue_refusal(self._made(a), op) for op in b.ops)
+            reasons = (contraction.epilogue_refusal(self._made(a), op, columns) for op in b.ops)
             reason = next((r for r in reasons if r is not None), None)
         if reason is not None:
             return reason
         for op in self.with_transparent(b.ops, a.ops):  # what ``a`` reads itself has been looked at
             if op in self.transparent and self._reads(op, a):
+                if columns is not None and contraction.columns_of(op) == columns:
+                    continue
                 return f"{op.prim.name} does not run on a tile of the result"
             if op in self.transparent and op not in self._prologue(a):
                 reason = contraction.side_refusal(a.main, op)
                 if reason is not None:
                     return reason
         return None
+
+    def _columns(self, a: Node) -> contraction.Columns | None:
+        """The groups of columns in which the product of ``a``, or what maps make of it, is read by all."""
+        if a.form != "contract" or self.target_kind != "cpu" or not self._tiles(a.main):
+            return None
+        found: set[contraction.Columns | None] = set()
+        parts: set[int] = set()
+        shape, stack = a.main.result.type.shape, [a.main.result]
+        while stack:
+            v = stack.pop()
+            for u in self.users.get(v, ()):
+                if u in self.transparent:
+                    part, readers = u.result.type.shape, self.users.get(u.result, ())
+                    whole = u.result not in self.results and all(self._maps(w, part) for w in readers)
+                    found.add(contraction.columns_of(u) if whole else None)
+                    parts.add(u.attrs.get("start", (0,))[-1])
+                elif self._maps(u, shape):
+                    stack += u.results
+                else:
+                    return None
+            if v in self.results:
+                return None
+        (columns,) = found if len(found) == 1 else (None,)
+        return columns if len(parts) > 1 else None
+
+    def _tiles(self, dot: Op) -> bool:
+        """True where tiles of the result are a good way to compute it: few rows of large weights are read
+        from end to end, or along k, unless these lie in panels.
+        """
+        w = dot.operands[1].type
+        if len(contraction.axes_of(dot, 1)[1]) != 1:
+            return False
+        rows = dot.result.type.size // dot.result.type.shape[-1]
+        return rows >= _TILED_ROWS or w.nbytes <= _SMALL or contraction.in_panels(self.graph, dot, 1)
+
+    @staticmethod
+    def _maps(op: Op, shape: tuple[int, ...]) -> bool:
+        return op.prim.kind is Kind.MAP and len(op.results) == 1 and op.result.type.shape == shape
 
     def _side_refusal(self, a: Node, b: Node) -> str | None:
         """Why the maps of ``a``, which feed the epilogue of ``b``, may not be computed there."""

@@ -12,6 +12,7 @@ from weft.passes.cse import cse
 from weft.passes.dce import dce
 from weft.passes.decompose import decompose
 from weft.passes.layout import choose_layouts
+from weft.passes.panels import pack_constants
 from weft.passes.simplify import simplify
 from weft.passes.trim import trim
 
@@ -21,12 +22,13 @@ Pass = Callable[[Graph, str], Graph]
 def _fuse(graph: Graph, target_kind: str) -> Graph:
     from weft.passes.fuse import fuse
 
-    return fuse(graph)
+    return fuse(graph, target_kind)
 
 
 # Memory is planned on the last graph by the runtime (passes/plan.py), which knows the donated buffers.
 PASSES: list[tuple[str, Pass]] = [
     ("dce", lambda g, kind: dce(g)),
+    ("pack", pack_constants),
     ("canonicalise", lambda g, kind: canonicalise(g)),
     ("cse", lambda g, kind: cse(g)),
     ("simplify", lambda g, kind: simplify(g)),

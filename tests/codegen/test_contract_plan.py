@@ -195,3 +195,10 @@ def test_lines_of_large_results_are_fetched_while_a_tile_is_computed(m, k, n, li
     with emitting_for(AVX512):
         text = Contract(kernel(m, k, n), AVX512, "k").emit().llvm
     assert len(re.findall(r"@llvm\.prefetch\.p0\(ptr [^,]+, i32 1,", text)) == lines
+
+
+@pytest.mark.parametrize(("m", "rows"), [(8, 8), (12, 12), (16, 8), (17, 6), (24, 12), (40, 10), (64, 8)])
+def test_tiles_of_inner_products_overlap_as_little_as_they_can(m: int, rows: int) -> None:
+    built = Contract(kernel(m, 768, 512, tb=True), AVX512, "k", Plan("inner", 2, 1, cols=8))
+    (grid,) = built.grids
+    assert grid.tile.rows == rows and grid.tiles == -(-m // rows)

@@ -19,7 +19,7 @@ from weft.ir.prims.base import trace
 from weft.ir.types import TensorType, dtype_of_numpy, f32
 from weft.ir.verify import verify
 from weft.passes.freeze import PanelWidth, Split, split_frozen
-from weft.passes.panels import from_panels, to_panels
+from weft.passes.panels import from_panels, pack_constants, to_panels
 from weft.passes.pipeline import lower
 from weft.runtime import compile_graph, compile_only
 
@@ -209,3 +209,53 @@ def test_only_whole_panels_count_as_such() -> None:
     assert axes_of(dot, 1) == ((), (0,), (1,))
     graph, dot = dot_of(45, start=5)  # tiles would begin inside
     assert not in_panels(graph, dot, 1)
+
+
+# --- constants of loops
+
+
+def loop(length: int, rows: int = 4, k: int = 100, transposed: bool = False, also: bool = False) -> Graph:
+    """h = tanh(h @ w + x), ``length`` times; ``also`` returns a row of w from every step, too."""
+    t = {n: TensorType(s, f32) for n, s in (("w", (k, k)), ("h", (rows, k)), ("x", (length, rows, k)))}
+
+    def step(w, h, x):
+        h = P.tanh_p.bind(P.dot_general_p.bind(h, w, contract=((1,), (int(transposed),)), batch=((), ())) + x)
+        row = [P.slice_p.bind(w, start=(0, 0), stop=(1, k), step=(1, 1))] if also else []
+        return h, h, *row
+
+    body = trace(step, t["w"], t["h"], TensorType((rows, k), f32))
+    how = {"n_consts": 1, "n_carry": 1, "length": length, "reverse": False}
+    b = GraphBuilder("loop")
+    return b.finish(list(b.add(P.scan_p, [b.param(v) for v in t.values()], how, [body])))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_what_every_step_multiplies_by_is_packed_once(transposed: bool) -> None:
+    graph = loop(5, transposed=transposed)
+    arrays = [(rng.standard_normal(p.type.shape) / 8).astype(np.float32) for p in graph.params]
+    packed = pack_constants(graph, "cpu")
+    verify(packed)
+    scan = next(op for op in packed.ops if op.prim.name == "scan")
+    assert scan.operands[0].type.shape == (7, 100, 16)  # 112 columns, 12 of them zero
+    compiled = compile_graph(graph)
+    inside = [k.loops for k in compiled.kernels if k.form == "contract"]
+    assert len(inside) == 1 and "packed none" in inside[0] and "b: in panels" in inside[0]
+    want = run(graph, arrays)
+    for results in run(packed, arrays), compiled.call(arrays):
+        for got, w in zip(results, want, strict=True):
+            np.testing.assert_allclose(got, w, atol=1e-5)
+
+
+def test_what_is_not_worth_packing_or_read_otherwise_stays() -> None:
+    for graph in loop(3), loop(5, k=40), loop(5, also=True):  # few steps; small; read by itself
+        assert pack_constants(graph, "cpu") is not graph
+        scan = next(op for op in pack_constants(graph, "cpu").ops if op.prim.name == "scan")
+        assert scan.operands[0].type.shape == graph.params[0].type.shape
+    graph = loop(5)
+    assert pack_constants(graph, "cuda") is graph
+
+
+@pytest.mark.parametrize("target", [HASWELL, NEON], ids=["haswell", "neon"])
+def test_loops_on_other_processors(target) -> None:
+    loops = [k.loops for k in compile_only(loop(5), target).kernels if k.form == "contract"]
+    assert len(loops) == 1 and "b: in panels" in loops[0]
