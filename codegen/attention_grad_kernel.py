@@ -13,29 +13,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 
+from weft.codegen.attention_plan import AttentionPlan
 from weft.codegen.attention_tiles import LN2, LOG2E, exp2, pack_rows
-from weft.codegen.attention_unit import FEW_ROWS, GFLOPS, Attention
+from weft.codegen.attention_unit import Attention
 from weft.codegen.blocks import Code, Ix
 from weft.codegen.emit import Reg, VectorBuilder
 from weft.codegen.kernel import KernelCode, Phase
 from weft.codegen.lanes import load_lanes, store_lanes, tail_mask
 from weft.codegen.llvm import mem_type, reg_type
-from weft.codegen.microkernel import rows_for
 from weft.codegen.phases import aligned
 from weft.codegen.target import Target
 from weft.ir.graph import Op
 from weft.ir.record import record
 
-_UNITS = 16  # units wanted; more cost an array of dq each
-_PARTS = 8  # parts of the keys, at most
-_STRIPS = 12  # strips of tile rows per block of query rows
-_KEYS = 256  # keys per block
 _DQ_ROWS = 16  # rows of dq per unit of the last phase
-
-
-def emit(op: Op, target: Target, prefix: str) -> KernelCode:
-    """The code of a kernel of form ``attention`` that holds an ``attention_grad``."""
-    return Backward(op, target, prefix).emit()
 
 
 @record(frozen=True)
@@ -67,33 +58,27 @@ class Place:
 
 
 class Backward(Attention):
-    def __init__(self, op: Op, target: Target, prefix: str) -> None:
+    gradient = True
+
+    def __init__(self, op: Op, target: Target, prefix: str, plan: AttentionPlan | None = None) -> None:
         super().__init__(op, target, prefix, "attention_grad", 6)
         self.q, self.k, self.v, self.ct = self.operands[:4]
         self.row_inputs = [self.rows_input(x) for x in self.main.operands[4:6]]
         self.q_ld, self.out_ld = self.padded(self.width), self.padded(self.out_width)
-        few = self.length <= FEW_ROWS
-        self.in_place = few and self.rows_in_place(self.k, True) and self.rows_in_place(self.v, True)
+        readable = self.rows_in_place(self.k, True) and self.rows_in_place(self.v, True)
+        self.take(self.problem(2 * self.width + self.out_width, readable), plan)
         self._blocks()
         self._layout()
 
     def _blocks(self) -> None:
-        """Rows per tile and per block, keys per block, and into how many parts the keys are dealt out."""
-        self.tile = rows_for(self.target, self.wide, self.length)
+        """Rows per block, keys per block, and into how many parts the keys are dealt out."""
         strips = -(-self.length // self.tile)
-        wide = max(self.q_ld, self.out_ld)
-        most = min(_STRIPS, max(1, 64 * 1024 // (self.tile * wide * self.size)))
-        self.row_blocks = -(-strips // most)
+        self.row_blocks = -(-strips // self.plan.strips)
         self.block = -(-strips // self.row_blocks) * self.tile
         self.row_blocks = -(-self.length // self.block)
-        cols = self.key_panels.cols
-        heads = self.batch * self.kv
-        keys = min(_KEYS, max(cols, 128 * 1024 // (wide * self.size)))
-        while keys > cols and heads * -(-self.keys // keys) < _UNITS:
-            keys //= 2
-        self.key_block = max(cols, keys // cols * cols)
+        self.key_block = self.plan.keys
         self.key_blocks = -(-self.keys // self.key_block)
-        self.parts = max(1, min(-(-_UNITS // heads), _PARTS, self.key_blocks))
+        self.parts = min(self.plan.parts, self.key_blocks)
         # tiles of keys by rows of tile height read a little beyond the last key
         self.score_ld = min(self.key_block, self.padded(self.keys)) + self.lanes
 
@@ -124,7 +109,7 @@ class Backward(Attention):
         cells = self.batch * self.q_heads * self.length * self.keys * (0.5 if self.causal else 1.0)
         flops = 2 * cells * (3 * self.width + 2 * self.out_width)
         units = heads * self.parts
-        phases.append(self.phase("main", [(self._unit(), units)], flops * 1.1 / units / GFLOPS))
+        phases.append(self.phase("main", [(self._unit(), units)], self.cost_ns / units))
         phases.extend(self._sum_phase())
         return self.code(phases, self.scratch, self._describe(), int(flops))
 

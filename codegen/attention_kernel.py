@@ -16,31 +16,27 @@ from __future__ import annotations
 
 from typing import Any
 
+from weft.codegen.attention_plan import FEW_ROWS, GROUPED, AttentionPlan
 from weft.codegen.attention_tiles import LN2, LOG2E, exp2, load_vector
-from weft.codegen.attention_unit import FEW_ROWS, GFLOPS, UNITS, Attention
+from weft.codegen.attention_unit import Attention
 from weft.codegen.blocks import Code, Ix
 from weft.codegen.emit import Reg, VectorBuilder
 from weft.codegen.kernel import KernelCode, Phase
 from weft.codegen.lanes import load_lanes, store_lanes, tail_mask
 from weft.codegen.llvm import mem_type, reg_type
-from weft.codegen.microkernel import rows_for
 from weft.codegen.target import Target
 from weft.ir.graph import Op
 from weft.ir.record import record
 from weft.ir.types import bool_
 
-_GROUPED = 48  # rows of a key head up to which its query heads share a unit
-_STRIPS = 12  # strips of tile rows per unit, at most
-_KEYS = 256  # keys per block
-_PART = 256  # least keys per part
 
 
 def emit(op: Op, target: Target, prefix: str) -> KernelCode:
     """The code of a kernel of form ``attention``."""
     if any(o.prim.name == "attention_grad" for o in op.regions[0].ops):
-        from weft.codegen.attention_grad_kernel import emit as emit_grad
+        from weft.codegen.attention_grad_kernel import Backward
 
-        return emit_grad(op, target, prefix)
+        return Backward(op, target, prefix).emit()
     return Forward(op, target, prefix).emit()
 
 
@@ -73,12 +69,15 @@ class Place:
 
 
 class Forward(Attention):
-    def __init__(self, op: Op, target: Target, prefix: str) -> None:
+    def __init__(self, op: Op, target: Target, prefix: str, plan: AttentionPlan | None = None) -> None:
         super().__init__(op, target, prefix, "attention", 3)
         self.q, self.k, self.v = self.operands
         self.heads_inside = self.main.attrs["heads_inside"]
-        if self.groups > 1 and self.groups * self.length <= _GROUPED:
+        if self.groups > 1 and self.groups * self.length <= GROUPED:
             self.heads, self.rows = self.groups, self.groups * self.length
+        self.pack_v = not self.rows_in_place(self.v, self.rows <= FEW_ROWS)
+        columns = self.width + (self.out_width if self.pack_v else 0)
+        self.take(self.problem(columns, self.rows_in_place(self.k, True)), plan)
         self.out_panels, self.out_ld = self.panels(self.out_width), self.padded(self.out_width)
         self._blocks()
         self._layout()
@@ -86,32 +85,22 @@ class Forward(Attention):
     # -- decisions
 
     def _blocks(self) -> None:
-        """Rows per tile and per unit, keys per block and per part."""
-        self.tile = rows_for(self.target, self.wide, self.rows)
+        """Rows per unit, keys per block and per part."""
         strips = -(-self.rows // self.tile)
         self.head_units = self.batch * self.q_heads // self.heads
-        most = min(_STRIPS, max(1, 64 * 1024 // (self.tile * max(self.width, self.out_ld) * self.size)))
-        if self.head_units * -(-strips // most) < UNITS:
-            most = max(min(4, most), min(most, strips * self.head_units // UNITS))
-        self.row_blocks = -(-strips // most)
+        self.row_blocks = -(-strips // self.plan.strips)
         self.strips = -(-strips // self.row_blocks)
         self.row_blocks = -(-strips // self.strips)
         self.block = self.strips * self.tile
-        self.in_place = self.rows <= FEW_ROWS and self.rows_in_place(self.k, True)
-        units = self.head_units * self.row_blocks
-        self.parts = 1
-        if self.rows <= _GROUPED and units < UNITS:
-            self.parts = max(1, min(-(-UNITS // units), self.keys // _PART))
         cols = self.key_panels.cols
-        per_part = -(-self.keys // self.parts)
+        per_part = -(-self.keys // self.plan.parts)
         self.part = -(-per_part // cols) * cols
         self.parts = -(-self.keys // self.part)
-        self.key_block = min(_KEYS // cols * cols or cols, self.part)
+        self.key_block = min(self.plan.keys, self.part)
         self.score_ld = min(self.key_block, self.padded(self.keys))
 
     def _layout(self) -> None:
         """Where packed keys and values and the sums of parts lie in the scratch memory."""
-        self.pack_v = not self.rows_in_place(self.v, self.rows <= FEW_ROWS)
         self.k_at, at = 0, 0 if self.in_place else self.columns_bytes(self.width)
         self.v_at, at = at, at + (self.rows_bytes(self.out_width) if self.pack_v else 0)
         self.part_at = at
@@ -123,12 +112,11 @@ class Forward(Attention):
     # -- code
 
     def emit(self) -> KernelCode:
-        per_key = 2 * (self.width + self.out_width) + 40
         cells = self.batch * self.q_heads * self.length * self.keys * (0.5 if self.causal else 1.0)
         units = self.head_units * self.row_blocks * self.parts
         fn_units = self._unit()
         phases = self._pack()
-        phases.append(self.phase("main", [(fn_units, units)], cells * per_key / units / GFLOPS))
+        phases.append(self.phase("main", [(fn_units, units)], self.cost_ns / units))
         if self.parts > 1:
             rows = self.head_units * self.rows
             phases.append(self.phase("combine", [(self._combine(), rows)], self.parts * self.out_ld * 0.3))

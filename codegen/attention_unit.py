@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from weft.codegen.attention_plan import AttentionPlan, AttentionProblem, choose, ways
 from weft.codegen.attention_tiles import (
     LOG2E,
     Lies,
@@ -19,7 +20,7 @@ from weft.codegen.blocks import Code, Ix, iota
 from weft.codegen.emit import Reg, VectorBuilder
 from weft.codegen.lanes import load_lanes, store_lanes, tail_mask
 from weft.codegen.llvm import reg_type
-from weft.codegen.microkernel import Tile, inner_kernel, widest
+from weft.codegen.microkernel import Tile, inner_kernel
 from weft.codegen.phases import Writer, aligned
 from weft.codegen.target import Target
 from weft.ir.graph import Op, Value
@@ -28,10 +29,7 @@ from weft.ir.prims.attention_numpy import threshold
 from weft.ir.prims.base import PRIMITIVES
 from weft.ir.types import bool_, i64, u32, u64
 
-GFLOPS = 70.0  # assumed of one core, for the cost of a unit
 _PACKED_ROWS = 64  # rows of a copy per unit
-FEW_ROWS = 8  # rows up to which keys and values are read in place
-UNITS = 24  # units wanted, so that threads of unequal speed end together
 
 
 class Attention(Writer):
@@ -57,11 +55,28 @@ class Attention(Writer):
         mask, state = split_optional(tuple(main.operands[operands:]), self.dropout)
         self.mask = None if mask is None else lies(self.graph, mask)
         self.state = None if state is None else self.graph.params.index(state)
-        self.wide = widest(target)
-        self.key_panels = self.panels(self.keys)
         self.heads = 1
-        self.tile = 1  # rows of a tile: each kernel chooses
         self.rows = self.length
+
+    # -- decisions
+
+    gradient = False
+
+    def problem(self, copied: int, readable: bool) -> AttentionProblem:
+        """The numbers that the cost model asks for: ``copied`` columns of the keys, unless in place."""
+        units = self.batch * self.q_heads // self.heads
+        wide, out = self.padded(self.width), self.padded(self.out_width)
+        return AttentionProblem(units, self.rows, self.keys, wide, out, self.batch * self.kv, self.groups,
+                                self.lanes, self.size, self.causal, self.mask is not None, readable,
+                                copied)  # fmt: skip
+
+    def take(self, problem: AttentionProblem, plan: AttentionPlan | None) -> None:
+        """Take ``plan``, or that of least estimated cost."""
+        self.the_problem = problem
+        self.plan = plan = plan or choose(problem, self.target, self.gradient)
+        self.cost_ns = ways(self.gradient)[1](problem, plan, self.target) * self.target.slot_ns
+        self.wide, self.tile, self.in_place = plan.vectors, plan.rows, plan.in_place
+        self.key_panels = self.panels(self.keys)
 
     def rows_input(self, v: Value) -> int:
         """The number of the parameter that holds a number per row [B, H, L]."""

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+from weft.codegen.attention_grad_kernel import Backward
+from weft.codegen.attention_kernel import Forward
+from weft.codegen.attention_plan import ways
 from weft.codegen.kernel import Unsupported
-from weft.codegen.standalone import compile_function
-from weft.codegen.target import host_target, named_target
+from weft.codegen.standalone import Standalone, compile_function, kernel_op
+from weft.codegen.target import emitting_for, host_target, named_target
 from weft.ir import prims as P
-from weft.ir.types import TensorType, dtype_of_numpy
+from weft.ir.graph import Graph
+from weft.ir.prims.base import trace
+from weft.ir.types import TensorType, dtype_of_numpy, f32
 
 TARGETS = [host_target(), named_target("haswell")]
 TARGET_IDS = ["host", "haswell"]
@@ -222,3 +228,52 @@ def test_what_is_no_view_is_refused():
     t = TensorType((1, 1, 4, 4), dtype_of_numpy(np.dtype(np.float32)))
     with pytest.raises(Unsupported, match="no view"):
         compile_function(attend, t, t, t, form="attention")
+
+
+# the choice ---------------------------------------------------------------------------------------
+
+
+def forced(kernel, plan):
+    """An emitter of a kernel with a given plan."""
+
+    def emit(op, target, prefix):
+        with emitting_for(target):
+            return kernel(op, target, prefix, plan).emit()
+
+    return emit
+
+
+def attention_graph(gradient: bool, q, k) -> Graph:
+    how = {"scale": 0.3, "causal": True, "dropout": 0.0}
+    types = [TensorType(s, f32) for s in (q, k, k)]
+    if not gradient:
+        return trace(partial(P.attention_p.bind, **how, nan_rows=False, heads_inside=False), *types)
+    rows = TensorType(q[:3], f32)
+    grad = partial(P.attention_grad_p.bind, **how, heads_inside=(False,) * 3)
+    return trace(grad, *types, types[0], rows, rows)
+
+
+@pytest.mark.parametrize("kernel", [Forward, Backward])
+@pytest.mark.parametrize("shapes", [((1, 2, 70, 24), (1, 2, 300, 24)), ((1, 4, 3, 32), (1, 2, 600, 32))])
+def test_plans_compute_the_same(kernel, shapes):
+    """Whatever blocks of rows and keys, and however many parts."""
+    graph = attention_graph(kernel is Backward, *shapes)
+    op = kernel_op(graph, "attention")
+    arrays = [rng.standard_normal(p.type.shape).astype(np.float32) for p in op.operands]
+    target = host_target()
+    made = kernel(op, target, "k")
+    plans = list(ways(kernel.gradient)[0](made.the_problem, target))
+    assert made.plan in plans and len(set(plans)) >= 6
+    want = Standalone(op, target, emit=forced(kernel, made.plan))(*arrays)
+    for plan in plans[:: len(plans) // 5]:
+        for got, w in zip(Standalone(op, target, emit=forced(kernel, plan))(*arrays), want, strict=True):
+            np.testing.assert_allclose(got, w, atol=2e-5 * np.abs(w).max(), rtol=0)
+
+
+@pytest.mark.parametrize("kernel", [Forward, Backward])
+def test_the_cheapest_plan_is_taken(kernel):
+    op = kernel_op(attention_graph(kernel is Backward, (2, 4, 128, 32), (2, 4, 128, 32)), "attention")
+    made = kernel(op, host_target(), "k")
+    plans, cost = ways(kernel.gradient)
+    least = min(cost(made.the_problem, p, host_target()) for p in plans(made.the_problem, host_target()))
+    assert made.cost_ns == least * host_target().slot_ns > 0
