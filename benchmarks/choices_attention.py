@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from benchmarks.choices_loops import setting
-from benchmarks.choices_table import Choice, choice, compare, save, show
 from weft.codegen import attention_unit
 from weft.codegen.attention_grad_kernel import Backward
 from weft.codegen.attention_kernel import Forward
@@ -27,6 +25,9 @@ from weft.ir import prims as P
 from weft.ir.graph import Graph
 from weft.ir.prims.base import trace
 from weft.ir.types import TensorType, f32
+
+from benchmarks.choices_loops import setting
+from benchmarks.choices_table import Choice, choice, compare, save, show
 
 
 @dataclass(frozen=True)

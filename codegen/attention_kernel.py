@@ -30,7 +30,6 @@ from weft.ir.record import record
 from weft.ir.types import bool_
 
 
-
 def emit(op: Op, target: Target, prefix: str) -> KernelCode:
     """The code of a kernel of form ``attention``."""
     if any(o.prim.name == "attention_grad" for o in op.regions[0].ops):
