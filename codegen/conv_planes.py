@@ -20,7 +20,7 @@ from weft.codegen.conv_plan import PLANE, PlanePlan, PlaneProblem
 from weft.codegen.conv_writer import ConvWriter
 from weft.codegen.epilogue import kernel_pointers
 from weft.codegen.kernel import KernelCode, Phase
-from weft.codegen.lanes import load_lanes, store_lanes, tail_mask
+from weft.codegen.lanes import drawn, load_lanes, store_lanes, tail_mask
 from weft.codegen.llvm import reg_type
 from weft.codegen.microkernel import accumulator, multiply_add, reduce_add
 from weft.codegen.operands import Matrix, matrix
@@ -300,32 +300,13 @@ class PlaneUnit:
                 row = c.remainders.index((r + before) % w.move) * c.long
                 at = fn.at(to, fn.mul(fn.add(k, row + (r + before) // w.move), c.size))
                 mask = None if n == c.lanes else tail_mask(fn, n, c.lanes)
-                store_lanes(fn, self._drawn(parts, r), at, c.acc, c.lanes, mask)
+                store_lanes(fn, drawn(fn, self.t, c.lanes, parts, r), at, c.acc, c.lanes, mask)
 
         if whole:
             with fn.range(0, whole // w.move, c.lanes, runs=True) as k:
                 block(k.i, step)
         if whole < count:
             block(whole // w.move, count - whole)
-
-    def _drawn(self, parts: list[str], member: int) -> str:
-        """Every so manieth element of the parts laid end to end, from number ``member`` on."""
-        lanes, out = self.c.lanes, parts[0]
-        for number in range(1, len(parts)):
-            order: list[str] = []
-            for lane in range(lanes):
-                part, place = divmod(lane * len(parts) + member, lanes)
-                if part == number:
-                    order.append(str(lanes + place))
-                elif part < number:
-                    order.append(str(place if number == 1 else lane))
-                else:
-                    order.append("poison")
-            picked = ", ".join(f"i32 {o}" for o in order)
-            out = self.fn.op(
-                f"shufflevector {self.t} {out}, {self.t} {parts[number]}, <{lanes} x i32> <{picked}>"
-            )
-        return out
 
     def _met(self, line: Ix, row: int, tap: int, col: Ix, mask: str | None = None) -> str:
         """What positions from ``col`` on meet at a tap, ``row`` lines below the buffered line ``line``."""

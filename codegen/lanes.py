@@ -5,6 +5,8 @@ Registers follow :func:`weft.codegen.llvm.reg_type`: f16 and bf16 are held as fl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from weft.codegen.blocks import Code, iota
 from weft.codegen.llvm import Function, mem_type, reg_type
 from weft.codegen.target import Target
@@ -114,3 +116,21 @@ def tail_mask(fn: Code, count: int | str, lanes: int) -> str:
         return "<" + ", ".join(f"i1 {'true' if i < count else 'false'}" for i in range(lanes)) + ">"
     n = fn.splat("i32", fn.op(f"trunc i64 {count} to i32"), lanes)
     return fn.op(f"icmp slt <{lanes} x i32> {iota('i32', lanes)}, {n}")
+
+
+def drawn(fn: Code, t: str, lanes: int, parts: Sequence[str], member: int) -> str:
+    """Every so manieth element of ``parts`` laid end to end, from number ``member`` on."""
+    out = parts[0]
+    for number in range(1, len(parts)):
+        order: list[str] = []
+        for lane in range(lanes):
+            part, place = divmod(lane * len(parts) + member, lanes)
+            if part == number:
+                order.append(str(lanes + place))
+            elif part < number:
+                order.append(str(place if number == 1 else lane))
+            else:
+                order.append("poison")
+        picked = ", ".join(f"i32 {o}" for o in order)
+        out = fn.op(f"shufflevector {t} {out}, {t} {parts[number]}, <{lanes} x i32> <{picked}>")
+    return out

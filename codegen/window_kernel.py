@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import inf, prod
+from math import prod
 
-import numpy as np
-from weft.codegen.blocks import Code, Ix
-from weft.codegen.emit import Reg
+from weft.codegen.blocks import Code, Ix, iota
+from weft.codegen.emit import Reg, VectorBuilder
 from weft.codegen.indexing import only_op, operand_pointers
 from weft.codegen.kernel import KernelCode
 from weft.codegen.lanes import store_lanes, tail_mask
@@ -15,8 +14,11 @@ from weft.codegen.llvm import mem_type, reg_type
 from weft.codegen.phases import Writer
 from weft.codegen.places import Coord, Region
 from weft.codegen.target import Target
+from weft.codegen.window_gather_kernel import Gather
+from weft.codegen.window_scatter_kernel import Scatter
+from weft.codegen.windows import Blocks, Lines, axes_of, beats, extreme, lanes_for
 from weft.ir.graph import Op
-from weft.ir.types import DType, bool_, f32, i64
+from weft.ir.types import bool_, f32, i64
 
 Step = Callable[[list[Ix], list[str]], list[str]]
 _UNROLL = 9  # windows of at most so many places are written out
@@ -25,17 +27,12 @@ _UNIT = 1 << 13  # elements read by one unit of work, about
 
 def emit(op: Op, target: Target, prefix: str) -> KernelCode:
     """The code of a kernel of form ``window``."""
+    if len(only_op(op.regions[0]).operands) == 2:
+        scatter = Scatter(op, target, prefix)
+        if Gather.suits(scatter.axes, scatter.lanes):
+            return Gather(op, target, prefix).emit()
+        return scatter.emit()
     return _Window(op, target, prefix).emit()
-
-
-def extreme(dtype: DType, low: bool) -> float | int:
-    """The value that loses every comparison: the least (``low``) or the greatest of the dtype."""
-    if dtype is bool_:
-        return not low
-    if dtype.is_floating_point:
-        return -inf if low else inf
-    info = np.iinfo(dtype.np)
-    return int(info.min if low else info.max)
 
 
 class _Window(Writer):
@@ -50,16 +47,17 @@ class _Window(Writer):
         half = self.x.dtype.is_floating_point and self.x.dtype.bits == 16
         self.dtype = f32 if half else self.x.dtype
         bits = 64 if self.kind is None else max(32, self.dtype.bits)
-        self.lanes = target.lanes(bits)
+        self.axes = axes_of(self.reduce)
+        beside = lanes_for(self.axes[-1], target.lanes(bits))
+        self.rows = beside > 0  # vectors stay in one row: coordinates beside the last are scalars
+        self.lanes = beside or target.lanes(bits)
 
     def emit(self) -> KernelCode:
         fn = self.start(f"{self.prefix}_unit")
-        rows = self.out.ndim > 0 and self.out.shape[-1] >= self.lanes
         places = prod(self.window)
-        if rows:  # vectors stay in one row: coordinates beside the last are scalars
-            run, total = self.out.shape[-1], prod(self.out.shape[:-1])
-        else:
-            run, total = self.out.size, 1
+        run, total = self.out.size, 1
+        if self.rows:
+            run, total = self.axes[-1].out, prod(axis.out for axis in self.axes[:-1])
         vectors = -(-run // self.lanes)
         per_unit = max(1, min(vectors, _UNIT // (self.lanes * places)))
         blocks = -(-vectors // per_unit)
@@ -69,16 +67,56 @@ class _Window(Writer):
         (self.pointer,), self.dst = operand_pointers(fn, self.op), fn.arg(len(self.op.operands))
         with fn.range(first, last, self.lanes, runs=True) as v:
             mask = tail_mask(fn, fn.sub(run, v.i), self.lanes) if run % self.lanes else None
-            region = Region(fn, self.graph, self.lanes, {}, mask)
-            if rows:
-                coords = [*region.split(Coord(row), self.out.shape[:-1]), Coord(v.i, 1)]
+            linear = fn.add(fn.mul(row, run), v.i)
+            if self.rows:
+                self._line(fn, fn.split(row, [axis.out for axis in self.axes[:-1]]), v.i, mask, linear)
             else:
-                coords = region.split(Coord(v.i, 1), self.out.shape)
-            self._vector(region, coords, mask, fn.add(fn.mul(row, run), v.i))
+                region = Region(fn, self.graph, self.lanes, {}, mask)
+                self._vector(region, region.split(Coord(v.i, 1), self.out.shape), mask, linear)
         self.keep(fn)
         units = total * blocks
         phase = self.phase("window", [(fn.symbol, units)], 0.3 * self.out.size * places / units)
         return self.code([phase], 0, f"window {self.window}, {units} units of {per_unit} vectors")
+
+    # windows beside each other in a line
+
+    def _line(self, fn: Code, where: list[Ix], first: Ix, mask: str | None, linear: Ix) -> None:
+        """The windows from number ``first`` on of a line of the result."""
+        lines = Lines(fn, self.axes, self.pointer, self.x.dtype)
+        b, lanes, dtype, line = VectorBuilder(fn, self.lanes), self.lanes, self.dtype, self.axes[-1]
+        fill = b.const(0 if self.kind == "sum" else extreme(dtype, self.kind != "min"), dtype)
+        t, n = reg_type(dtype, lanes), f"<{lanes} x i64>"
+
+        def step(taps: list[Ix], values: list[str]) -> list[str]:
+            address, number, ok = lines.at(where, taps)
+            blocks = Blocks(fn, line, self.x.dtype, lanes)
+            for tap in range(line.taps):
+                x = b.convert(b.reg(blocks.member(address, first, tap), self.x.dtype, lanes), dtype)
+                met = lines.met(ok, blocks.inside(first, tap), lanes)
+                inside = None if met is None else b.reg(met, bool_, lanes)
+                if self.kind is not None:
+                    x = x if inside is None else b.select(inside, x, fill)
+                    total = b.reg(values[0], dtype, lanes)
+                    values = [b.binary("add" if self.kind == "sum" else self.kind, total, x).text]
+                    continue
+                best, chosen = b.reg(values[0], dtype, lanes), b.reg(values[1], i64, lanes)
+                better = beats(b, x, best, b.compare("lt", chosen, b.const(0, i64)), inside)
+                flat = fn.add(fn.mul(number, line.size), line.element(fn, first, tap))
+                one, steps = fn.splat("i64", str(flat), lanes), iota("i64", lanes, line.stride)
+                index = b.reg(fn.op(f"add {n} {one}, {steps}"), i64, lanes)
+                values = [b.select(better, x, best).text, b.select(better, index, chosen).text]
+            return values
+
+        begin = [(t, b.text(fill, lanes))]
+        if self.kind is not None:
+            total = b.reg(lines.walk(begin, step)[0], dtype, lanes)
+            out, stored = b.convert(total, self.x.dtype).text, self.x.dtype
+        else:
+            chosen = b.reg(lines.walk([*begin, (n, "splat (i64 -1)")], step)[1], i64, lanes)
+            out, stored = b.binary("max", chosen, b.const(0, i64)).text, i64
+        store_lanes(fn, out, fn.at(self.dst, linear, mem_type(stored)), stored, lanes, mask)
+
+    # windows anywhere
 
     def _vector(self, region: Region, coords: list[Coord], mask: str | None, linear: Ix) -> None:
         if self.kind is None:
@@ -153,11 +191,8 @@ class _Window(Writer):
             got, inside, linear = self._read(region, coords, place, mask)
             x, best = b.convert(got, dtype), b.reg(values[0], dtype, lanes)
             index, chosen = b.reg(region.vector(linear), i64, lanes), b.reg(values[1], i64, lanes)
-            better = b.binary("or", b.compare("lt", chosen, b.const(0, i64)), b.compare("gt", x, best))
-            if dtype.is_floating_point:
-                first_nan = b.binary("and", b.compare("ne", x, x), b.compare("eq", best, best))
-                better = b.binary("or", better, first_nan)
-            better = b.binary("and", better, b.reg(inside, bool_, lanes))
+            none = b.compare("lt", chosen, b.const(0, i64))
+            better = beats(b, x, best, none, b.reg(inside, bool_, lanes))
             return [b.select(better, x, best).text, b.select(better, index, chosen).text]
 
         found = self._places(region.fn, [(t, start), (n, "splat (i64 -1)")], step)[1]

@@ -23,6 +23,7 @@ from weft.passes.rewriting import Rewriter, Rewritten, Rules
 
 _BY_AXIS = {  # attributes with an entry for each axis
     "reduce_window": ("window", "stride", "padding", "dilation"),
+    "window_scatter": ("window", "stride", "padding", "dilation"),
     "pad": ("lo", "hi", "interior"),
     "slice": ("start", "stop", "step"),
 }

@@ -12,7 +12,7 @@ from opinfo import NAN, ORDERED, Case, Point, layouts, no_points, pool, rng, row
 from opinfo_structural import best, close, gathered, linear, point, reals, sample
 from weft.ir import prims as P
 from weft.ir.graph import Graph
-from weft.ir.prims.base import trace
+from weft.ir.prims.base import trace, type_of
 from weft.ir.prims.host import HOST_FUNCTIONS, register_host
 from weft.ir.types import DTYPES, DType, TensorType, bf16, f32, f64, i32, i64, u8
 
@@ -412,6 +412,41 @@ def _argmax_cases() -> Iterator[Case]:
 
 row("reduce_window", _window_cases, _window_points)
 row("window_argmax", _argmax_cases)
+
+
+def _scattered_windows(x: np.ndarray, ct: np.ndarray, how: dict[str, Any]) -> np.ndarray:
+    """Each number of ct added where the first maximum of its window is."""
+    out = np.zeros(x.shape, np.float64)
+
+    def first(places: list[tuple[int, ...]]) -> int:
+        return linear(x.shape, max(places, key=lambda p: (x[p], -linear(x.shape, p))))
+
+    best = _each_window(x, how, first, np.int64)
+    for place, at in np.ndenumerate(best):
+        out[np.unravel_index(at, x.shape)] += float(ct[place])
+    return out.astype(x.dtype)
+
+
+def _window_scatter_cases() -> Iterator[Case]:
+    for i, (shape, how) in enumerate(WINDOWS):
+        for dtype in (f32, f64, bf16) if i < 2 else (f32,):
+            x = sample(dtype, shape)
+            ct = sample(dtype, P.reduce_window_p.infer_types((type_of(x),), {"op": "max", **how})[0].shape)
+            yield Case((ct, x), (_scattered_windows(x, ct, how),), how, **close(dtype))
+    x = np.array([1.0, NAN, 3.0, -math.inf, 2.0, NAN], np.float32)
+    ct = np.array([1, 2, 4, 8, 16], np.float32)
+    want = np.array([0, 3, 4, 0, 8, 16], np.float32)
+    yield Case((ct, x), (want,), windows((2,), (1,), ((0, 0),), (1,)))
+
+
+def _window_scatter_points() -> Iterator[Point]:
+    for shape, how in WINDOWS[1:4]:
+        x = reals(*shape)
+        ct = reals(*P.reduce_window_p.infer_types((type_of(x),), {"op": "max", **how})[0].shape)
+        yield point(ct, x, order=2, **how)
+
+
+row("window_scatter", _window_scatter_cases, _window_scatter_points)
 
 # --- host calls, control flow, kernels -----------------------------------------------------------
 

@@ -3,8 +3,7 @@
 What meets in one element is applied in program order, so that results are the same in every run: atomic
 additions would come in any order. Items are sorted by where they go (a stable sort, :mod:`bitonic`), then a
 thread for each piece of each destination walks the items that go there. Lines of the ``along`` primitives do
-not meet; where they are short or many, each has a thread. Items that go into windows of their own need none
-of this (:mod:`scatter_near`).
+not meet; where they are short or many, each has a thread.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from weft.codegen.gpu.device import DeviceFunction
 from weft.codegen.gpu.gather_kernel import block_lanes, block_offset
 from weft.codegen.gpu.kernel import DeviceCode
 from weft.codegen.gpu.radix import sorting
-from weft.codegen.gpu.scatter_near import emit_near, suits
 from weft.codegen.gpu.target import GpuTarget
 from weft.codegen.gpu.writer import DeviceWriter, load_value, move, report, store_value, widest
 from weft.codegen.indexing import Addressing, addressing, only_op
@@ -56,9 +54,6 @@ class _Scatter(DeviceWriter):
         return scatter, before[0].attrs["value"]
 
     def emit(self) -> DeviceCode:
-        if suits(self.scatter.attrs.get("near", ())):
-            how = emit_near(self, self.scatter, self.fill)
-            return self.code(f"scatter {self.mode}: {self.where.items} items, {how}")
         self._start()
         if self.where.along and self._by_lines():
             self._along()

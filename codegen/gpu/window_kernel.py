@@ -1,4 +1,9 @@
-"""Kernels of form ``window`` on a GPU: a thread walks the window of one element of the result."""
+"""Kernels of form ``window`` on a GPU: a thread walks the window of one element of the result.
+
+What is scattered to the maxima of windows takes two launches: one finds the maxima, and in the next a thread
+for each element asks the few windows that cover it whether theirs is there, in program order. Nothing is sorted
+or added in memory, and results are the same in every run.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +18,7 @@ from weft.codegen.gpu.target import GpuTarget
 from weft.codegen.gpu.writer import DeviceWriter, load_value, store_value
 from weft.codegen.indexing import only_op
 from weft.codegen.llvm import reg_type
-from weft.codegen.window_kernel import extreme
+from weft.codegen.windows import beats, extreme
 from weft.ir.graph import Op
 from weft.ir.types import bool_, f32, i64
 
@@ -32,26 +37,82 @@ class _Window(DeviceWriter):
         self.reduce = only_op(self.graph)
         a = self.reduce.attrs
         self.kind: str | None = a.get("op")  # None: the place of the maximum
-        self.x, self.out = self.reduce.operands[0].type, self.reduce.result.type
+        self.x, self.out = self.reduce.operands[-1].type, self.reduce.result.type
+        self.positions = self.reduce.operands[0].type.shape  # of windows, where numbers are scattered
         self.window, self.stride, self.dilation = a["window"], a["stride"], a["dilation"]
         self.lo = tuple(lo for lo, _ in a["padding"])
         half = self.x.dtype.is_floating_point and self.x.dtype.bits == 16
         self.dtype = f32 if half else self.x.dtype
 
     def emit(self) -> DeviceCode:
+        if len(self.reduce.operands) == 2:
+            return self._scatter()
         slots = (self.operand(self.reduce.operands[0]), self.result(0))
         with self.each(slots, self.out.size) as (fn, number):
             b = self.builder(fn)
-            starts = [
-                fn.sub(fn.mul(c, s), lo)
-                for c, s, lo in zip(fn.split(number, self.out.shape), self.stride, self.lo, strict=True)
-            ]
+            starts = self._starts(fn, fn.split(number, self.out.shape))
             if self.kind is None:
                 store_value(fn, self._argmax(fn, b, starts), "%a1", number, i64)
             else:
                 total = b.convert(self._reduce(fn, b, starts), self.x.dtype)
                 store_value(fn, total, "%a1", number, self.x.dtype)
         return self.code(f"window {self.window}, a thread for each of {self.out.size} results")
+
+    def _starts(self, fn: DeviceFunction, where: list[Ix]) -> list[Ix]:
+        """Where a window begins, padding included."""
+        return [fn.sub(fn.mul(c, s), lo) for c, s, lo in zip(where, self.stride, self.lo, strict=True)]
+
+    def _scatter(self) -> DeviceCode:
+        """Find where each window has its maximum; then each element takes what goes there."""
+        count = prod(self.positions)
+        at = self.room(count * 8)
+        held, x = (self.operand(v) for v in self.reduce.operands)
+        with self.each((x, self.scratch), count) as (fn, number):
+            b = self.builder(fn)
+            best = self._argmax(fn, b, self._starts(fn, fn.split(number, self.positions)))
+            store_value(fn, best, fn.at("%a1", at), number, i64)
+        with self.each((held, self.scratch, self.result(0)), self.out.size) as (fn, number):
+            b = self.builder(fn)
+            own = fn.split(number, self.x.shape)
+            starts = zip(own, self.lo, self.stride, strict=True)
+            last = [fn.div(fn.max(fn.add(c, lo), 0), s) for c, lo, s in starts]
+            sizes = zip(self.positions, self.window, self.dilation, self.stride, strict=True)
+            counts = [min(m, (k - 1) * d // s + 1) for m, k, d, s in sizes]
+            zero, asked = b.const(0, self.dtype), prod(counts)
+
+            def ask(i: Ix, total: Reg) -> Reg:
+                """Add what the window number ``i`` of those that may cover the element holds for it."""
+                back = [fn.sub(n - 1, j) for n, j in zip(counts, fn.split(i, counts), strict=True)]
+                where, ok = self._asked(fn, last, back)
+                goes = load_value(fn, b, fn.at("%a1", at), where, i64)
+                mine = fn.op(f"and i1 {ok}, {fn.op(f'icmp eq i64 {goes.text}, {number}')}")
+                value = b.convert(load_value(fn, b, "%a0", where, self.x.dtype), self.dtype)
+                return b.binary("add", total, b.select(b.reg(mine, bool_), value, zero))
+
+            total = self._asked_all(fn, b, asked, ask, zero)
+            store_value(fn, b.convert(total, self.x.dtype), "%a2", number, self.x.dtype)
+        return self.code(f"window scatter {self.window}, a thread asks {asked} windows")
+
+    def _asked_all(self, fn: DeviceFunction, b: VectorBuilder, count: int, ask: Callable[[Ix, Reg], Reg],
+                   zero: Reg) -> Reg:  # fmt: skip
+        if count <= _UNROLL:
+            total = zero
+            for i in range(count):
+                total = ask(i, total)
+            return total
+        with fn.range(0, count, 1, [(reg_type(self.dtype), zero.text)], runs=True) as turn:
+            turn.next[0] = ask(turn.i, b.reg(turn.vars[0], self.dtype)).text
+        return b.reg(turn.out[0], self.dtype)
+
+    def _asked(self, fn: DeviceFunction, last: list[Ix], back: list[Ix]) -> tuple[Ix, str]:
+        """The number of the window so many before the last ones, or 0; and whether there is one."""
+        ok: str = "true"
+        flat: Ix = 0
+        for at, before, m in zip(last, back, self.positions, strict=True):
+            place = fn.sub(at, before)
+            ok = fn.op(f"and i1 {ok}, {fn.op(f'icmp ult i64 {place}, {m}')}")
+            flat = fn.add(fn.mul(flat, m), place)
+        return (fn.op(f"select i1 {ok}, i64 {flat}, i64 0") if last else 0), ok
 
     def _walk(self, fn: DeviceFunction, b: VectorBuilder, state: list[Reg], step: Step) -> list[Reg]:
         """``step(place, state)`` over the window in row-major order."""
@@ -105,12 +166,7 @@ class _Window(DeviceWriter):
         def step(place: list[Ix], state: list[Reg]) -> list[Reg]:
             x, inside, flat = self._read(fn, b, starts, place)
             best, chosen = state
-            better = b.binary("or", b.compare("lt", chosen, b.const(0, i64)), b.compare("gt", x, best))
-            if self.dtype.is_floating_point:
-                first_nan = b.binary("and", b.compare("ne", x, x), b.compare("eq", best, best))
-                better = b.binary("or", better, first_nan)
-            if inside is not None:
-                better = b.binary("and", better, inside)
+            better = beats(b, x, best, b.compare("lt", chosen, b.const(0, i64)), inside)
             index = b.const(flat, i64) if isinstance(flat, int) else b.reg(flat, i64)
             return [b.select(better, x, best), b.select(better, index, chosen)]
 

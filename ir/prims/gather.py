@@ -6,16 +6,11 @@ gather and scatter. Where several updates meet in one element, ``set`` keeps the
 torch's, is that of distinct indices. The modes max, min and mul are primitives of their own
 (``scatter_reduce``, ``scatter_reduce_along``), because their gradients read values that those of set and add
 need not keep.
-
-``near`` of a scatter into a flat x promises that item i, counted along m of each dimension, goes into window
-i: for each dimension (n, m, k, s, lo, d), m windows of k elements d apart in n, window j from j s - lo on. It
-changes no result.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -45,7 +40,6 @@ __all__ = [
 ]
 
 Ints = tuple[int, ...]
-Near = tuple[Ints, ...]
 WRITES, REDUCTIONS = ("set", "add"), ("max", "min", "mul")
 _UFUNCS = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
 
@@ -137,11 +131,8 @@ def _check_mode(prim: str, mode: str, modes: tuple[str, ...], x: TensorType) -> 
 
 
 def _scatter_infer(prim: str, modes: tuple[str, ...]) -> Callable[..., TensorType]:
-    def infer(
-        x: TensorType, idx: TensorType, upd: TensorType, *, axes: Ints, mode: str, near: Near = ()
-    ) -> TensorType:
+    def infer(x: TensorType, idx: TensorType, upd: TensorType, *, axes: Ints, mode: str) -> TensorType:
         _check_mode(prim, mode, modes, x)
-        _check_near(prim, near, x, upd, axes)
         check_same_dtype(prim, x, upd)
         shape = _index_infer(prim, x, idx, axes)
         if upd.shape != shape:
@@ -151,17 +142,7 @@ def _scatter_infer(prim: str, modes: tuple[str, ...]) -> Callable[..., TensorTyp
     return infer
 
 
-def _check_near(prim: str, near: Near, x: TensorType, upd: TensorType, axes: Ints) -> None:
-    if not near:
-        return
-    sizes = prod(n for n, *_ in near), prod(m for _, m, *_ in near)
-    if axes != (0,) or (x.shape, upd.size) != ((sizes[0],), sizes[1]):
-        raise ValueError(f"{prim}: near must be of {x.shape} elements and {upd.size} updates, got {near}")
-
-
-def _scatter_eval(
-    x: np.ndarray, idx: np.ndarray, upd: np.ndarray, *, axes: Ints, mode: str, near: Near = ()
-) -> np.ndarray:
+def _scatter_eval(x: np.ndarray, idx: np.ndarray, upd: np.ndarray, *, axes: Ints, mode: str) -> np.ndarray:
     out = x.copy(order="C")
     front, where = _point("scatter", out, idx, axes)
     if len(where) == x.ndim > 0:
@@ -232,7 +213,7 @@ def _accessors(read: str, write: str, idx: Any, **where: Any) -> tuple[Read, Wri
 
 
 def _scatter_vjp(
-    ct: Any, out: Any, x: Any, idx: Any, upd: Any, *, axes: Ints, mode: str, near: Near
+    ct: Any, out: Any, x: Any, idx: Any, upd: Any, *, axes: Ints, mode: str
 ) -> tuple[Any, ...]:
     return _write_vjp(ct, upd, mode, *_accessors("gather", "scatter", idx, axes=axes))
 
@@ -245,7 +226,7 @@ def _scatter_reduce_vjp(
 
 scatter_p = Primitive(
     "scatter", Kind.SCATTER, infer=_scatter_infer("scatter", WRITES), eval=_scatter_eval, vjp=_scatter_vjp,
-    needs="1", defaults={"mode": "set", "near": ()}, dtypes=DTYPES,
+    needs="1", defaults={"mode": "set"}, dtypes=DTYPES,
 )  # fmt: skip
 scatter_reduce_p = Primitive(
     "scatter_reduce", Kind.SCATTER, infer=_scatter_infer("scatter_reduce", REDUCTIONS), eval=_scatter_eval,

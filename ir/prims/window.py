@@ -1,7 +1,8 @@
 """Reductions over sliding windows of all dims of x (a dim that is not windowed has window 1 and stride 1).
 
 ``padding`` is a pair (lo, hi) per dim, negative to crop; what is padded never wins a max or min and adds
-nothing to a sum. A window must touch at least one element for its argmax to mean anything.
+nothing to a sum. A window must touch at least one element for its argmax to mean anything. ``window_scatter``
+adds a number for each window to the place of the window's maximum: the gradient of the maxima.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import numpy as np
 from weft.ir.prims.base import Kind, Primitive, type_of
 from weft.ir.prims.contract import conv_lengths
 from weft.ir.prims.move import dilated, pad_array
-from weft.ir.prims.rules import apply, check_dtype, check_rank, wide, zeros
-from weft.ir.types import NUMERIC, REALS, DType, TensorType, bool_, i64
+from weft.ir.prims.rules import apply, check_dtype, check_rank, check_same_dtype, wide, zeros
+from weft.ir.types import FLOATS, NUMERIC, REALS, DType, TensorType, bool_, i64
 
-__all__ = ["reduce_window_p", "window_argmax_p"]
+__all__ = ["reduce_window_p", "window_argmax_p", "window_scatter_p"]
 
 Ints = tuple[int, ...]
 Pads = tuple[Ints, ...]
@@ -89,18 +90,6 @@ def _reduce_window_eval(
     return out.astype(dtype, copy=False)
 
 
-def _scatter_flat(
-    like: Any, flat: Any, ct: Any, *, window: Ints, stride: Ints, padding: Pads, dilation: Ints
-) -> Any:
-    """Zeros of the shape of ``like`` with ``ct`` added at flat indices, each within its window."""
-    t, shape = type_of(like), type_of(flat).shape
-    before = tuple(lo for lo, _ in padding)
-    near = tuple(zip(t.shape, shape, window, stride, before, dilation, strict=True))
-    idx = apply("reshape", flat, shape=(*shape, 1))
-    out = apply("scatter", zeros(ct, (t.size,)), idx, ct, axes=(0,), mode="add", near=near)
-    return apply("reshape", out, shape=t.shape)
-
-
 def _reduce_window_vjp(
     ct: Any, out: Any, x: Any, *, op: str, window: Ints, stride: Ints, padding: Pads, dilation: Ints
 ) -> tuple[Any, ...]:
@@ -109,8 +98,7 @@ def _reduce_window_vjp(
         return (zeros(ct, type_of(x).shape),)
     if op == "sum":
         return (_window_sum_vjp(ct, x, **how),)
-    chosen = apply("window_argmax", apply("neg", x) if op == "min" else x, **how)
-    return (_scatter_flat(x, chosen, ct, **how),)
+    return (apply("window_scatter", ct, apply("neg", x) if op == "min" else x, **how),)
 
 
 def _window_sum_vjp(ct: Any, x: Any, *, window: Ints, stride: Ints, padding: Pads, dilation: Ints) -> Any:
@@ -186,4 +174,37 @@ def _window_argmax_eval(
 window_argmax_p = Primitive(
     "window_argmax", Kind.WINDOW, infer=_window_argmax_infer, eval=_window_argmax_eval,
     nondifferentiable=True, dtypes=ORDERED,
+)  # fmt: skip
+
+
+def _window_scatter_infer(
+    ct: TensorType, x: TensorType, *, window: Ints, stride: Ints, padding: Pads, dilation: Ints
+) -> TensorType:
+    shape = _check("window_scatter", x, FLOATS, window, stride, padding, dilation)
+    check_same_dtype("window_scatter", ct, x)
+    if ct.shape != shape:
+        raise ValueError(f"window_scatter: {ct} is not one element for each of the windows {list(shape)}")
+    return x
+
+
+def _window_scatter_eval(ct: np.ndarray, x: np.ndarray, **how: Any) -> np.ndarray:
+    out = np.zeros(x.size, wide(ct).dtype)
+    if ct.size:
+        np.add.at(out, _window_argmax_eval(x, **how).reshape(-1), wide(ct).reshape(-1))
+    return out.reshape(x.shape).astype(ct.dtype, copy=False)
+
+
+def _window_scatter_vjp(ct: Any, out: Any, y: Any, x: Any, **how: Any) -> tuple[Any, ...]:
+    """Linear in what is scattered: its cotangent is gathered from the same places."""
+    shape = type_of(y).shape
+    none = zeros(ct, type_of(x).shape)
+    if 0 in shape:
+        return zeros(ct, shape), none
+    flat = apply("reshape", apply("window_argmax", x, **how), shape=(*shape, 1))
+    return apply("gather", apply("reshape", ct, shape=(type_of(x).size,)), flat, axes=(0,)), none
+
+
+window_scatter_p = Primitive(
+    "window_scatter", Kind.WINDOW, infer=_window_scatter_infer, eval=_window_scatter_eval,
+    vjp=_window_scatter_vjp, needs="1", dtypes=FLOATS,
 )  # fmt: skip

@@ -124,6 +124,32 @@ def test_windows(dtype, case, target):
             check(lambda x, op=op: P.reduce_window_p.bind(x, op=op, **how), x, form="window", target=target)
 
 
+SCATTERED = WINDOWS | {
+    "3 of 2 apart": ((1, 1, 3, 3), (1, 1, 2, 2), ((0, 0), (0, 0), (1, 1), (1, 1)), (1,) * 4, (2, 3, 31, 57)),
+    "channels last": ((1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)), (1,) * 4, (2, 9, 25, 70)),
+    "a line": ((1, 4), (1, 3), ((0, 0), (1, 2)), (1, 2), (3, 600)),
+    "far apart": ((1, 9), (1, 7), ((0, 0), (0, 3)), (1, 1), (3, 201)),
+    "whole lines": ((1, 1, 60), (1, 1, 60), ((0, 0),) * 3, (1,) * 3, (2, 5, 60)),
+    "volumes": ((1, 2, 3, 2), (1, 2, 1, 2), ((0, 0), (1, 0), (1, 1), (0, 1)), (1,) * 4, (2, 9, 12, 21)),
+    "large": ((1, 7, 7), (1, 2, 3), ((0, 0), (3, 3), (3, 3)), (1, 1, 1), (2, 30, 40)),
+    "no windows": ((1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1), (3, 20)),
+}
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=TARGET_IDS)
+@pytest.mark.parametrize("case", SCATTERED)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16], ids=str)
+def test_what_windows_scatter(dtype, case, target):
+    """Whole numbers of few values: sums are exact, and maxima are met more than once."""
+    window, stride, padding, dilation, shape = SCATTERED[case]
+    how = {"window": window, "stride": stride, "padding": padding, "dilation": dilation}
+    x = rng.integers(-3, 4, shape).astype(dtype)
+    x.reshape(-1)[:: 37] = np.nan
+    ct = rng.integers(-9, 9, P.reduce_window_p.bind(x, op="max", **how).shape).astype(dtype)
+    check(lambda ct, x: P.window_scatter_p.bind(ct, x, **how), ct, x, form="window", target=target)
+    check(lambda x: P.reduce_window_p.bind(x, op="max", **how), x, form="window", target=target)
+
+
 def test_argmax_of_the_lowest_values_is_no_padding():
     x = np.full((1, 4), -np.inf, np.float32)
     how = {"window": (1, 3), "stride": (1, 1), "padding": ((0, 0), (1, 1)), "dilation": (1, 1)}

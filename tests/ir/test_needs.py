@@ -50,6 +50,7 @@ CASES = {
     "sort": [((X,), {"axis": 1, "descending": True})],
     "topk": [((X,), {"axis": 1, "k": 2})],
     "reduce_window": [((X,), {"op": op, **ONE_D}) for op in ("max", "min", "sum")],
+    "window_scatter": [((X + 1, X), ONE_D)],
 }
 
 

@@ -143,6 +143,9 @@ def test_windows(dtype, attrs):
     for op in ("max", "min", "sum"):
         check(lambda x, op=op: P.reduce_window_p.bind(x, op=op, **attrs), x, form="window")
     check(lambda x: P.window_argmax_p.bind(x, **attrs), x, form="window")
+    if x.dtype.kind == "f":
+        ct = rng.integers(-9, 9, P.window_argmax_p.bind(x, **attrs).shape).astype(dtype)
+        check(lambda ct, x: P.window_scatter_p.bind(ct, x, **attrs), ct, x, form="window")
 
 
 # gather and scatter -------------------------------------------------------------------------------
