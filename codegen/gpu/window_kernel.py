@@ -1,8 +1,8 @@
 """Kernels of form ``window`` on a GPU: a thread walks the window of one element of the result.
 
 What is scattered to the maxima of windows takes two launches: one finds the maxima, and in the next a thread
-for each element asks the few windows that cover it whether theirs is there, in program order. Nothing is sorted
-or added in memory, and results are the same in every run.
+for each element asks the few windows that cover it whether theirs is there, in program order. Nothing is
+sorted or added in memory, and results are the same in every run.
 """
 
 from __future__ import annotations
