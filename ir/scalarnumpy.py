@@ -75,9 +75,9 @@ class NumpyBuilder(ScalarMath):
 
     def binary(self, op: str, x: Any, y: Any) -> Any:
         if op in ("idiv", "irem"):
-            from weft.ir.prims.elementwise import div_p, rem_p
+            from weft.ir.prims.elementwise import int_quotient, int_remainder
 
-            return np.asarray((div_p if op == "idiv" else rem_p).eval(*np.broadcast_arrays(x, y)))
+            return np.asarray((int_quotient if op == "idiv" else int_remainder)(*np.broadcast_arrays(x, y)))
         return np.asarray(_BINARY[op](x, y))
 
     def fma(self, x: Any, y: Any, z: Any) -> Any:

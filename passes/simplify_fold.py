@@ -29,7 +29,10 @@ def fold_map(r: Rewriter, op: Op) -> Rewritten:
         if n is None:
             return None
         numbers.append(scalar_array(n, v.type.dtype))
-    (out,) = _evaluate(op, numbers)
+    try:
+        (out,) = _evaluate(op, numbers)
+    except RuntimeError:  # a division by zero: an error of the program, if it comes there
+        return None
     return r.full(op.result.type, out.item())
 
 
@@ -46,7 +49,10 @@ def fold_small(r: Rewriter, op: Op) -> Rewritten:
         if array is None:
             return None
         arrays.append(array)
-    (out,) = _evaluate(op, arrays)
+    try:
+        (out,) = _evaluate(op, arrays)
+    except RuntimeError:
+        return None
     return r.emit("constant", value=np.array(out, order="C"), device=op.result.type.device)
 
 

@@ -352,8 +352,11 @@ def binary(
     dtypes: Sequence[DType] = FLOATS,
     points: Callable[[], Iterator[Point]] = no_points,
     error: tuple[float, float] = EXACT,
+    divides: bool = False,
 ) -> None:
-    """A row for an elementwise primitive of two operands."""
+    """A row for an elementwise primitive of two operands. ``divides``: an integer 0 on the right is an error,
+    and no case.
+    """
 
     def cases() -> Iterator[Case]:
         for dtype in dtypes:
@@ -364,6 +367,8 @@ def binary(
             ulp, drift = error if dtype.is_inexact else EXACT
             ulp, drift = (64.0, 0.0) if dtype.is_complex else (ulp, drift)  # run by numpy either way
             for x, y in pairs(dtype):
+                if divides and dtype.is_integer:
+                    y = np.where(y == 0, np.ones_like(y), y)
                 yield Case((x, y), (fn(x, y),), {}, (), ulp, drift)
 
     row(name, cases, points)
@@ -395,11 +400,11 @@ binary("mul", np.multiply, ints=on_ints(lambda x, y: x * y), bools=lambda x, y: 
 
 
 def _c_div(x: int, y: int) -> int:
-    return 0 if y == 0 else abs(x) // abs(y) * (1 if (x < 0) == (y < 0) else -1)
+    return abs(x) // abs(y) * (1 if (x < 0) == (y < 0) else -1)
 
 
 def _division(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """C's quotient; 0 where it is undefined: division by zero, and the lowest number by -1."""
+    """C's quotient; 0 where it is undefined: the lowest number by -1."""
     out = on_ints(_c_div)(x, y)
     if x.dtype.kind == "i":
         out = np.where((x == np.iinfo(x.dtype).min) & (y == -1), np.zeros_like(out), out)
@@ -407,7 +412,7 @@ def _division(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _c_rem(x: int, y: int) -> int:
-    return 0 if y == 0 else x - _c_div(x, y) * y
+    return x - _c_div(x, y) * y
 
 
 def _mod_points() -> Iterator[Point]:
@@ -421,8 +426,8 @@ def _int_power(x: int, y: int) -> int:
 
 
 binary("div", np.divide, ints=_division, complexes=np.divide, dtypes=NUMERIC,
-       points=two((-2, 2), (0.5, 2), True))  # fmt: skip
-binary("rem", np.fmod, ints=on_ints(_c_rem), dtypes=REALS, points=_mod_points)
+       points=two((-2, 2), (0.5, 2), True), divides=True)  # fmt: skip
+binary("rem", np.fmod, ints=on_ints(_c_rem), dtypes=REALS, points=_mod_points, divides=True)
 binary("pow", np.power, ints=on_ints(_int_power), complexes=np.power, dtypes=NUMERIC,
        points=two((0.3, 2), (-2, 2), True), error=(4, 8))  # fmt: skip
 binary("atan2", np.arctan2, points=two((-2, 2), (0.5, 2)), error=LIBRARY)

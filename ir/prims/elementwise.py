@@ -123,9 +123,19 @@ mul_p = elementwise(
 )
 
 
+def _divisor(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """RuntimeError for an integer zero, as in torch. Kernels set their status."""
+    if x.size and not y.all():
+        raise RuntimeError("ZeroDivisionError")
+    return y
+
+
 def _div_eval(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    if x.dtype.kind in "fc":
-        return np.divide(x, y)
+    return np.divide(x, y) if x.dtype.kind in "fc" else int_quotient(x, _divisor(x, y))
+
+
+def int_quotient(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The quotient rounded toward zero; 0 where it is undefined."""
     safe = y != 0
     if x.dtype.kind == "i":
         safe &= (y != -1) | (x != np.iinfo(x.dtype).min)
@@ -158,8 +168,11 @@ div_p = elementwise(
 
 
 def _rem_eval(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    if x.dtype.kind == "f":
-        return np.fmod(x, y)
+    return np.fmod(x, y) if x.dtype.kind == "f" else int_remainder(x, _divisor(x, y))
+
+
+def int_remainder(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The remainder with the sign of x; 0 where it is undefined."""
     zero = y == 0
     return np.where(zero, np.zeros_like(x), np.fmod(x, np.where(zero, np.ones_like(y), y)))
 
