@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from weft.codegen.emit import Reg, memory_form, memory_literal
 from weft.codegen.gpu.body import DeviceBody
 from weft.codegen.gpu.device import DeviceFunction, narrow_divmod
+from weft.codegen.gpu.few_rows import schedule_waves, starved
 from weft.codegen.gpu.hoist import hoist_uniforms, reads
 from weft.codegen.gpu.kernel import DeviceCode, DeviceLaunch
 from weft.codegen.gpu.mapping import Mapping, map_nest, team_loops
@@ -49,6 +51,9 @@ def emit(op: Op, target: GpuTarget, symbol_prefix: str) -> DeviceCode:
         kernel = hoist_uniforms(schedule(op.regions[0], name, gpu_shape(target.multiprocessors, tiles)))
         if not tiles or _fits(kernel, target):
             break
+    if starved(kernel, target):
+        waves = schedule_waves(op.regions[0], name, gpu_shape(target.multiprocessors, 0), target)
+        return replace(emit_loops(waves, target, symbol_prefix), inplace=frozenset())
     return emit_loops(kernel, target, symbol_prefix)
 
 
