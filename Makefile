@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 SOURCES = $(shell find frontend ir passes codegen runtime -name '*.py') pyproject.toml
 
-.PHONY: demo test check bench bench-shapes bench-gpu accuracy ptx-report clean
+.PHONY: demo test check bench bench-shapes bench-gpu accuracy ptx-report ptx-suite clean
 
 demo: $(VENV)/.run
 	$(BIN)/python examples/digits.py
@@ -34,9 +34,16 @@ bench-gpu: $(VENV)/.run
 	$(BIN)/python -m pip install -q '.[cuda]'
 	$(BIN)/python -m benchmarks.gpu
 
-# What ptxas (of the CUDA toolkit, or pip install nvidia-cuda-nvcc) says of the GPU kernels of the workloads.
+# What ptxas (of the CUDA toolkit, or pip install nvidia-cuda-nvcc) says of the GPU kernels of the workloads;
+# fails where it refuses one, or where one spills.
 ptx-report: $(VENV)/.run
 	$(BIN)/python -m benchmarks.ptx_report
+
+# The same of every kernel that the tests make: they run once to collect them, without a cache.
+ptx-suite: $(VENV)/.dev
+	rm -rf $(VENV)/kernels
+	WEFT_CACHE=0 WEFT_KERNELS=$(CURDIR)/$(VENV)/kernels $(BIN)/python -m pytest -q -n 2 -p benchmarks.ptx_collect
+	$(BIN)/python -m benchmarks.ptx_report --suite $(VENV)/kernels
 
 accuracy: $(VENV)/.run
 	$(BIN)/python -m benchmarks.accuracy

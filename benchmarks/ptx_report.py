@@ -1,97 +1,169 @@
-"""What the GPU kernels of the workloads take, as ``ptxas`` says: registers, shared memory, spills.
+"""What GPU kernels take, as ``ptxas`` says: registers, shared memory, spills. Nothing is run on a GPU.
 
-Run: ``python -m benchmarks.ptx_report [--arch sm_80,sm_90] [--only TEXT]``. Each workload is compiled for the
-CPU and called once, which gives its graph; its kernels are then emitted for each architecture and assembled.
-Nothing is run on a GPU. Exits with 1 where a kernel spills.
+Run: ``python -m benchmarks.ptx_report [--arch sm_80,sm_90] [--only TEXT] [--save NAME]`` for the kernels of
+the workloads of both tables, or ``--suite FOLDER`` for those that ``benchmarks.ptx_collect`` kept of the
+tests. Each is emitted for each architecture and assembled. Exits with 1 where ``ptxas`` refuses a kernel, or
+one of the workloads spills.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
-import weft
-from weft.codegen.gpu.kernel import DeviceCode, emit_device_kernel
-from weft.codegen.gpu.module import device_module
-from weft.codegen.gpu.target import GpuTarget, gpu_target
-from weft.codegen.kernel import Unsupported
-from weft.ir.graph import Graph, Op
-from weft.runtime.cuda.assembler import Resources, assemble
-from weft.runtime.cuda.ptx import compile_ptx
+from weft.runtime.cuda.assembler import Resources, find_ptxas, ptxas_release
 
-from benchmarks.workloads import ROWS
+from benchmarks import gpu_workloads, workloads
+from benchmarks.ptx_kernels import ARCHITECTURES, Kernel, Module, Row, graph_of, kernels_of, rows
 
-ARCHITECTURES = "sm_75,sm_80,sm_86,sm_89,sm_90,sm_90a,sm_100,sm_120"
+RESULTS = Path(__file__).parent / "results"
 
 
-def graphs_of(build: Any) -> list[Graph]:
-    """The lowered graphs of a workload, after one call."""
-    seen: list[Any] = []
-
-    def compile(fn: Any, **options: Any) -> Any:
-        seen.append(weft.compile(fn, **options))
-        return seen[-1]
-
-    build(weft, compile)()
-    return [c.stages()[-1][1] for c in seen]
-
-
-def kernels(graph: Graph) -> Iterator[Op]:
-    """The kernels of a graph, those inside of its control flow too."""
-    for op in graph.ops:
-        if op.prim.name == "kernel":
-            yield op
-        else:
-            for region in op.regions:
-                yield from kernels(region)
+def workload_kernels(only: str) -> Iterator[Kernel]:
+    """The kernels of the workloads of both tables whose name contains ``only``."""
+    for name, here in workloads.ROWS.items():
+        if only in name:
+            yield from kernels_of(graph_of(here.build), name)
+    with mock.patch.object(gpu_workloads, "DEVICE", "cpu"):
+        for name, there in gpu_workloads.ROWS.items():
+            if only in name:
+                yield from kernels_of(graph_of(there.build, 1), f"GPU: {name}")
 
 
-def report(graph: Graph, target: GpuTarget) -> Iterator[tuple[str, DeviceCode, Resources]]:
-    """Form, code and resources of every function of every distinct kernel."""
-    known: set[str] = set()
-    for op in kernels(graph):
-        key = str(op.regions[0])
-        if key in known:
-            continue
-        known.add(key)
-        try:
-            code = emit_device_kernel(op, target, "k")
-        except Unsupported as reason:
-            print(f"    {op.attrs['name']}: {reason}")
-            continue
-        if code.launches:
-            _, found = assemble(compile_ptx(device_module(target, [code]), target), target.name)
-            for resources in found:
-                yield op.attrs["form"], code, resources
+def suite_kernels(folder: Path, only: str) -> Iterator[Kernel | Module]:
+    """What the tests made, by form."""
+    for kind, make in (("kernels", Kernel), ("modules", Module)):
+        for path in sorted((folder / kind).glob("*.json")):
+            found = make(path.stem, **json.loads(path.read_text()))
+            if only in found.name:
+                yield found
 
 
-def show(name: str, graph: Graph, target: GpuTarget) -> int:
-    """Print the lines of one graph; the bytes that its kernels spill."""
-    spilled = 0
-    for form, code, r in report(graph, target):
-        spilled += r.spill_bytes
-        launch = next(s for s in code.launches if s.symbol == r.kernel)
-        what = f"{name:20.20s} {target.name:7s} {form:10s} {code.name:32.32s}"
-        threads = f"{launch.grid[0]:7d} x {launch.block[0]:4d}"
-        memory = f"{r.shared_bytes:6d} shared {r.spill_bytes:5d} spilled {r.stack_bytes:5d} stack"
-        print(f"{what} {threads} {r.registers:4d} regs {memory}", flush=True)
-    return spilled
+@dataclass
+class Summary:
+    """Counts of one architecture."""
+
+    kernels: int = 0
+    functions: int = 0
+    unsupported: int = 0
+    refused: int = 0
+    spilling: int = 0
+    spilled: int = 0
+    registers: int = 0
+    shared: int = 0
+
+    def add(self, row: Row) -> None:
+        self.kernels += 1
+        self.functions += len(row.functions)
+        self.unsupported += bool(row.unsupported)
+        self.refused += bool(row.problem)
+        for dynamic, r in row.functions:
+            self.spilling += r.spill_bytes > 0
+            self.spilled += r.spill_bytes
+            self.registers = max(self.registers, r.registers)
+            self.shared = max(self.shared, r.shared_bytes + dynamic)
+
+
+_HEADS = ("architecture", "kernels", "functions", "unsupported", "refused", "spilling", "bytes spilled",
+          "most registers", "most shared memory")  # fmt: skip
+
+
+@dataclass
+class Report:
+    """All rows, and their sums by architecture."""
+
+    rows: list[Row] = field(default_factory=list)
+    summaries: dict[str, Summary] = field(default_factory=dict)
+
+    def add(self, row: Row) -> None:
+        self.rows.append(row)
+        self.summaries.setdefault(row.architecture, Summary()).add(row)
+
+    @property
+    def refused(self) -> int:
+        return sum(s.refused for s in self.summaries.values())
+
+    @property
+    def spilled(self) -> int:
+        return sum(s.spilled for s in self.summaries.values())
+
+    def table(self) -> str:
+        lines = ["| " + " | ".join(_HEADS) + " |", "|" + "---|" * len(_HEADS)]
+        for name in sorted(self.summaries, key=_order):
+            numbers = vars(self.summaries[name]).values()
+            lines.append("| " + " | ".join([name, *map(str, numbers)]) + " |")
+        return "\n".join(lines)
+
+    def faults(self) -> str:
+        """A line for each kernel that is refused, not supported, or spills."""
+        out = []
+        for row in self.rows:
+            what = f"{row.kernel.where}: {row.kernel.name}, {row.architecture}"
+            said = row.problem or row.unsupported
+            out += [f"- {what}: {said.strip()}"] if said else []
+            out += [f"- {what}: {r.kernel} spills {r.spill_bytes} bytes, {r.registers} registers"
+                    for _, r in row.functions if r.spill_bytes]  # fmt: skip
+        return "\n".join(out)
+
+    def json(self) -> dict[str, Any]:
+        functions = [
+            [row.kernel.where, row.kernel.name, row.architecture, r.kernel, r.registers,
+             r.shared_bytes + dynamic, r.spill_bytes]
+            for row in self.rows for dynamic, r in row.functions
+        ]  # fmt: skip
+        names = ["where", "kernel", "architecture", "function", "registers", "shared bytes", "spilled bytes"]
+        return {"ptxas": _release(), "columns": names, "functions": functions}
+
+
+def _order(architecture: str) -> tuple[int, str]:
+    digits = "".join(c for c in architecture if c.isdigit())
+    return int(digits), architecture
+
+
+def _release() -> str:
+    return ".".join(map(str, ptxas_release(find_ptxas() or "")))
+
+
+def line(row: Row, dynamic: int, r: Resources) -> str:
+    what = f"{row.kernel.where:22.22s} {row.architecture:7s} {row.kernel.name:32.32s} {r.kernel:12.12s}"
+    return f"{what} {r.registers:4d} regs {r.shared_bytes + dynamic:6d} shared {r.spill_bytes:5d} spilled"
+
+
+def save(report: Report, name: str, title: str) -> None:
+    text = f"{title}\n\nptxas {_release()}\n\n{report.table()}\n"
+    if report.faults():
+        text += f"\n{report.faults()}\n"
+    (RESULTS / f"{name}.md").write_text(text)
+    if len(report.rows) < 4000:
+        (RESULTS / f"{name}.json").write_text(json.dumps(report.json()).replace("], [", "],\n["))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--arch", default=ARCHITECTURES)
-    parser.add_argument("--only", default="", help="workloads whose name contains this")
+    parser.add_argument("--arch", default=",".join(ARCHITECTURES))
+    parser.add_argument("--only", default="", help="workloads (of the suite: forms) whose name contains this")
+    parser.add_argument("--suite", type=Path, help="a folder of kernels that benchmarks.ptx_collect kept")
+    parser.add_argument("--save", metavar="NAME")
     options = parser.parse_args()
-    spilled = 0
-    for name, workload in ROWS.items():
-        if options.only in name:
-            for graph in graphs_of(workload.build):
-                spilled += sum(show(name, graph, gpu_target(a)) for a in options.arch.split(","))
-    print(f"{spilled} bytes spilled")
-    return 1 if spilled else 0
+    suite = options.suite
+    kernels = suite_kernels(suite, options.only) if suite else workload_kernels(options.only)
+    report = Report()
+    for row in rows(kernels, options.arch.split(",")):
+        report.add(row)
+        if not suite:
+            for dynamic, r in row.functions:
+                print(line(row, dynamic, r), flush=True)
+    print(report.table(), report.faults(), sep="\n\n")
+    if options.save:
+        title = "GPU kernels of the tests" if suite else "GPU kernels of the benchmarks' workloads"
+        save(report, options.save, title)
+    return 1 if report.refused or (report.spilled and not suite) else 0
 
 
 if __name__ == "__main__":

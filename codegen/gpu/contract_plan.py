@@ -25,6 +25,8 @@ _WARPS = 8  # of a multiprocessor, that keep its multiply-adds busy
 _MOST_PARTS = 32  # of k: one thread adds them up
 _DRAIN = 0.9  # what overlapping blocks of one multiprocessor hide of that
 _PAD_BYTES = 32
+_ADDRESSES = 40  # registers for what a thread needs besides sums and fragments
+_LOOSE = 6  # more of them for each element that it reads alone: its value, its address, where it goes
 DOUBLE = "mma.m8n8k4.f64"
 
 
@@ -33,7 +35,8 @@ class Problem:
     """``batch`` products of [m, k] by [k, n] of elements of ``dtype``.
 
     ``tf32`` allows products of f32 to be rounded to 10 bits of mantissa, as torch's
-    ``backends.cuda.matmul.allow_tf32`` does; it is off by default there as well.
+    ``backends.cuda.matmul.allow_tf32`` does; it is off by default there as well. ``loose``: elements of an
+    operand are read one by one, each at an address of its own.
     """
 
     batch: int
@@ -97,16 +100,18 @@ class Plan:
     def shared_bytes(self, dtype: DType) -> int:
         return max(self.stages * self.stage_bytes(dtype), self.sum_bytes(accumulator(dtype)))
 
-    def registers(self, dtype: DType) -> int:
+    def registers(self, p: Problem) -> int:
         """About how many registers a thread needs."""
-        words = max(1, accumulator(dtype).itemsize // 4)
+        words = max(1, accumulator(p.dtype).itemsize // 4)
         sums = self.m * self.n // self.threads * words
         fragments = 32 if self.tensor else 2 * sum(self.thread) * words
-        return min(255, sums + fragments + 40)
+        staged = -(-(self.m + self.n) * self.k // self.threads) * _LOOSE if p.loose else 0
+        return min(255, sums + fragments + staged + _ADDRESSES)
 
-    def blocks_per_sm(self, dtype: DType, target: GpuTarget) -> int:
-        by_shared = target.sm_shared_bytes // (self.shared_bytes(dtype) + 1024)
-        by_registers = target.sm_registers // (self.registers(dtype) * self.threads)
+    def blocks_per_sm(self, p: Problem, target: GpuTarget) -> int:
+        """How many blocks a multiprocessor holds; the compiler is told not to take more registers."""
+        by_shared = target.sm_shared_bytes // (self.shared_bytes(p.dtype) + 1024)
+        by_registers = target.sm_registers // (self.registers(p) * self.threads)
         return max(1, min(by_shared, by_registers, target.sm_threads // self.threads, 4))
 
     def __str__(self) -> str:
@@ -194,7 +199,7 @@ def _tiles(p: Problem, target: GpuTarget) -> Iterator[Plan]:
 def _splits(p: Problem, plan: Plan, target: GpuTarget) -> set[int]:
     """Parts of k: one, or as many as fill the machine once, each of eight steps at least."""
     tiles = p.batch * -(-p.m // plan.m) * -(-p.n // plan.n)
-    slots = target.multiprocessors * plan.blocks_per_sm(p.dtype, target)
+    slots = target.multiprocessors * plan.blocks_per_sm(p, target)
     most = min(slots // tiles, p.k // (8 * plan.k), _MOST_PARTS)
     return {1, most} if most > 1 else {1}
 
@@ -207,7 +212,7 @@ def part_of(p: Problem, plan: Plan) -> int:
 def cost(p: Problem, plan: Plan, target: GpuTarget) -> float:
     """Cycles, as if every block of a wave took as long as the others."""
     size = p.dtype.itemsize
-    per_sm = plan.blocks_per_sm(p.dtype, target)
+    per_sm = plan.blocks_per_sm(p, target)
     blocks = p.batch * plan.splits * -(-p.m // plan.m) * -(-p.n // plan.n)
     at_once = min(per_sm, -(-blocks // target.multiprocessors))
     rounds = -(-blocks // (target.multiprocessors * at_once))

@@ -216,7 +216,7 @@ class Tiles:
 
     def _main(self) -> None:
         plan, p = self.plan, self.p
-        fn = self.kernel.start("tiles", plan.threads, plan.blocks_per_sm(self.dtype, self.target))
+        fn = self.kernel.start("tiles", plan.threads, plan.blocks_per_sm(self.problem, self.target))
         down, across = -(-p.m // plan.m), -(-p.n // plan.n)
         block = fn.block_index("x")
         tile, rest = fn.mod(block, down * across), fn.div(block, down * across)

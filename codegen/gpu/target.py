@@ -56,6 +56,15 @@ class GpuTarget:
     def features(self) -> str:
         return f"+ptx{self.ptx}"
 
+    def machine_code_runs_on(self, capability: tuple[int, int]) -> bool:
+        """Whether a device runs machine code for this architecture: one of its generation, and no older one.
+
+        Later generations compile the PTX themselves. CUDA C++ Programming Guide, "Application Compatibility".
+        """
+        if self.name[-1] == "a":
+            return capability == self.capability
+        return capability[0] == self.capability[0] and capability >= self.capability
+
     def lanes(self, bits: int) -> int:
         """Elements of ``bits`` bits in one access of 16 bytes."""
         return max(1, self.vector_bits // max(bits, 8))
@@ -81,24 +90,30 @@ _TARGETS = {
         _target("sm_75", (7, 5), 65, 64, 64, 1024, 40),
         _target("sm_80", (8, 0), 81, 163, 164, 2048, 108, 32764),
         _target("sm_86", (8, 6), 81, 99, 100, 1536, 84, 32764),
+        _target("sm_87", (8, 7), 81, 163, 164, 1536, 16, 32764),
         _target("sm_89", (8, 9), 81, 99, 100, 1536, 128, 32764),
         _target("sm_90", (9, 0), 81, 227, 228, 2048, 132, 32764),
         _target("sm_90a", (9, 0), 81, 227, 228, 2048, 132, 32764),
         _target("sm_100", (10, 0), 86, 227, 228, 2048, 148, 32764),
+        _target("sm_103", (10, 3), 88, 227, 228, 2048, 160, 32764),
+        _target("sm_110", (11, 0), 90, 227, 228, 1536, 20, 32764),
         _target("sm_120", (12, 0), 87, 99, 100, 1536, 170, 32764),
+        _target("sm_121", (12, 1), 88, 99, 100, 1536, 48, 32764),
     )
 }
 
 
 def gpu_target(name: str) -> GpuTarget:
-    """A target by the name of its architecture. ValueError for one that weft does not know.
+    """A target by the name of its architecture. ValueError, with the names, for one that weft does not know.
 
     >>> gpu_target("sm_80").capability
     (8, 0)
     """
     found = _TARGETS.get(name)
     if found is None:
-        raise ValueError(f"unknown GPU architecture {name!r}; known: {', '.join(_TARGETS)}")
+        plain = name.rstrip("af")
+        less = f" ({plain} is: nothing that {name} adds is used)" if plain in _TARGETS else ""
+        raise ValueError(f"unknown GPU architecture {name!r}{less}; known: {', '.join(_TARGETS)}")
     return found
 
 
@@ -106,8 +121,8 @@ def target_of(capability: tuple[int, int]) -> GpuTarget:
     """The architecture to generate code for on a device of this compute capability: its own where weft knows
     it, else the newest older one, whose PTX it runs. ValueError for devices older than all known ones.
 
-    >>> target_of((8, 7)).name, target_of((9, 0)).name
-    ('sm_86', 'sm_90a')
+    >>> target_of((8, 8)).name, target_of((9, 0)).name, target_of((13, 0)).name
+    ('sm_87', 'sm_90a', 'sm_121')
     """
     exact = [t for t in _TARGETS.values() if t.capability == capability]
     if exact:

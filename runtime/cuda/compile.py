@@ -79,13 +79,19 @@ def _cubin(ptx: str, target: GpuTarget, state: DeviceState | None) -> bytes:
     """Machine code of the device by ``ptxas``; empty where the driver is to compile the PTX."""
     if state is None:
         return b""
-    from weft.runtime.cuda.assembler import assemble, find_ptxas
+    from weft.runtime.cuda.assembler import assemble, find_ptxas, knows
 
     ptxas = find_ptxas()
-    if ptxas is None or not state.driver.runs_cubins_of(ptxas):
+    if ptxas is None or not knows(ptxas, target) or not _runs(ptxas, target, state):
         return b""
     stats.count("cubins_assembled")
     return assemble(ptx, target.name)[0]
+
+
+def _runs(ptxas: str, target: GpuTarget, state: DeviceState) -> bool:
+    """Whether driver and device of a state take machine code for a target by this ``ptxas``."""
+    native = target.machine_code_runs_on(state.properties.capability)
+    return native and state.driver.runs_cubins_of(ptxas)
 
 
 def _load(store: DiskCache, entry: str, stamp: str) -> DeviceArtifact | None:

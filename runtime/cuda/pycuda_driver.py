@@ -11,6 +11,7 @@ from typing import Any
 from weft.codegen.gpu.target import GpuTarget, target_of
 from weft.ir.record import replace
 from weft.runtime.cuda import api
+from weft.runtime.cuda.assembler import ptx_version, ptxas_release
 from weft.runtime.cuda.driver import DeviceProperties, Driver, unavailable
 
 _LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
@@ -46,8 +47,6 @@ class PycudaDriver(Driver):
     def runs_cubins_of(self, ptxas: str) -> bool:
         """Machine code runs on drivers of the same major version of CUDA and later ones; else the driver
         compiles the PTX."""
-        from weft.runtime.cuda.assembler import ptxas_release
-
         return ptxas_release(ptxas)[0] <= self.version[0]
 
     def _target(self, device: Any) -> GpuTarget:
@@ -76,20 +75,6 @@ def _attribute(device: Any, attributes: Any, name: str, otherwise: int) -> int:
     """An attribute of a device; pycuda names those that its CUDA headers knew."""
     which = getattr(attributes, name, None)
     return otherwise if which is None else device.get_attribute(which)
-
-
-def ptx_version(cuda: tuple[int, int]) -> int:
-    """The PTX version that a version of CUDA came with (PTX ISA, "Release Notes").
-
-    >>> ptx_version((11, 8)), ptx_version((12, 4)), ptx_version((13, 0))
-    (78, 84, 90)
-    """
-    major, minor = cuda
-    if major == 11:
-        return 70 + minor
-    if major == 12:
-        return 80 + (minor if minor <= 5 else minor - 1)
-    return 90 + minor if major > 12 else 63
 
 
 def _library() -> Any:

@@ -130,7 +130,7 @@ def test_registers_hold_the_sums() -> None:
         kernel = DeviceKernel(matmul(False, True), arrays, "contract", "sm_90", emit, plan=plan)
         (resources,) = assemble(kernel.ptx, "sm_90")[1]
         assert resources.spill_bytes == 0
-        blocks = plan.blocks_per_sm(T.bf16, kernel.target)
+        blocks = plan.blocks_per_sm(Problem(1, 512, 512, 512, T.bf16), kernel.target)
         assert resources.registers * plan.threads * blocks <= kernel.target.sm_registers
 
 

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import weft
+
+sys.path.insert(0, str(Path(__file__).parent.parent.parent.parent))
+
 from weft.codegen.gpu.kernel import emit_device_kernel
 from weft.codegen.gpu.module import device_module
 from weft.codegen.gpu.target import gpu_target
 from weft.ir import prims as P
 from weft.ir.errors import CompilerError
 from weft.nn import functional as F
-from weft.runtime.cuda.assembler import assemble, find_ptxas, parse_resources
+from weft.runtime.cuda.assembler import (
+    Resources,
+    assemble,
+    assembled,
+    find_ptxas,
+    parse_resources,
+    with_room,
+)
 from weft.runtime.cuda.ptx import compile_ptx
+
+from benchmarks.ptx_kernels import Module, graph_of, kernels_of, row, rows, runs
+from benchmarks.workloads import ROWS
 
 needs_ptxas = pytest.mark.skipif(find_ptxas() is None, reason="ptxas is not installed")
 ARCHITECTURES = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_90a", "sm_100", "sm_120"]
@@ -38,6 +54,41 @@ def test_what_ptxas_says_is_read():
 def test_a_fault_in_the_text_is_an_error_of_the_compiler():
     with pytest.raises(CompilerError, match="does not take"):
         assemble(".version 8.1\n.target sm_80\n.address_size 64\n.entry k() { foo; }", "sm_80")
+
+
+def many_live_values(count, bounds):
+    """A kernel that reads so many values one after the other, and then adds them in the opposite order."""
+    regs = [f"%f{i}" for i in range(count)]
+    loads = [f"ld.volatile.global.f32 {r}, [%rd2+{4 * i}];" for i, r in enumerate(regs)]
+    adds = [f"add.rn.f32 %s, %s, {r};" for r in reversed(regs)]
+    begin = ["ld.param.b64 %rd1, [p];", "cvta.to.global.u64 %rd2, %rd1;", *loads, "mov.b32 %s, 0f00000000;"]
+    body = "\n".join([*begin, *adds, "st.global.f32 [%rd2], %s;", "ret;"])
+    declared = f".reg .b64 %rd<3>;\n.reg .b32 %s;\n.reg .b32 %f<{count}>;\n"
+    head = ".version 8.1\n.target sm_80\n.address_size 64\n\n.visible .entry k(\n\t.param .u64 p\n)\n"
+    return f"{head}{bounds}{{\n{declared}{body}\n}}\n"
+
+
+@needs_ptxas
+def test_what_spills_for_want_of_registers_gets_more():
+    text = many_live_values(60, ".maxntid 512\n.minnctapersm 4\n")
+    (tight,) = assembled(text, "sm_80", 3)[1]
+    assert tight.registers <= 32 and tight.spill_bytes > 0
+    (roomy,) = assemble(text, "sm_80")[1]
+    assert roomy.registers > 60 and roomy.spill_bytes == 0
+    (full,) = assemble(many_live_values(400, ".maxntid 128\n.minnctapersm 2\n"), "sm_80")[1]
+    assert full.registers == 255 and full.spill_bytes > 0  # as few as there can be
+
+
+def test_room_is_made_for_those_that_spill_alone():
+    entries = [f".visible .entry {k}(\n)\n.maxntid 128\n.minnctapersm 4\n{{\n}}\n" for k in ("k", "k1")]
+    text = "".join(entries)
+    assert with_room(text, [Resources("k", 128, 0, 0, 0), Resources("k1", 128, 0, 0, 8)]) == text
+    fewer = entries[0].replace("sm 4", "sm 3")
+    some = [Resources("k", 128, 0, 8, 8), Resources("k1", 128, 0, 0, 0)]
+    assert with_room(text, some) == fewer + entries[1]
+    fewer = entries[1].replace("sm 4", "sm 1")
+    assert with_room(text, [Resources("k1", 255, 0, 8, 8)]) == entries[0] + fewer
+    assert with_room(fewer, [Resources("k1", 255, 0, 8, 8)]) == fewer  # all that a thread can have
 
 
 def shapes_of_the_benchmark():
@@ -87,6 +138,46 @@ def test_kernels_of_the_benchmark_spill_nothing(architecture):
     assert len(found) >= 8
     assert [r for r in found if r.spill_bytes or r.stack_bytes] == []
     assert max(r.registers for r in found) <= 168
+
+
+def convolutions(T, compile):
+    """Few channels in bfloat16, and images that do not lie channels-last: elements are read one by one."""
+    images = T.empty(2, 30, 15, 15, dtype=T.bfloat16), T.empty(4, 3, 32, 32)
+    weights = T.empty(50, 30, 3, 3, dtype=T.bfloat16), T.empty(16, 3, 7, 7)
+    xs = [x.requires_grad_() for x in (*images, *weights)]
+
+    def step(x, y, v, w):
+        loss = F.conv2d(x, v, padding=1).float().square().sum() + F.conv2d(y, w, stride=2).square().sum()
+        return weft.autograd.grad(loss, [x, v, w])
+
+    made = compile(step)
+    return lambda: made(*xs)
+
+
+@needs_ptxas
+@pytest.mark.parametrize("architecture", ["sm_90", "sm_120"])
+def test_convolutions_and_cells_spill_nothing(architecture):
+    """Those of the report (make ptx-report) whose registers are scarcest."""
+    builds = [ROWS["CNN training step, batch 64"].build, ROWS["LSTM 128 to 256, 32x64"].build, convolutions]
+    made = [row(k, architecture) for b in builds for k in kernels_of(graph_of(b), b.__name__)]
+    assert [r.problem or r.unsupported for r in made if r.problem or r.unsupported] == []
+    assert {r.kernel.form for r in made} >= {"conv", "contract", "loop", "window"}
+    assert [(r.kernel.name, f) for r in made for _, f in r.functions if f.spill_bytes] == []
+
+
+@needs_ptxas
+def test_a_report_has_a_row_for_each_kernel_and_architecture():
+    (kernel,) = kernels_of(graph_of(ROWS["softmax 4096x4096"].build), "softmax")
+    module = Module("strided", "sm_80", many_live_values(8, ".maxntid 128\n"))
+    found = list(rows([kernel, module], ["sm_75", "sm_80", "sm_120"]))
+    assert [(r.kernel.where, r.architecture) for r in found] == [
+        ("softmax", "sm_75"), ("softmax", "sm_80"), ("softmax", "sm_120"),
+        ("strided", "sm_80"), ("strided", "sm_120"),
+    ]  # fmt: skip
+    assert all(len(r.functions) == 1 and not r.problem for r in found)
+    refused = row(Module("strided", "sm_80", module.ptx.replace("add.rn.f32", "add.odd.f32")), "sm_80")
+    assert "does not take the module" in refused.problem and refused.functions == ()
+    assert not runs(Module("", "sm_90a", ""), "sm_120") and runs(Module("", "sm_90a", ""), "sm_90a")
 
 
 @needs_ptxas

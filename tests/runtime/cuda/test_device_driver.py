@@ -13,7 +13,7 @@ from device_graphs import on_device
 from weft.codegen.gpu.target import gpu_target, target_of
 from weft.ir.interp import run
 from weft.runtime import compile_graph, stats
-from weft.runtime.cuda import api, driver, pycuda_driver
+from weft.runtime.cuda import api, assembler, compile, driver, pycuda_driver
 from weft.runtime.cuda.array import from_host
 from weft.runtime.cuda.assembler import find_ptxas, ptxas_release
 from weft.runtime.cuda.device import device_state
@@ -83,11 +83,48 @@ def test_memory_and_properties():
 
 def test_targets_by_capability():
     assert target_of((8, 0)) is gpu_target("sm_80")
-    assert [target_of(c).name for c in ((8, 7), (9, 0), (10, 3), (12, 1), (13, 0))] == [
-        "sm_86", "sm_90a", "sm_100", "sm_120", "sm_120"
+    assert [target_of(c).name for c in ((8, 7), (8, 8), (9, 0), (10, 3), (12, 1), (12, 2), (13, 0))] == [
+        "sm_87", "sm_87", "sm_90a", "sm_103", "sm_121", "sm_121", "sm_121"
     ]  # fmt: skip
     with pytest.raises(ValueError, match=r"7\.5 or later, this one has 7\.0"):
         target_of((7, 0))
+
+
+def test_names_that_are_not_known_say_what_is():
+    with pytest.raises(ValueError, match="unknown GPU architecture 'sm_130'; known: sm_75, sm_80"):
+        gpu_target("sm_130")
+    with pytest.raises(ValueError, match=r"'sm_120a' \(sm_120 is: nothing that sm_120a adds is used\)"):
+        gpu_target("sm_120a")
+    with pytest.raises(ValueError, match="unknown GPU architecture 'volta'; known"):
+        gpu_target("volta")
+
+
+def test_machine_code_is_for_devices_of_its_generation():
+    runs = [
+        gpu_target(name).machine_code_runs_on(capability)
+        for name, capability in (
+            ("sm_86", (8, 6)), ("sm_86", (8, 9)), ("sm_86", (8, 0)), ("sm_90a", (9, 0)), ("sm_121", (12, 1)),
+            ("sm_121", (13, 0)), ("sm_103", (11, 0)), ("sm_90", (10, 0)),
+        )
+    ]  # fmt: skip
+    assert runs == [True, True, False, True, True, False, False, False]
+
+
+@pytest.mark.parametrize(("capability", "release", "assembled"), [
+    ((12, 1), (13, 0), True), ((12, 1), (12, 8), False), ((13, 0), (13, 0), False), ((8, 9), (12, 4), True),
+    ((8, 9), (11, 8), False),
+])  # fmt: skip
+def test_a_newer_device_compiles_the_newest_ptx_itself(monkeypatch, capability, release, assembled):
+    """Neither machine code of another generation, nor a ptxas that does not know the PTX."""
+    monkeypatch.setattr(assembler, "find_ptxas", lambda: "ptxas")
+    monkeypatch.setattr(assembler, "ptxas_release", lambda path: release)
+    monkeypatch.setattr(assembler, "assemble", lambda ptx, architecture: (architecture.encode(), []))
+    target = target_of(capability)
+    taking = types.SimpleNamespace(runs_cubins_of=lambda ptxas: True)
+    properties = types.SimpleNamespace(capability=capability)
+    state = types.SimpleNamespace(driver=taking, properties=properties)
+    found = compile._cubin("", target, state)
+    assert found == (target.name.encode() if assembled else b"")
 
 
 class FakeDevice:
@@ -154,7 +191,7 @@ def test_an_old_driver_is_named(monkeypatch):
 
 
 def test_machine_code_is_for_drivers_of_its_major_version_or_later(monkeypatch):
-    monkeypatch.setattr("weft.runtime.cuda.assembler.ptxas_release", lambda path: (13, 0))
+    monkeypatch.setattr(pycuda_driver, "ptxas_release", lambda path: (13, 0))
     found = object.__new__(pycuda_driver.PycudaDriver)
     for version, runs in (((12, 8), False), ((13, 0), True), ((14, 1), True)):
         found.__dict__["version"] = version
