@@ -74,8 +74,8 @@ class _Window(DeviceWriter):
         with self.each((held, self.scratch, self.result(0)), self.out.size) as (fn, number):
             b = self.builder(fn)
             own = fn.split(number, self.x.shape)
-            starts = zip(own, self.lo, self.stride, strict=True)
-            last = [fn.div(fn.max(fn.add(c, lo), 0), s) for c, lo, s in starts]
+            starts = zip(own, self.lo, self.stride, self.positions, strict=True)
+            last = [fn.min(fn.div(fn.max(fn.add(c, lo), 0), s), m - 1) for c, lo, s, m in starts]
             sizes = zip(self.positions, self.window, self.dilation, self.stride, strict=True)
             counts = [min(m, (k - 1) * d // s + 1) for m, k, d, s in sizes]
             zero, asked = b.const(0, self.dtype), prod(counts)
