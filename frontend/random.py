@@ -242,7 +242,7 @@ def normal_values(shape: tuple[int, ...], dtype: DType, generator: Generator | N
     """Standard normal numbers by the Box-Muller transform.
 
     The transform is computed in float64 whatever the dtype, so that the last bits in which numpy's and the
-    compiler's functions differ do not reach a narrower result.
+    compiler's functions differ do not reach a narrower result. For float64 it is one primitive.
     """
     if dtype.is_complex:
         part = T.f64 if dtype is T.c128 else T.f32
@@ -252,12 +252,15 @@ def normal_values(shape: tuple[int, ...], dtype: DType, generator: Generator | N
         raise RuntimeError(f'"normal_kernel_cpu" not implemented for {dtype.long_name}')
     if dtype is T.f64:
         u = uniform((2, *shape), T.f64, generator)
-        first, second = 1.0 - u[0], u[1]
-    else:
-        if 2 * math.prod(shape) < _MANY:
-            return _composed(_normal_of, (2, *shape), generator, dtype)
-        return _normal_from(bits((2, *shape), generator), dtype)
-    return _box_muller(first, second)
+        return _normal_of_uniform(u)
+    if 2 * math.prod(shape) < _MANY:
+        return _composed(_normal_of, (2, *shape), generator, dtype)
+    return _normal_from(bits((2, *shape), generator), dtype)
+
+
+@composite
+def _normal_of_uniform(u: Tensor) -> Tensor:
+    return apply(P.box_muller_p, 1.0 - u[0], u[1])
 
 
 def _box_muller(first: Tensor, second: Tensor) -> Tensor:

@@ -94,6 +94,11 @@ class NumpyBuilder(ScalarMath):
     def convert(self, x: Any, dtype: DType) -> Any:
         return np.asarray(x != 0) if dtype is bool_ else np.asarray(convert_array(x, dtype=dtype))
 
+    def rare(
+        self, condition: Any, usual: tuple[Any, ...], slow: Callable[[], tuple[Any, ...]]
+    ) -> tuple[Any, ...]:
+        return super().rare(condition, usual, slow) if np.any(condition) else usual
+
     def bitcast(self, x: Any, dtype: DType) -> Any:
         return np.ascontiguousarray(x).view(dtype.np).reshape(x.shape)
 

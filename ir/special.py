@@ -79,3 +79,14 @@ def digamma(x: np.ndarray) -> np.ndarray:
 def polygamma(n: int, x: np.ndarray) -> np.ndarray:
     """The n-th derivative of digamma, n >= 1. The poles give inf for odd n and NaN for even n."""
     return _in_chunks(_composed("polygamma", n), x)
+
+
+def box_muller(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """The rule of the primitive with exact fma, as in a kernel."""
+    from weft.ir.prims.base import PRIMITIVES
+    from weft.ir.scalarnumpy import NumpyBuilder
+
+    rule = PRIMITIVES["box_muller"].scalar
+    assert rule is not None
+    with np.errstate(all="ignore"):
+        return np.asarray(rule(NumpyBuilder(), u, v))

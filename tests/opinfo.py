@@ -430,6 +430,18 @@ binary("div", np.divide, ints=_division, complexes=np.divide, dtypes=NUMERIC,
 binary("rem", np.fmod, ints=on_ints(_c_rem), dtypes=REALS, points=_mod_points, divides=True)
 binary("pow", np.power, ints=on_ints(_int_power), complexes=np.power, dtypes=NUMERIC,
        points=two((0.3, 2), (-2, 2), True), error=(4, 8))  # fmt: skip
+
+
+def _box_muller_cases() -> Iterator[Case]:
+    """Uniform numbers, the first never 0; far from the zeros of the cosine, where errors are relative."""
+    u = np.append(rng().uniform(0, 1, 62), [1.0, 2.0**-53])
+    v = np.append(rng().uniform(-0.2, 0.2, 62), [0.0, 0.5])
+    for x, y in ((u, v), (u.reshape(8, 8), v.reshape(8, 8)), (u[3], v[3]), (u[:0], v[:0])):
+        out = np.sqrt(np.log(x) * -2) * np.cos(y * (2 * np.pi))
+        yield Case((np.asarray(x), np.asarray(y)), (np.asarray(out),), {}, (), 16.0, 16.0)
+
+
+row("box_muller", _box_muller_cases)
 binary("atan2", np.arctan2, points=two((-2, 2), (0.5, 2)), error=LIBRARY)
 
 

@@ -16,7 +16,7 @@ from weft.ir.prims.base import Primitive, full_like, scale, type_of
 from weft.ir.prims.bits import bit_and_p
 from weft.ir.prims.elementwise import div_p, eq_p, ge_p
 from weft.ir.prims.mapping import conj, elementwise, same_type, where
-from weft.ir.types import COMPLEXES, FLOATS, NUMERIC, DType, TensorType
+from weft.ir.types import COMPLEXES, FLOATS, NUMERIC, DType, TensorType, f64
 
 INEXACT = FLOATS + COMPLEXES
 
@@ -103,9 +103,7 @@ rsqrt_p = _unary("rsqrt", _rsqrt_eval, None, "o", vjp=_rsqrt_vjp)
 
 _TWO_OVER_SQRT_PI = 2.0 / math.sqrt(math.pi)
 
-erf_p = _unary(
-    "erf", special.erf, lambda out, x: scale(exp_p.bind(-(x * x)), _TWO_OVER_SQRT_PI), "0", FLOATS
-)
+erf_p = _unary("erf", special.erf, lambda out, x: scale(exp_p.bind(-(x * x)), _TWO_OVER_SQRT_PI), "0", FLOATS)
 erfc_p = _unary(
     "erfc", special.erfc, lambda out, x: scale(exp_p.bind(-(x * x)), -_TWO_OVER_SQRT_PI), "0", FLOATS
 )
@@ -183,3 +181,16 @@ atan2_p = elementwise(
     vjp=_atan2_vjp,
     needs="01",
 )
+
+
+def _box_muller_scalar(b: Any, u: Any, v: Any) -> Any:
+    def times(x: Any, value: float) -> Any:
+        return b.binary("mul", x, b.const(value, b.dtype(x)))
+
+    radius = b.unary("sqrt", times(b.log(u), -2.0))
+    return b.binary("mul", radius, b.cos(times(v, 2.0 * math.pi)))
+
+
+# sqrt(-2 log u) cos(2 pi v): a normal number of two uniform ones (Box and Muller, 1958). One operation, so
+# that eager and compiled give the same bits: numpy's logarithm and cosine have others.
+box_muller_p = elementwise("box_muller", domain=(f64,), eval=special.box_muller, scalar=_box_muller_scalar)

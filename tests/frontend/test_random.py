@@ -161,3 +161,12 @@ def test_compiled_streams_have_the_same_bits(dtype: torch.dtype) -> None:
         for a, b in zip(want, compiled(), strict=True):
             assert torch.equal(a, b)
     assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("n", [1, 7, 1000, 70000])
+def test_normal_numbers_of_float64_are_the_same_eager_and_compiled(n: int) -> None:
+    torch.manual_seed(3)
+    eager = torch.randn(n, dtype=torch.float64)
+    torch.manual_seed(3)
+    compiled = torch.compile(lambda: torch.randn(n, dtype=torch.float64))()
+    np.testing.assert_array_equal(eager.numpy().view(np.int64), compiled.numpy().view(np.int64))
