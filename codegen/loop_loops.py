@@ -6,6 +6,7 @@ from typing import Any
 
 from weft.codegen.emit import Reg
 from weft.codegen.llvm import reg_type
+from weft.codegen.loop_ahead import emit_ahead, strip_of
 from weft.codegen.loop_body import BodyEmitter, Frame, varying
 from weft.codegen.loop_folds import State, across, merge, publish, start, step
 from weft.codegen.loop_serial import (
@@ -146,6 +147,10 @@ class _VectorLoop:
             return states
         if once:
             return self._group(e.i64(int(begin)), self.unroll, states)
+        strip = None if states or runs else strip_of(e, self.loop.body, self.var)
+        if strip is not None:
+            emit_ahead(e, strip, lambda at: self._frame(at, self.unroll), begin, end, group)
+            return states
         flat = flatten(states)
         carried = [(reg_type(r.dtype, r.lanes), r.text) for r in flat]
         with e.fn.loop(begin, end, group, carried, runs=runs) as scope:
@@ -161,11 +166,11 @@ class _VectorLoop:
         self, at: Reg, instances: int, states: list[list[State]], masks: Any = None, first: int = 0
     ) -> list[list[State]]:
         """The body on ``instances`` vectors from ``at`` on, folded into the states from number ``first``."""
-        e = self.e
-        frame = Frame(
-            self.var, self.w, [e.add(at, e.i64(k * self.w)) for k in range(instances)], masks or [None]
-        )
-        return self._in_frame(frame, states, first)
+        return self._in_frame(self._frame(at, instances, masks), states, first)
+
+    def _frame(self, at: Reg, instances: int, masks: Any = None) -> Frame:
+        bases = [self.e.add(at, self.e.i64(k * self.w)) for k in range(instances)]
+        return Frame(self.var, self.w, bases, masks or [None])
 
     def _in_frame(self, frame: Frame, states: list[list[State]], first: int) -> list[list[State]]:
         e = self.e

@@ -44,6 +44,7 @@ class MemoryEmitter:
         self.types: dict[str, DType] = {n: x.dtype for n, x in buffers.items()}
         self.streamed: set[str] = set()
         self.constant = {n for n, x in buffers.items() if x.role == "in"}  # loads of these may be hoisted
+        self.depths: dict[str, int] = {}  # of the scopes of pointers that a loop carries
         self.status = ""
         self.affines: dict[str, Index] = {}
         self.abreast: dict[str, int] = {}  # elements side by side in the arrays of rows that run along lanes
@@ -88,10 +89,11 @@ class MemoryEmitter:
     def address(self, buffer: str, offset: Reg) -> Reg:
         """A pointer to an element (as a Reg whose dtype is not meaningful)."""
         p = self.pointers[buffer]
-        m = reg_type(memory_form(self.types[buffer]))
+        m, depth = reg_type(memory_form(self.types[buffer])), self.depths.get(buffer, 0)
         if offset.value == 0:
-            return Reg(p, T.u64, 0, 0)
-        return self.b.emit(f"getelementptr {m}, ptr {p}, i64 {offset.text}", T.u64, 0, offset.depth)
+            return Reg(p, T.u64, 0, depth)
+        depth = max(depth, offset.depth)
+        return self.b.emit(f"getelementptr {m}, ptr {p}, i64 {offset.text}", T.u64, 0, depth)
 
     # -- masks
 

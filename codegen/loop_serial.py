@@ -71,7 +71,7 @@ def unflatten(regs: list[Reg], like: list[list[State]]) -> list[list[State]]:
     return [[[next(it) for _ in state] for state in fold] for fold in like]
 
 
-def _starts(e: BodyEmitter, loop: Loop) -> list[list[State]]:
+def starts(e: BodyEmitter, loop: Loop) -> list[list[State]]:
     """Initial states of the folds of a loop that is not vectorised itself: per instance where they differ."""
     f = e.frame
     differ = varying_names(e, loop)
@@ -105,7 +105,7 @@ def varying_from(body: list[Any], names: set[str]) -> set[str]:
     return found
 
 
-def _fold_all(e: BodyEmitter, loop: Loop, states: list[list[State]]) -> list[list[State]]:
+def fold_all(e: BodyEmitter, loop: Loop, states: list[list[State]]) -> list[list[State]]:
     return [
         [step(e, fold, state, k, None) for k, state in enumerate(per)]
         for fold, per in zip(loop.folds, states, strict=True)
@@ -113,7 +113,7 @@ def _fold_all(e: BodyEmitter, loop: Loop, states: list[list[State]]) -> list[lis
 
 
 def unrolled(e: BodyEmitter, loop: Loop) -> None:
-    states = _starts(e, loop)
+    states = starts(e, loop)
     points: list[dict[str, int]] = [{}]
     for var, extent in loop.axes:
         points = [{**p, var: i} for p in points for i in range(extent)]
@@ -122,7 +122,7 @@ def unrolled(e: BodyEmitter, loop: Loop) -> None:
         for var, i in p.items():
             e.env[var] = [e.i64(i)]
         e.run(loop.body)
-        states = _first(e, loop, states) if first else _fold_all(e, loop, states)
+        states = _first(e, loop, states) if first else fold_all(e, loop, states)
         first = False
     for fold, per in zip(loop.folds, states, strict=True):
         publish(e, fold, per)
@@ -160,30 +160,49 @@ def _by_blocks(e: BodyEmitter, loop: Loop, turned: list[Load]) -> None:
 
 
 def _one_by_one(e: BodyEmitter, loop: Loop) -> None:
-    states = _starts(e, loop)
-    if loop.limit is None and len(loop.axes) == 1 and sums(loop) and loop.axes[0][1] > 2 * BLOCK:
-        out = by_blocks(e, loop.folds, loop.axes[0][1], 1, states, lambda a, b, s: _stretch(e, loop, a, b, s))
+    states, once = starts(e, loop), lambda s: _body_once(e, loop, s)
+    if loop.limit is None and len(loop.axes) == 1:
+        out = together(e, loop.axes, loop.folds, states, once)
     else:
         stop = end_of(e, loop).text if loop.limit is not None else None
-        out = nested(e, loop.axes, states, loop.folds, lambda s: _body_once(e, loop, s), stop)
+        out = nested(e, loop.axes, states, loop.folds, once, stop)
     for fold, per in zip(loop.folds, out, strict=True):
         publish(e, fold, per)
 
 
+def together(
+    e: BodyEmitter,
+    axes: list[tuple[str, int]],
+    folds: list[Fold],
+    states: list[list[State]],
+    once: Callable[[list[list[State]]], list[list[State]]],
+) -> list[list[State]]:
+    """A loop over one axis whose body, ``once``, carries the states of all ``folds``; sums in blocks."""
+    ((var, extent),) = axes
+    if any(f.op == "sum" and f.dtype.is_floating_point for f in folds) and extent > 2 * BLOCK:
+        return by_blocks(e, folds, extent, 1, states, lambda a, b, s: _stretch(e, var, a, b, s, once))
+    return nested(e, axes, states, folds, once)
+
+
 def _body_once(e: BodyEmitter, loop: Loop, states: list[list[State]]) -> list[list[State]]:
     e.run(loop.body)
-    return _fold_all(e, loop, states)
+    return fold_all(e, loop, states)
 
 
 def _stretch(
-    e: BodyEmitter, loop: Loop, begin: str, end: str, states: list[list[State]]
+    e: BodyEmitter,
+    var: str,
+    begin: str,
+    end: str,
+    states: list[list[State]],
+    once: Callable[[list[list[State]]], list[list[State]]],
 ) -> list[list[State]]:
     """Iterations begin..end, at least one, of a loop over one axis."""
     flat = flatten(states)
     carried = [(reg_type(r.dtype, r.lanes), r.text) for r in flat]
     with e.fn.loop(begin, end, 1, carried, runs=True) as scope:
-        e.env[loop.axes[0][0]] = [Reg(scope.var, T.i64, 0, e.fn.depth)]
-        out = _body_once(e, loop, unflatten(held_in(e, flat, scope.phis), states))
+        e.env[var] = [Reg(scope.var, T.i64, 0, e.fn.depth)]
+        out = once(unflatten(held_in(e, flat, scope.phis), states))
         for phi, r in zip(scope.phis, flatten(out), strict=True):
             scope.update(phi.name, r.text)
     ends = [Reg(t, r.dtype, r.lanes, e.fn.depth) for t, r in zip(scope.results, flat, strict=True)]

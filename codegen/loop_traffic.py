@@ -11,7 +11,7 @@ from weft.ir.loops import Accumulate, Buffer, Compute, Kernel, Load, Loop, Nest,
 from weft.ir.scalarcost import cost_by_name
 
 AHEAD_BYTES = 6144  # past the end of a page, where the streams of the processor stop
-DOWN_ROWS = 16  # rows of a column that are asked for ahead
+DOWN_ROWS = 32  # rows of a column that are asked for ahead
 STREAM_BYTES = 16 << 20  # a result of this size will not be found in a cache again
 
 

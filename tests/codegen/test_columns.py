@@ -12,10 +12,11 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from test_loop_kernel import EXECUTORS, check, loop_kernels, sample, spread
+from weft.codegen.loop_memory import PREFETCHED
 from weft.codegen.reshape_nest import _piece
 from weft.codegen.schedule import schedule
 from weft.codegen.standalone import Standalone
-from weft.codegen.target import emitting_for, host_target
+from weft.codegen.target import emitting_for, host_target, named_target
 from weft.ir import prims as P
 from weft.ir.loops import Load, Loop, Nest, Tile, statements
 from weft.ir.prims.base import trace
@@ -37,6 +38,42 @@ def scheduled(fn, *types):
 
 def tiles_of(kernel):
     return [s for phase in kernel.phases for n in phase for s in statements(n.body) if isinstance(s, Tile)]
+
+
+# strips that are read ahead ---------------------------------------------------------------------------
+
+
+def column_softmax(x):
+    """Softmax down the columns, or down the middle axis of three."""
+    shape = x.type.shape if hasattr(x, "type") else x.shape
+    axis = len(shape) - 2
+    axes = tuple(a for a in range(len(shape)) if a != axis)
+    top = P.broadcast_p.bind(P.reduce_max_p.bind(x, axes=(axis,)), shape=shape, axes=axes)
+    e = P.exp_p.bind(P.sub_p.bind(x, top))
+    return P.div_p.bind(e, P.broadcast_p.bind(P.sum_p.bind(e, axes=(axis,)), shape=shape, axes=axes))
+
+
+@pytest.mark.parametrize("dtype", [f32, f64, bf16])
+@pytest.mark.parametrize("shape", [(700, 512), (300, 1000), (2500, 130), (2, 600, 330)], ids=str)
+def test_softmax_down_long_columns(execute, shape, dtype):
+    x = sample(shape, dtype)
+    assert x.nbytes >= PREFETCHED or dtype is bf16  # what is smaller is not read ahead
+    check(execute, column_softmax, x, tolerance={f32: 2e-6, f64: 1e-14, bf16: 1e-2}[dtype])
+
+
+@pytest.mark.parametrize("target", [host_target(), named_target("haswell")], ids=["host", "haswell"])
+def test_strips_read_ahead_are_those_read_in_their_turn(target, monkeypatch):
+    """Neither the number of strips in one call nor reading them ahead changes a bit."""
+    x = sample((700, 500), f32)
+    x[3, 7], x[5, 100], x[:, 200] = np.nan, np.inf, -np.inf
+    (op,) = loop_kernels(lower(trace(column_softmax, TensorType(x.shape, f32))).graph)
+    ahead = Standalone(op, target, "ahead")
+    monkeypatch.setattr("weft.codegen.loop_loops.strip_of", lambda e, body, lane: None)
+    plain = Standalone(op, target, "plain")
+    assert len(ahead.llvm) > 1.3 * len(plain.llvm)
+    (want,) = plain(x, chunks=1)
+    for chunks in (1, 2, 3, 8):
+        np.testing.assert_array_equal(ahead(x, chunks=chunks)[0], want)
 
 
 # transposed blocks ------------------------------------------------------------------------------------
