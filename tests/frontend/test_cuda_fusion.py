@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import test_fusion_counts as cpu
 import weft
-from weft import nn
 from weft.nn import functional as F
 
 pytestmark = pytest.mark.gpu
@@ -98,11 +103,47 @@ def test_gradients_with_no_more_kernels(name: str) -> None:
         assert np.allclose(got.cpu().numpy(), want.numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_an_optimizer_step_is_one_kernel_and_one_launch() -> None:
-    parameters = [nn.Parameter(weft.randn(3 + i, 2 + i % 4, device="cuda")) for i in range(8)]
-    for p in parameters:
-        p.grad = weft.randn(*p.shape, device="cuda")
-    optimizer = weft.optim.Adam(parameters, lr=1e-2)
-    step = weft.compile(lambda: optimizer.step(), fullgraph=True)
-    step()
-    assert len(step.kernels()) == 1
+# --- what the CPU's tests assert -----------------------------------------------------------------
+
+
+CPU_ALONE = {"test_reduced_products_do_not_depend_on_the_threads": "threads are the CPU's; it counts nothing"}
+
+
+def cases_of_the_cpu() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every test of kernel counts of the CPU, with each of its parameters: none can be missing here."""
+    for name, test in vars(cpu).items():
+        if name.startswith("test_") and name not in CPU_ALONE:
+            marks = [m.args for m in getattr(test, "pytestmark", []) if m.name == "parametrize"]
+            (argument, values) = marks[0] if marks else ("", [None])
+            assert len(marks) <= 1 and "," not in argument
+            yield from ((name, {argument: v} if argument else {}) for v in values)
+
+
+CASES = list(cases_of_the_cpu())
+
+
+def test_what_the_cpu_has_alone_is_there() -> None:
+    assert CPU_ALONE.keys() <= vars(cpu).keys() and len(CASES) >= 20
+
+
+def on_both(fn: Callable[..., Any], *args: weft.Tensor) -> int:
+    """The kernels of a function on a GPU, whose results are those of the CPU."""
+    there = weft.compile(fn, fullgraph=True)
+    assert all(x.is_cuda for x in args)
+    got, want = there(*args), fn(*[x.cpu() for x in args])
+    for a, b in zip(*(x if isinstance(x, tuple) else (x,) for x in (got, want)), strict=True):
+        assert np.allclose(a.cpu().numpy(), b.numpy(), rtol=1e-4, atol=1e-5)
+    return len(there.kernels())
+
+
+@pytest.mark.parametrize(("name", "given"), CASES, ids=map(str, range(len(CASES))))
+def test_the_counts_of_the_cpu_hold_on_a_gpu(
+    name: str, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CPU's tests as they stand, with tensors made on a GPU."""
+    monkeypatch.setattr(cpu, "kernel_count", on_both)
+    weft.set_default_device("cuda")
+    try:
+        getattr(cpu, name)(**given)
+    finally:
+        weft.set_default_device(None)
