@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 SOURCES = $(shell find frontend ir passes codegen runtime -name '*.py') pyproject.toml
 
-.PHONY: demo test check bench bench-shapes bench-gpu accuracy ptx-report ptx-suite clean
+.PHONY: demo test check bench bench-shapes bench-gpu accuracy ptx-report ptx-suite clean bench-eager
 
 demo: $(VENV)/.run
 	$(BIN)/python examples/digits.py
@@ -28,6 +28,10 @@ bench: $(VENV)/.run
 # A hundred shapes that no one tuned for, forward and backward.
 bench-shapes: $(VENV)/.run
 	$(BIN)/python -m benchmarks.shapes
+
+# Single eager operations beside torch's, small and large.
+bench-eager: $(VENV)/.run
+	$(BIN)/python -m benchmarks.eager
 
 # On a machine with an NVIDIA GPU; torch is measured beside weft where it is installed with CUDA.
 bench-gpu: $(VENV)/.run

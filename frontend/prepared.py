@@ -20,14 +20,16 @@ from weft import composite as C
 from weft.autograd.grad_mode import inference, mode
 from weft.dispatch import wrap
 from weft.dtypes import _defaults, changed
-from weft.ir.calls import as_function
-from weft.ir.graph import Graph
+from weft.eager import switch
+from weft.ir.calls import as_function, prepared_call
+from weft.ir.graph import Graph, Op
 from weft.ir.prims.base import _NUMPY, Kind, _current
 from weft.ir.types import CPU, TensorType, dtype_of_numpy
 from weft.quick import SMALL, quietly
 from weft.tensor import Tensor
 
 MOST = 2048  # combinations that one function keeps
+PATIENCE = 48  # calls of a plan after which it is worth a compilation
 _PRODUCT = 1 << 18  # multiplications that a kernel does better
 
 _new = object.__new__
@@ -89,11 +91,61 @@ def _plan(fn: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -
         graph = C._differentiate(plan, sketch, graph, outs, stand_ins, grads)
         plan.forward = _listing(_pruned(graph))
         return plan
+    graph = _pruned(graph)
     try:
-        plan.forward = as_function(_pruned(graph))
+        plan.forward = as_function(graph)
     except (TypeError, ValueError, OverflowError):  # an operation with regions; a number out of range
         return None
+    if sum(map(_nanoseconds, graph.ops)) >= _DEAR and _exact_enough(graph):
+        plan.forward = _Compiled(graph, plan.forward).first
     return plan
+
+
+# Rough times of numpy's calls: what each costs, and each of its elements.
+_CALL, _EACH = 500, {Kind.MAP: 0.5, Kind.REDUCE: 1.0, Kind.SCAN: 3.5, Kind.SORT: 12.0, Kind.WINDOW: 20.0}
+_DEAR = 3000  # what a compiled plan must be able to save
+
+
+def _nanoseconds(op: Op) -> float:
+    """About what numpy takes for an operation."""
+    if not op.operands or op.prim.name in ("reshape", "permute", "broadcast", "slice"):
+        return 0
+    n = max(v.type.size for v in (*op.operands, *op.results))
+    calls = 1 if prepared_call(op) else 4  # a rule in Python takes several
+    return _CALL * calls + n * _EACH.get(op.prim.kind, 1.0) * (1 if calls == 1 else 2)
+
+
+def _exact_enough(graph: Graph) -> bool:
+    """Whether the compiled graph may take over in the middle of a program: a bare sum or product of numbers
+    would round differently from then on, and gains little."""
+    work = [op for op in graph.ops if op.operands]
+    if any(op.prim.kind is Kind.CONTRACT and op.prim.name == "dot_general" for op in work):
+        return False
+    return len(work) > 2 or not any(op.prim.name in ("sum", "prod") for op in work)
+
+
+class _Compiled:
+    """A plan that is dear for numpy: after some calls its graph is compiled."""
+
+    def __init__(self, graph: Graph, by_numpy: Callable[..., Any]) -> None:
+        self.graph, self.by_numpy, self.calls = graph, by_numpy, 0
+        self.runner: Any = None
+
+    def first(self, *arrays: np.ndarray) -> Any:
+        """The results; those of contiguous operands by compiled code once there is any."""
+        runner = self.runner
+        if runner is None:
+            self.calls += 1
+            if self.calls != PATIENCE or not switch.on:
+                return self.by_numpy(*arrays)
+            runner = self.runner = C.kernels.runner_of(self.graph)
+            if runner is None:
+                return self.by_numpy(*arrays)
+        for a in arrays:
+            if not a.flags.c_contiguous:
+                return self.by_numpy(*arrays)
+        out = runner(*arrays)
+        return out[0] if len(out) == 1 else tuple(out)
 
 
 def _pruned(graph: Graph) -> Graph:
@@ -112,8 +164,8 @@ def _is_small(op: Any) -> bool:
         return False
     if op.prim.kind is Kind.CONTRACT:
         a, b = (v.type for v in op.operands)
-        if op.prim.name != "dot_general":
-            return False
+        if op.prim.name == "conv":
+            return True
         shared = prod(b.shape[i] for side in ("contract", "batch") for i in op.attrs[side][1]) or 1
         return a.size * (b.size // shared) < _PRODUCT
     return op.prim.kind not in (Kind.ATTENTION, Kind.CONTROL, Kind.HOST)

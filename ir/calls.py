@@ -148,14 +148,20 @@ def _owned(a: np.ndarray) -> np.ndarray:
 
 def prepared(op: Op) -> Function:
     """An operation as a function of its operands alone."""
+    found = prepared_call(op)
+    if found is not None:
+        return found
+    return partial(op.prim.eval, **op.attrs) if op.attrs else op.prim.eval
+
+
+def prepared_call(op: Op) -> Function | None:
+    """The one numpy call that an operation is; None where its rule does more."""
     prim, types = op.prim, [v.type for v in op.operands]
     make = prim.tags.get("call")
     if make is not None:
-        made = make(op.attrs, *types)
-        if made is not None:
-            return made
+        return make(op.attrs, *types)
     if prim.kind is Kind.MAP and not op.attrs and prim.ufunc is not None:
         dtypes = {t.dtype.np for t in types}
         if dtypes <= set(_FLOATS) or (prim.plain_ufunc and all(d.kind in "biu" for d in dtypes)):
             return prim.ufunc
-    return partial(prim.eval, **op.attrs) if op.attrs else prim.eval
+    return None

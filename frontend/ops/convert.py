@@ -15,6 +15,7 @@ from weft.ir import types as T
 from weft.ir.types import CPU, Device, DType
 from weft.ops.common import convert
 from weft.ops.shape import clone
+from weft.prepared import prepared
 from weft.tensor import Tensor
 from weft.views import alias
 
@@ -87,8 +88,12 @@ def type_as(input: Tensor, other: Tensor) -> Tensor:
 
 
 def _caster(dtype: DType, name: str) -> Any:
-    def fn(input: Tensor, memory_format: Any = None) -> Tensor:
+    @prepared
+    def cast(input: Tensor) -> Tensor:
         return convert(input, dtype)
+
+    def fn(input: Tensor, memory_format: Any = None) -> Tensor:
+        return input if input.dtype is dtype else cast(input)
 
     fn.__name__ = fn.__qualname__ = name
     fn.__doc__ = f"The tensor as {dtype.long_name}."

@@ -40,7 +40,7 @@ def _float_unary(prim: Primitive, name: str, doc: str) -> Any:
 
     fn.__name__ = fn.__qualname__ = name
     fn.__doc__ = doc + " Elementwise; integers are computed in the default float dtype."
-    return unary_function(prim, fn)
+    return unary_function(prim, prepared(fn) if prim.ufunc is None else fn)
 
 
 _FLOAT_UNARY = {

@@ -13,6 +13,7 @@ from weft.ir import prims as P
 from weft.ir import types as T
 from weft.ops.common import convert, shape_of
 from weft.ops.shape import constant_pad
+from weft.prepared import prepared
 from weft.tensor import Tensor
 
 Ints = tuple[int, ...]
@@ -115,6 +116,7 @@ def _check_conv(x: Tensor, w: Tensor, bias: Any, groups: int, pads: Any, dilatio
         )
 
 
+@prepared
 def conv1d(
     input: Tensor,
     weight: Tensor,
@@ -128,6 +130,7 @@ def conv1d(
     return _conv(1, input, weight, bias, stride, padding, dilation, groups)
 
 
+@prepared
 def conv2d(
     input: Tensor,
     weight: Tensor,
@@ -141,6 +144,7 @@ def conv2d(
     return _conv(2, input, weight, bias, stride, padding, dilation, groups)
 
 
+@prepared
 def conv3d(
     input: Tensor,
     weight: Tensor,
@@ -323,6 +327,7 @@ def _max_pool(
     return values, flat % math.prod(shape_of(input)[input.ndim - rank :])
 
 
+@prepared
 def max_pool1d(
     input: Tensor,
     kernel_size: Any,
@@ -336,6 +341,7 @@ def max_pool1d(
     return _max_pool(1, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
 
+@prepared
 def max_pool2d(
     input: Tensor,
     kernel_size: Any,
@@ -349,6 +355,7 @@ def max_pool2d(
     return _max_pool(2, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
 
+@prepared
 def max_pool3d(
     input: Tensor,
     kernel_size: Any,
@@ -406,6 +413,7 @@ def _avg_pool(
     return total / constant(counts.astype(input.dtype.np), input.device)
 
 
+@prepared
 def avg_pool1d(
     input: Tensor,
     kernel_size: Any,
@@ -418,6 +426,7 @@ def avg_pool1d(
     return _avg_pool(1, input, kernel_size, stride, padding, ceil_mode, count_include_pad, None)
 
 
+@prepared
 def avg_pool2d(
     input: Tensor,
     kernel_size: Any,
@@ -431,6 +440,7 @@ def avg_pool2d(
     return _avg_pool(2, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
 
+@prepared
 def avg_pool3d(
     input: Tensor,
     kernel_size: Any,

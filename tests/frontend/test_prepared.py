@@ -16,6 +16,7 @@ from weft.ir.calls import as_function
 from weft.ir.graph import GraphBuilder
 from weft.ir.prims.base import PRIMITIVES, GraphInterpreter, Kind, interpreting
 from weft.ir.types import CPU, TensorType, dtype_of_numpy
+from weft.runtime import stats
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -201,6 +202,22 @@ def test_twice_the_same_signature_makes_a_plan(monkeypatch: pytest.MonkeyPatch) 
     for _ in range(4):
         x.double().clamp(-0.125, 0.75)
     assert made == ["clamp", "clamp"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int64"])
+@pytest.mark.parametrize(
+    ("name", "kernels"),
+    [("floor divide", 1), ("remainder", 1), ("sort", 1), ("topk", 1), ("clamp", 0), ("argmin", 0)],
+)
+def test_dear_plans_are_compiled_in_time(name: str, kernels: int, dtype: str) -> None:
+    kind, size = getattr(weft, dtype), (16, 65 if dtype == "int64" else 66)
+    x, y = (weft.randn(*size) * 9).to(kind), ((weft.rand(*size) + 1) * 3).to(kind)
+    first = outcome(FLOATS[name], x, y, None, None)
+    before = stats.snapshot()["eager_kernels"]
+    for _ in range(prepared.PATIENCE + 3):
+        assert outcome(FLOATS[name], x, y, None, None) == first
+    assert stats.snapshot()["eager_kernels"] - before == kernels
+    assert outcome(FLOATS[name], x.t().contiguous().t(), y, None, None) == first
 
 
 def test_what_decides_is_part_of_the_signature() -> None:
