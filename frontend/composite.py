@@ -214,6 +214,8 @@ def _plan(fn: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -
     if found is None or set(found[0].results) & set(params):
         return None
     graph, outs, stand_ins = found
+    if fn in _several and sum(_is_work(op) for op in graph.ops) < 2:
+        return None
     if any(grads):
         graph = _differentiate(plan, sketch, graph, outs, stand_ins, grads)
     runner = kernels.runner_of(graph)
@@ -221,6 +223,10 @@ def _plan(fn: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -
         return None
     plan.forward = kernels.prepared(runner, layouts)
     return plan
+
+
+def _is_work(op: Any) -> bool:
+    return bool(op.operands) and op.prim.name not in ("reshape", "permute", "broadcast", "slice")
 
 
 def sketched(
@@ -322,21 +328,45 @@ def composite_of_results(fn: Fn) -> Fn:
 _reads_no_input: set[Any] = set()
 
 
-def _composite(fn: Any) -> Any:
+def fused(fn: Any, general: Any) -> Any:
+    """``fn`` on large operands that no gradient is wanted of: one graph where it is several operations, once
+    a combination has come a few times; ``general`` elsewhere."""
+    call = _composite(fn, general)
+    _several.add(fn)
+
+    def large(*args: Any, **kwargs: Any) -> Any:
+        for x in (*args, *kwargs.values()):
+            if isinstance(x, Tensor):
+                if mode.grad and x.requires_grad:
+                    return general(*args, **kwargs)
+            elif isinstance(x, (list, tuple)) and any(isinstance(y, Tensor) for y in x):
+                return general(*args, **kwargs)
+        return call(*args, **kwargs)
+
+    return large
+
+
+_several: set[Any] = set()
+LARGE_PATIENCE = 4  # calls with one combination before several operations on large operands are one graph
+
+
+def _composite(fn: Any, general: Any = None) -> Any:
+    general = general or fn
+
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:
         interp = _current.get()
         if interp is not _NUMPY or not switch.on:
             if interp.recording and all(map(_is_plain, (*args, *kwargs.values()))):
                 return interp.apart(fn, *args, **kwargs)
-            return fn(*args, **kwargs)
+            return general(*args, **kwargs)
         tensors: list[Tensor] = []
         key: list[Any] = [fn, mode.grad]
         for x in (*args, *kwargs.values()) if kwargs else args:
             if isinstance(x, Tensor):
                 d = x._data
                 if type(d) is not _ndarray:
-                    return fn(*args, **kwargs)
+                    return general(*args, **kwargs)
                 if x._view is not None:
                     x._view.refresh_edge(x)
                     if d.nbytes >= LEAST_BYTES:
@@ -356,7 +386,7 @@ def _composite(fn: Any) -> Any:
         except TypeError:  # an argument that is not hashable
             plan = None
         if plan is None or (plan.backward_graph is not None and any(t._inference for t in tensors)):
-            return fn(*args, **kwargs)
+            return general(*args, **kwargs)
         return _call(plan, tensors)
 
     return call
@@ -381,9 +411,9 @@ def _meet(
     largest = max([t._data.nbytes for t in tensors], default=0)
     if any(t._data.dtype.kind == "c" or t._inference for t in tensors):
         return None
-    if largest < LEAST_BYTES:
+    if largest < LEAST_BYTES or fn in _several:
         n = _calls[key] = _calls.get(key, 0) + 1
-        if n < PATIENCE:
+        if n < (PATIENCE if largest < LEAST_BYTES else LARGE_PATIENCE):
             if len(_calls) > 1 << 14:
                 _calls.clear()
             return None

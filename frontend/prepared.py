@@ -242,7 +242,7 @@ def _kinds(rest: Sequence[Any]) -> Any:
 
 
 def _before(fn: Any, general: Any) -> Any:
-    table = _Table(fn)
+    table, large = _Table(fn), C.fused(fn, general)
     find = table.quick.get
 
     # As long as it is because a further Python call costs as much as a third of a small operation.
@@ -309,7 +309,7 @@ def _before(fn: Any, general: Any) -> Any:
         arrays: list[Any] = []
         tensors: list[Tensor] = []
         if not _signature((*args, *kwargs.items()) if kwargs else args, key, arrays, tensors):
-            return general(*args, **kwargs)
+            return large(*args, **kwargs)
         plan = table.find(tuple(key), args, kwargs, tensors)
         if plan is None or (plan.taped and any(t._inference for t in tensors)):
             return general(*args, **kwargs)

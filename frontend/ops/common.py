@@ -193,6 +193,11 @@ def binary(prim: Primitive, a: Any, b: Any, *, to_float: bool = False) -> Tensor
 def _broadcast_binary(prim: Primitive, a: Tensor, b: Tensor) -> Tensor:
     """Two operands of one dtype and different shapes."""
     shape = broadcast_shapes(a._data.shape, b._data.shape)
+    if _current.get() is _NUMPY and not (mode.grad and (a.requires_grad or b.requires_grad)):
+        if b._data.size == 1 and a._data.shape == shape:  # as with a number
+            return apply(prim, a, wrap(b._data.reshape(())))
+        if a._data.size == 1 and b._data.shape == shape:
+            return apply(prim, wrap(a._data.reshape(())), b)
     if math.prod(shape) * a._data.itemsize >= _LARGE:  # so that the size of the result shows
         a, b = broadcast_to(a, shape), broadcast_to(b, shape)
     if _current.get() is _NUMPY and not (mode.grad and (a.requires_grad or b.requires_grad)):
