@@ -101,8 +101,9 @@ def _plan(fn: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -
     return plan
 
 
-# Rough times of numpy's calls: what each costs, and each of its elements.
-_CALL, _EACH = 500, {Kind.MAP: 0.5, Kind.REDUCE: 1.0, Kind.SCAN: 3.5, Kind.SORT: 12.0, Kind.WINDOW: 20.0}
+# Rough times in nanoseconds: of a call of numpy's, of a rule in Python, of each element.
+_CALL, _RULE = 500, 3500
+_EACH = {Kind.MAP: 0.5, Kind.REDUCE: 1.0, Kind.SCAN: 3.5, Kind.SORT: 12.0, Kind.WINDOW: 20.0}
 _DEAR = 3000  # what a compiled plan must be able to save
 
 
@@ -111,8 +112,9 @@ def _nanoseconds(op: Op) -> float:
     if not op.operands or op.prim.name in ("reshape", "permute", "broadcast", "slice"):
         return 0
     n = max(v.type.size for v in (*op.operands, *op.results))
-    calls = 1 if prepared_call(op) else 4  # a rule in Python takes several
-    return _CALL * calls + n * _EACH.get(op.prim.kind, 1.0) * (1 if calls == 1 else 2)
+    if prepared_call(op) is None:  # a rule in Python takes several calls
+        return _RULE + 2 * n * _EACH.get(op.prim.kind, 1.0)
+    return _CALL + n * _EACH.get(op.prim.kind, 1.0)
 
 
 def _exact_enough(graph: Graph) -> bool:

@@ -91,7 +91,9 @@ def along(x: Tensor, index: Any, axis: int | None) -> Tensor | None:
     """The parts of ``x`` at a vector of indices along an axis; without one, the elements of the flattened
     ``x``, where negative indices count from the end."""
     k = positions(index)
-    a = None if k is None else readable(x)
+    if k is None:
+        return None
+    a = readable(x)
     if a is None or (axis is not None and not within(k, a.shape[axis])):
         return None
     try:

@@ -42,7 +42,7 @@ def _broadcast(shape: tuple[int, ...], axes: tuple[int, ...]) -> Callable[[np.nd
             last[:] = a.strides, a.shape, out.strides
             return out
         out = _ndarray(shape, a.dtype, a, 0, last[2])
-        out.setflags(False)
+        out.setflags(write=False)
         return out
 
     return call
@@ -129,7 +129,8 @@ def _shaped(a: np.ndarray, steps: Any, name: Any) -> list[Any]:
     except KeyError:
         if len(_recorded) >= MOST:
             _recorded.clear()
-        found = _recorded[name] = shaped(a.shape, a.dtype, steps() if callable(steps) else steps)
+        made: Any = steps() if callable(steps) else steps
+        found = _recorded[name] = shaped(a.shape, a.dtype, made)
         return found
 
 

@@ -6,6 +6,7 @@ import math
 from functools import partial
 from typing import Any
 
+import numpy as np
 from weft.composite import composite_of_results
 from weft.dispatch import apply, at_hand
 from weft.dtypes import type_name
@@ -30,7 +31,7 @@ from weft.ops.common import (
 )
 from weft.prepared import prepared
 from weft.promotion import CATEGORY, promote, scalar_category
-from weft.quick import binary_function, unary_function
+from weft.quick import SMALL, binary_function, unary_function
 from weft.tensor import Tensor
 
 
@@ -707,7 +708,12 @@ def allclose(
 
 def equal(input: Tensor, other: Tensor) -> bool:
     """Whether shapes and all elements are equal."""
-    return shape_of(input) == shape_of(other) and bool((input == other).all())
+    if shape_of(input) != shape_of(other):
+        return False
+    a, b = at_hand(input), at_hand(other)
+    if a is not None and b is not None and a.size < SMALL and a.dtype is b.dtype and a.dtype.kind != "V":
+        return bool(np.logical_and.reduce(a == b, None))
+    return bool((input == other).all())
 
 
 # -- selection ----------------------------------------------------------------------------------------------
