@@ -12,6 +12,7 @@ from weft.ir import prims as P
 from weft.ops import activation as A
 from weft.ops import complexes as K
 from weft.ops import convert as C
+from weft.ops import equality as B
 from weft.ops import extra as E
 from weft.ops import index as X
 from weft.ops import inplace as I
@@ -39,7 +40,7 @@ MATH = _names("""
     copysign hypot xlogy logaddexp logaddexp2 lerp addcmul addcdiv eq ne lt le gt ge not_equal less
     less_equal greater greater_equal logical_not logical_and logical_or logical_xor bitwise_not bitwise_and
     bitwise_or bitwise_xor bitwise_left_shift bitwise_right_shift isnan isinf isposinf isneginf isfinite
-    isreal signbit isclose allclose equal clamp clip clamp_min clamp_max nan_to_num heaviside
+    isreal signbit clamp clip clamp_min clamp_max nan_to_num heaviside
 """)
 REDUCE = _names("""
     sum nansum prod mean nanmean var std norm logsumexp logcumsumexp amax amin aminmax max min argmax argmin
@@ -94,9 +95,10 @@ EXTRA = _names("""
 """)
 STATISTICS = _names("quantile nanquantile cov corrcoef")
 COMPLEX = _names("conj conj_physical angle")
+EQUALITY = _names("isclose allclose equal")
 TABLE = {
-    K: COMPLEX, E: EXTRA, Q: STATISTICS, M: MATH, R: REDUCE, S: SHAPE, X: INDEX, L: LINALG, O: SORT,
-    C: CONVERT,
+    K: COMPLEX, B: EQUALITY, E: EXTRA, Q: STATISTICS, M: MATH, R: REDUCE, S: SHAPE, X: INDEX, L: LINALG,
+    O: SORT, C: CONVERT,
 }  # fmt: skip
 
 

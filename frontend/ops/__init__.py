@@ -12,6 +12,7 @@ from weft.dtypes import type_name
 from weft.ops import (
     activation,
     complexes,
+    equality,
     extra,
     index,
     layers,
@@ -123,7 +124,7 @@ _NEURAL = ("celu", "cosine_similarity", "pairwise_distance", "prelu", "selu", "h
 _LAYERS = ("dropout", "layer_norm", "group_norm", "rms_norm", "bilinear", "alpha_dropout")
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
-for _module in (math, complexes, reduce, shape, index, linalg, sort, statistics, extra, activation):
+for _module in (math, complexes, equality, reduce, shape, index, linalg, sort, statistics, extra, activation):
     FUNCTIONS.update({n: _with_out(keywords(f)) for n, f in _public(_module).items()})
 for _module, _chosen in ((window, _WINDOW), (neural, _NEURAL), (layers, _LAYERS)):
     FUNCTIONS.update({n: getattr(_module, n) for n in _chosen})

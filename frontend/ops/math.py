@@ -6,7 +6,6 @@ import math
 from functools import partial
 from typing import Any
 
-import numpy as np
 from weft.composite import composite_of_results
 from weft.dispatch import apply, at_hand
 from weft.dtypes import type_name
@@ -31,7 +30,7 @@ from weft.ops.common import (
 )
 from weft.prepared import prepared
 from weft.promotion import CATEGORY, promote, scalar_category
-from weft.quick import SMALL, binary_function, unary_function
+from weft.quick import binary_function, unary_function
 from weft.tensor import Tensor
 
 
@@ -681,39 +680,6 @@ def signbit(input: Tensor) -> Tensor:
     if not input.dtype.is_floating_point:
         return input < 0 if input.dtype is not T.bool_ else _always(input, False)
     return copysign(scalar_tensor(1.0, input.dtype), input.detach()) < 0
-
-
-@prepared
-def isclose(
-    input: Tensor, other: Tensor, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False
-) -> Tensor:
-    """|input - other| <= atol + rtol * |other|, elementwise."""
-    if input.dtype is not other.dtype:
-        raise RuntimeError(f"{input.dtype} did not match {other.dtype}")
-    close = input == other
-    if equal_nan and input.dtype.is_inexact:
-        close = close | (isnan(input) & isnan(other))
-    if not input.dtype.is_inexact:
-        a, b = convert(input, T.f64), convert(other, T.f64)
-        return close | (abs(a - b) <= atol + rtol * abs(b))
-    return close | (isfinite(other) & isfinite(input) & (abs(input - other) <= atol + abs(rtol * other)))
-
-
-def allclose(
-    input: Tensor, other: Tensor, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False
-) -> bool:
-    """Whether :func:`isclose` holds everywhere."""
-    return bool(isclose(input, other, rtol, atol, equal_nan).all())
-
-
-def equal(input: Tensor, other: Tensor) -> bool:
-    """Whether shapes and all elements are equal."""
-    if shape_of(input) != shape_of(other):
-        return False
-    a, b = at_hand(input), at_hand(other)
-    if a is not None and b is not None and a.size < SMALL and a.dtype is b.dtype and a.dtype.kind != "V":
-        return bool(np.logical_and.reduce(a == b, None))
-    return bool((input == other).all())
 
 
 # -- selection ----------------------------------------------------------------------------------------------
