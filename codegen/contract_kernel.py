@@ -31,7 +31,7 @@ from weft.codegen.microkernel import (
     accumulator,
     rows_for,
 )
-from weft.codegen.operands import Matrix, unfolded_matrix
+from weft.codegen.operands import Matrix, made_matrix, unfolded_matrix
 from weft.codegen.packing import Packer, Packing, element_of, unit_rows
 from weft.codegen.phases import COMBINED, Partial, Writer, aligned, emit_combine
 from weft.codegen.places import Coord, Region
@@ -85,7 +85,8 @@ def panel_width(graph: Graph, dot: Op, target: Target) -> int:
     if unsupported(dot) is not None:
         return 0
     acc = accumulator(dot.result.type.dtype)
-    a, b = (unfolded_matrix(v, graph, axes_of(dot, i)) for i, v in enumerate(dot.operands))
+    b = unfolded_matrix(dot.operands[1], graph, axes_of(dot, 1))
+    a = made_matrix(dot.operands[0], graph, axes_of(dot, 0))
     if not b.affine or b.rows == 1:
         return 0
     lanes = target.lanes(acc.bits)

@@ -12,6 +12,7 @@ from weft.codegen.places import Coord, Place, Region
 from weft.ir.access import Access, Ints, access_of, merge
 from weft.ir.contraction import Axes, unfolded
 from weft.ir.graph import Graph, Value
+from weft.ir.prims.base import Kind
 from weft.ir.record import record
 from weft.ir.types import DType
 
@@ -163,3 +164,9 @@ def unfolded_matrix(v: Value, graph: Graph, axes: Axes) -> Matrix:
     inner, apart = unfolded(v, axes, producers)
     found = access_of(inner, producers)
     return plain if found is None or not found.pure else Matrix(inner, apart, found, plain.rows)
+
+
+def made_matrix(v: Value, graph: Graph, axes: Axes) -> Matrix:
+    """As :func:`matrix`, where what is computed lies in memory: in a graph that is not fused yet."""
+    moves = {x: op for x, op in graph.producers().items() if op.prim.kind is Kind.MOVE}
+    return Matrix(v, axes, access_of(v, moves), prod(v.type.shape[i] for i in axes[1]))

@@ -193,6 +193,18 @@ def test_avx2_values() -> None:
     np.testing.assert_allclose(got, run(graph, arrays)[0], atol=2e-5)
 
 
+def test_what_the_cost_model_takes_for_memory() -> None:
+    def width(fn: Callable[..., object]) -> int:
+        graph = trace(fn, TensorType((1, 512), f32), TensorType((256, 512), f32))
+        (dot,) = [op for op in graph.ops if op.prim.name == "dot_general"]
+        return panel_width(graph, dot, named_target("skylake-avx512"))
+
+    def product(x, w):
+        return P.dot_general_p.bind(x, w, contract=((1,), (1,)), batch=((), ()))
+
+    assert width(product) == width(lambda x, w: product(P.tanh_p.bind(x), w)) == 0
+
+
 def test_only_whole_panels_count_as_such() -> None:
     def dot_of(stop: int, start: int = 0):
         b = GraphBuilder("view")
