@@ -28,7 +28,8 @@ from weft.ir.types import i64
 LINE = 64  # bytes of a cache line, where no target says
 PIECE = 512  # bytes of each row of a transposed operand read together: neighbours in one page of memory
 SPREAD = 64  # units of work that pieces should leave, where they can
-JAMMED = (8, 4, 2)  # rows that are walked side by side where their number allows it
+JAMMED = (8, 4, 2)  # rows that are walked side by side where their number allows it,
+WAYS = 8  # and so many lines: those of rows whose length is a power of two share one set of the first cache
 NARROW = 64  # elements of a row up to which rows are rather walked one after the other,
 NARROW_ROWS = 64  # so many before their sums are written
 LIGHT = 8  # most computations of such a row
@@ -179,7 +180,9 @@ def jam_rows(nest: Nest, low: Lowering) -> None:
     if not sums or not plain or any(s.index.coefficient(var) for s in sums):
         return
     light = sum(isinstance(s, Compute) for s in statements(nest.body)) <= LIGHT
-    abreast = next((k for k in JAMMED if extent % k == 0), 1) if light else 1
+    streams = sum(isinstance(s, (Load, Store)) and bool(s.index.coefficient(var)) for s in walk.body)
+    fitting = (k for k in JAMMED if extent % k == 0 and k * streams <= WAYS)
+    abreast = next(fitting, 1) if light else 1
     if walk.axes[-1][1] <= NARROW and len(walk.axes) == 1 and extent >= 2 * NARROW_ROWS:
         _jam(nest, low, walk, sums, NARROW_ROWS, "serial")
     elif abreast > 1:

@@ -23,6 +23,7 @@ ROWS = 4  # rows that are enough for any row length
 COLUMNS = 512  # the same where vectors run across them
 PIECE, STREAM = 256, 1 << 15  # elements of a run through memory: worth a loop of their own, and streamed well
 LARGE = 1 << 23  # elements that no cache holds
+TALL = 1 << 10  # elements of a column of which so many stand side by side that they crowd in the caches
 PARTIAL_BYTES = 256 << 10  # largest result that every unit accumulates for itself
 
 
@@ -295,6 +296,8 @@ def _choose_axes(plan: NestPlan, outputs: Sequence[Value]) -> None:
         enough = ROWS if plan.kind == "rows" else COLUMNS
         if plan.size(plan.q) > BARRIER and plan.size(plan.p) < enough:
             raise Refused("a whole large array must be reduced before its first element is used again")
+        if plan.kind == "lanes" and plan.size(order) >= LARGE and plan.size(plan.q) >= TALL:
+            raise Refused("columns that no cache holds are read at once, line by line, for each reduction")
         _place_finals(plan)
     elif plan.final:
         _axes_of_finals(plan, order)

@@ -269,3 +269,26 @@ def test_pieces_of_transposed_operands_are_whole_lines():
             nest = Nest([("p", 1024), ("q", 4096)], "lanes", 1)
             sizes[line] = _piece(nest, 1000, 4)
     assert sizes == {64: 16, 128: 32}
+
+
+def spread_over_columns(x):
+    mean = P.sum_p.bind(x, axes=(0,))
+    apart = P.sub_p.bind(x, P.broadcast_p.bind(mean, shape=x.type.shape, axes=(1,)))
+    return P.sum_p.bind(P.mul_p.bind(apart, apart), axes=(0,))
+
+
+def test_columns_beyond_the_caches_are_read_by_a_kernel_for_each_reduction():
+    for rows, kernels in ((512, 1), (8192, 2)):
+        graph = lower(trace(spread_over_columns, TensorType((rows, 1024), f32))).graph
+        assert len(loop_kernels(graph)) == kernels
+
+
+def test_rows_side_by_side_fit_one_set_of_the_first_cache():
+    def sums(*xs):
+        return P.sum_p.bind(sum(xs[1:], xs[0]), axes=(0,))
+
+    for operands, abreast in ((1, 8), (2, 4), (3, 2)):
+        kernel = scheduled(sums, *[TensorType((4096, 1024), f32)] * operands)
+        (nest,) = kernel.phases[0]
+        unrolled = [s for s in statements(nest.body) if isinstance(s, Loop) and s.kind == "unroll"]
+        assert [s.axes[0][1] for s in unrolled] == [abreast]
