@@ -82,13 +82,13 @@ def assemble(ptx: str, architecture: str, level: int = 3) -> tuple[bytes, list[R
     fewer blocks to make room for. CompilerError with what ``ptxas`` says where it does not take the text;
     FileNotFoundError where there is no ``ptxas``.
     """
-    best = assembled(ptx, architecture, level)
+    best = last = assembled(ptx, architecture, level)
     for _ in range(_ATTEMPTS):
-        wider = with_room(ptx, best[1])
+        wider = with_room(ptx, last[1])
         if wider == ptx:
             break
-        ptx, again = wider, assembled(wider, architecture, level)
-        best = min(best, again, key=lambda made: sum(r.spill_bytes for r in made[1]))
+        ptx, last = wider, assembled(wider, architecture, level)
+        best = min(best, last, key=lambda made: sum(r.spill_bytes for r in made[1]))
     return best
 
 
