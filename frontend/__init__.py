@@ -116,6 +116,19 @@ _LAZY: dict[str, tuple[str, str | None]] = {
     "random": ("weft.random", None),
     "cuda": ("weft.cuda", None),
     "backends": ("weft.backends", None),
+    "amp": ("weft.amp", None),
+    "autocast": ("weft.amp", "autocast"),
+    "is_autocast_enabled": ("weft.amp", "is_autocast_enabled"),
+    "get_autocast_dtype": ("weft.amp", "get_autocast_dtype"),
+    "set_float32_matmul_precision": ("weft.backends", "set_float32_matmul_precision"),
+    "get_float32_matmul_precision": ("weft.backends", "get_float32_matmul_precision"),
+    "use_deterministic_algorithms": ("weft.backends", "use_deterministic_algorithms"),
+    "are_deterministic_algorithms_enabled": ("weft.backends", "are_deterministic_algorithms_enabled"),
+    "is_deterministic_algorithms_warn_only_enabled": (
+        "weft.backends", "is_deterministic_algorithms_warn_only_enabled",
+    ),
+    "set_deterministic_debug_mode": ("weft.backends", "set_deterministic_debug_mode"),
+    "get_deterministic_debug_mode": ("weft.backends", "get_deterministic_debug_mode"),
     # capture
     "capture": ("weft.capture", None),
     "compile": ("weft.capture", "compile"),
@@ -160,14 +173,6 @@ def is_nonzero(input: Tensor) -> Any:
 def numel(input: Tensor) -> Any:
     """The number of elements."""
     return input.numel()
-
-
-def use_deterministic_algorithms(mode: Any, *, warn_only: Any = False) -> None:
-    """Accepted: every operation here is deterministic."""
-
-
-def set_float32_matmul_precision(precision: str) -> None:
-    """Accepted: float32 products are computed in float32."""
 
 
 def typename(obj: Any) -> str:

@@ -361,7 +361,7 @@ def _composite(fn: Any, general: Any = None) -> Any:
                 return interp.apart(fn, *args, **kwargs)
             return general(*args, **kwargs)
         tensors: list[Tensor] = []
-        key: list[Any] = [fn, mode.grad]
+        key: list[Any] = [fn, mode.grad, mode.autocast]
         for x in (*args, *kwargs.values()) if kwargs else args:
             if isinstance(x, Tensor):
                 d = x._data

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 from weft import composite as C
 from weft.autograd.grad_mode import inference, mode
+from weft.casting import opened
 from weft.dispatch import wrap
 from weft.dtypes import _defaults, changed
 from weft.eager import switch
@@ -249,7 +250,7 @@ def _before(fn: Any, general: Any) -> Any:
 
     # As long as it is because a further Python call costs as much as a third of a small operation.
     def call(first: Any = None, /, *rest: Any, **kwargs: Any) -> Any:
-        if changed.used or _current_interpreter() is not _NUMPY:
+        if changed.used or opened.blocks or _current_interpreter() is not _NUMPY:
             return slowly(first, rest, kwargs)
         plain: Any = (*rest, *kwargs, *kwargs.values()) if kwargs else rest
         try:
@@ -307,7 +308,7 @@ def _before(fn: Any, general: Any) -> Any:
             args = ()
         if _current_interpreter() is not _NUMPY:
             return general(*args, **kwargs)
-        key: list[Any] = [mode.grad, _defaults.dtype]
+        key: list[Any] = [mode.grad, _defaults.dtype, mode.autocast]
         arrays: list[Any] = []
         tensors: list[Tensor] = []
         if not _signature((*args, *kwargs.items()) if kwargs else args, key, arrays, tensors):

@@ -35,25 +35,28 @@ def row_major(shape: Sequence[int]) -> Ints:
 
 def access_of(v: Value, producers: Mapping[Value, Op]) -> Access | None:
     """The access of a value through index moves (and, impurely, through maps); None where none is affine."""
-    op = producers.get(v)
+    return _access(v, producers, {})
+
+
+def _access(v: Value, producers: Mapping[Value, Op], known: dict[Value, Access | None]) -> Access | None:
+    """``access_of``; the values of ``known`` were looked at before: each is, once."""
+    if v not in known:
+        known[v] = _through(v, producers.get(v), producers, known)
+    return known[v]
+
+
+def _through(
+    v: Value, op: Op | None, producers: Mapping[Value, Op], known: dict[Value, Access | None]
+) -> Access | None:
     if op is None:
         return Access(v, 0, row_major(v.type.shape))
     if op.prim.kind is Kind.MAP:
-        sources = [x for x in op.operands if access_of(x, producers) is not None]
-        if not sources:
-            return None
-        largest = max(sources, key=lambda x: _size_read(x, producers))
-        found = access_of(largest, producers)
-        return None if found is None else replace(found, pure=False)
+        found = [a for a in (_access(x, producers, known) for x in op.operands) if a is not None]
+        return replace(max(found, key=lambda a: a.param.type.size), pure=False) if found else None
     if op.prim.kind is Kind.MOVE and op.prim.name in _STEPS:
-        inner = access_of(op.operands[0], producers)
+        inner = _access(op.operands[0], producers, known)
         return None if inner is None else _STEPS[op.prim.name](inner, op)
     return None
-
-
-def _size_read(v: Value, producers: Mapping[Value, Op]) -> int:
-    found = access_of(v, producers)
-    return found.param.type.size if found else 0
 
 
 def _permute(a: Access, op: Op) -> Access:

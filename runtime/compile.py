@@ -22,6 +22,7 @@ from weft.runtime.executable import Artifact, Executable
 from weft.runtime.fingerprint import fingerprint
 from weft.runtime.host import host_target
 from weft.runtime.pause import collection_paused
+from weft.runtime.precision import switches
 
 _MEMORY_LIMIT = 1024  # executables kept for graphs that come again
 _memory: OrderedDict[tuple[str, Any], Any] = OrderedDict()
@@ -114,12 +115,13 @@ def _gpus(graph: Graph) -> set[Device]:
 
 
 def _driver_of(devices: Set[Device], target: Any) -> Any:
-    """What an executable is bound to besides its code: the driver, where it runs on a GPU."""
+    """What an executable is bound to besides its code, where it runs on a GPU: the driver, and how exact its
+    products are."""
     if target is not None or not devices:
         return None
     from weft.runtime.cuda.driver import driver
 
-    return driver()
+    return driver(), switches.now
 
 
 def _compile_for_gpu(

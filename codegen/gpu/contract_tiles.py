@@ -32,6 +32,7 @@ from weft.codegen.llvm import reg_type
 from weft.codegen.microkernel import accumulator
 from weft.codegen.places import Coord, Place, Region
 from weft.codegen.tile_folds import Units
+from weft.ir import prims as P
 from weft.ir.contraction import folded_values
 from weft.ir.graph import Graph, Op, Value
 
@@ -166,7 +167,8 @@ class Tiles:
         self.dtype = p.main.operands[0].type.dtype
         self.acc = accumulator(self.dtype)
         loose = any(side(16 // self.dtype.itemsize).vector == 1 for side in (p.a, p.b))
-        self.problem = Problem(p.batch, p.m, p.n, p.k, self.dtype, self.target.tf32, loose)
+        tf32 = self.target.conv_tf32 if p.main.prim is P.conv_p else self.target.tf32
+        self.problem = Problem(p.batch, p.m, p.n, p.k, self.dtype, tf32, loose)
         self.epilogue = Epilogue(kernel, p)
         self.plan = plan or choose(self.problem, self.target, self._fold_bytes)
         self.part = part_of(self.problem, self.plan)

@@ -15,9 +15,9 @@ class GpuTarget:
     ``name`` is the architecture (``"sm_80"``), ``capability`` its compute capability, ``ptx`` the version of
     the PTX language (``73`` for 7.3). ``shared_bytes`` is what one block may have at most,
     ``sm_shared_bytes`` and ``sm_threads`` what a multiprocessor has, ``multiprocessors`` how many there
-    are, ``parameter_bytes`` the room for the parameters of one kernel. ``tf32`` allows products of f32 on
-    tensor cores, which round the factors to 10 bits of mantissa, as torch's
-    ``backends.cuda.matmul.allow_tf32`` does.
+    are, ``parameter_bytes`` the room for the parameters of one kernel. ``tf32`` allows matrix products of f32
+    on tensor cores, which round the factors to 10 bits of mantissa, as torch's
+    ``backends.cuda.matmul.allow_tf32`` does, ``conv_tf32`` convolutions, as ``backends.cudnn.allow_tf32``.
     """
 
     name: str
@@ -31,6 +31,7 @@ class GpuTarget:
     sm_registers: int = 65536
     block_threads: int = 1024
     tf32: bool = False
+    conv_tf32: bool = False
 
     triple = "nvptx64-nvidia-cuda"
     architecture = "nvptx64"

@@ -12,6 +12,8 @@ from typing import Any
 class _Mode(threading.local):
     grad: bool = True
     inference: bool = False
+    autocast: Any = None  # the state of weft.casting; None outside
+    casts: Any = None  # converted parameters, kept for the block
 
 
 mode = _Mode()

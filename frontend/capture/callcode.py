@@ -20,6 +20,7 @@ from weft.devices import write
 from weft.dtypes import _DefaultDevice, _defaults
 from weft.ir.graph import Value
 from weft.ir.prims.base import _NUMPY, _current
+from weft.runtime.precision import switches
 from weft.tensor import Tensor
 from weft.views import take_history
 
@@ -36,6 +37,7 @@ CALL_HELPERS: dict[str, Any] = {
     "mode": mode,
     "defaults": _defaults,
     "default_device": _DefaultDevice,
+    "switches": switches,
     "current": _current.get,
     "EAGER": _NUMPY,
     "Saved": Saved,
@@ -116,16 +118,23 @@ class CallWriter(OutputWriter):
         """Checks of the interpreter, the arguments, the modes and the environment."""
         grad, inference = self.made.modes
         miss = self._miss(f"grad mode changed from {'on' if grad else 'off'}")
+        cast = mode.autocast
+        recast = self._miss(f"autocast changed from {cast or 'off'}")
         dtype = _defaults.dtype
         other = self._miss(f"the default dtype changed from {dtype}")
+        exact = switches.now
+        rounded = self._miss(_precision_change)
+        tf32 = f"if switches.now is not {self.code.const(exact, 'tf')}: return {rounded}"
         place = _DefaultDevice.value
         moved = self._miss(f"the default device changed from {place}")
         return [
             f"if current() is not EAGER: return {self._miss('called inside another capture')}",
             *self.code.lines,
             f"if mode.grad is not {grad} or mode.inference is not {inference}: return {miss}",
+            f"if mode.autocast is not {self.code.const(cast, 'ac') if cast else None}: return {recast}",
             f"if defaults.dtype is not {self.code.const(dtype, 'dt')}: return {other}",
             f"if default_device.value is not {self.code.const(place, 'D')}: return {moved}",
+            *([tf32] if self.on_device else []),
             *self._guard_lines(),
         ]
 
@@ -231,6 +240,10 @@ class CallWriter(OutputWriter):
             return None
         paths = [places[id(t)] for t in tracked]
         return lambda out: [follow(out, path) for path in paths]
+
+
+def _precision_change(args: Any, kwargs: Any) -> str:
+    return f"the precision of float32 products changed: {switches.now}"
 
 
 def fast_version(source: str) -> str:

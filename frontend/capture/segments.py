@@ -18,6 +18,7 @@ import numpy as np
 from weft.ir import prims as P
 from weft.ir.graph import Graph, GraphBuilder, Value, copy_op
 from weft.ir.types import CPU, TensorType
+from weft.runtime.precision import switches
 
 Key = tuple[Any, ...]
 
@@ -34,6 +35,7 @@ class SegmentCache:
     def run(self, graph: Graph, arrays: Sequence[Any]) -> Sequence[np.ndarray]:
         """Run the segment on its inputs."""
         structure, constants = describe(graph)
+        structure = (*structure, switches.now)
         exe = self._find(structure, tuple(map(_value_key, constants)))
         if exe is None:
             exe = self._compile(graph, structure, constants)

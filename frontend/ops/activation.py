@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from weft.casting import exact_on_gpu
 from weft.composite import composite_of_results
 from weft.dispatch import apply
 from weft.dtypes import as_dtype, type_name
@@ -35,6 +36,7 @@ def _total(e: Tensor, d: int) -> Tensor:
     return keep_dims(apply(P.sum_p, e, axes=(d,)), shape, (d,), True) if shape else e
 
 
+@exact_on_gpu
 @composite_of_results
 def softmax(input: Tensor, dim: int, dtype: Any = None) -> Tensor:
     """exp(x) / sum(exp(x)) along ``dim``.
@@ -48,6 +50,7 @@ def softmax(input: Tensor, dim: int, dtype: Any = None) -> Tensor:
     return e / _total(e, d)
 
 
+@exact_on_gpu
 @composite_of_results
 def log_softmax(input: Tensor, dim: int, dtype: Any = None) -> Tensor:
     """log(softmax(x)) along ``dim``, without overflow."""

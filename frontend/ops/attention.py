@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from weft.casting import lower
 from weft.composite import composite
 from weft.dispatch import apply
 from weft.ir import prims as P
@@ -14,6 +15,7 @@ from weft.random import drawn
 from weft.tensor import Tensor
 
 
+@lower
 @composite
 def scaled_dot_product_attention(
     query: Tensor,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from weft.casting import exact_on_gpu
 from weft.creation import arange
 from weft.dtypes import Size, get_default_dtype
 from weft.ops.common import broadcast_shapes as _broadcast_shapes
@@ -113,6 +114,7 @@ def put(input: Tensor, index: Tensor, source: Tensor, accumulate: bool = False) 
     return out.reshape(shape_of(input))
 
 
+@exact_on_gpu
 def renorm(input: Tensor, p: float, dim: int, maxnorm: float) -> Tensor:
     """Slices along ``dim`` scaled down to a p-norm of at most ``maxnorm``."""
     d = wrap_dim(dim, input.ndim)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from weft.casting import widest
 from weft.devices import put
 from weft.dispatch import apply, at_hand, wrap
 from weft.ir import prims as P
@@ -162,6 +163,7 @@ def scatter(
     return _scatter(input, dim, index, value if src is None else src, mode, "scatter")
 
 
+@widest
 @prepared
 def scatter_add(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
     """A copy of ``input`` with ``src`` added at ``index`` along ``dim``."""

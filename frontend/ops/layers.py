@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from weft.autograd.grad_mode import no_grad
+from weft.casting import exact_on_gpu, lower, widest
 from weft.composite import composite
 from weft.dispatch import apply
 from weft.dtypes import type_name
@@ -27,6 +28,7 @@ from weft.tensor import Tensor
 # -- linear, embedding --------------------------------------------------------------------------------------
 
 
+@lower
 @composite
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W' + b. input [..., in], weight [out, in] (or [in]), bias [out]."""
@@ -46,6 +48,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return out if bias is None else out + bias
 
 
+@widest
 def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x1' W x2 + b for each output. weight [out, in1, in2]."""
     from weft.ops.linalg import einsum
@@ -171,6 +174,7 @@ def _scaled(y: Tensor, weight: Tensor | None, bias: Tensor | None, dtype: Any) -
     return convert(y, dtype)
 
 
+@exact_on_gpu
 @composite
 def layer_norm(
     input: Tensor,
@@ -212,6 +216,7 @@ def rms_norm(
     return _scaled(y, weight, None, input.dtype)
 
 
+@exact_on_gpu
 @composite
 def group_norm(
     input: Tensor,

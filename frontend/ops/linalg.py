@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
+from weft.casting import exact, exact_on_cpu, lower, lower_on_cpu, lower_on_gpu, widest, widest_on_gpu
 from weft.dispatch import apply
 from weft.ir import prims as P
 from weft.ops.common import broadcast_shapes, broadcast_to, check_tensor, shape_of, wrap_dim
@@ -40,6 +41,7 @@ def _dot(a: Tensor, b: Tensor, ca: Sequence[int], cb: Sequence[int], ba: Any = (
     return apply(P.dot_general_p, a, b, contract=(tuple(ca), tuple(cb)), batch=(tuple(ba), tuple(bb)))
 
 
+@widest
 @prepared
 def dot(input: Tensor, other: Tensor) -> Tensor:
     """The inner product of two vectors."""
@@ -65,10 +67,12 @@ def inner(input: Tensor, other: Tensor) -> Tensor:
     return _dot(input, other, (input.ndim - 1,), (other.ndim - 1,))
 
 
+@widest
 def vdot(input: Tensor, other: Tensor) -> Tensor:
     return dot(input.conj(), other)
 
 
+@lower_on_gpu
 @prepared
 def mv(input: Tensor, vec: Tensor) -> Tensor:
     """Matrix times vector."""
@@ -83,6 +87,7 @@ def mv(input: Tensor, vec: Tensor) -> Tensor:
     return _dot(input, vec, (1,), (0,))
 
 
+@lower
 @prepared
 def mm(input: Tensor, mat2: Tensor) -> Tensor:
     """The product of two matrices."""
@@ -104,6 +109,7 @@ def _check_inner(a: Tensor, b: Tensor) -> None:
     _same_dtype(a, b)
 
 
+@lower
 @prepared
 def bmm(input: Tensor, mat2: Tensor) -> Tensor:
     """The products of two batches of matrices."""
@@ -118,6 +124,7 @@ def bmm(input: Tensor, mat2: Tensor) -> Tensor:
     return _dot(input, mat2, (2,), (1,), (0,), (0,))
 
 
+@lower
 @prepared
 def matmul(input: Tensor, other: Tensor) -> Tensor:
     """The matrix product: vectors, matrices and batches (broadcast), as ``@``.
@@ -200,33 +207,39 @@ def _combine(input: Tensor, product: Tensor, beta: Any, alpha: Any) -> Tensor:
     return product + (input if beta == 1 else input * beta)
 
 
+@lower
 @prepared
 def addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
     """beta * input + alpha * (mat1 @ mat2)."""
     return _combine(input, mm(mat1, mat2), beta, alpha)
 
 
+@lower_on_gpu
 @prepared
 def addmv(input: Tensor, mat: Tensor, vec: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
     return _combine(input, mv(mat, vec), beta, alpha)
 
 
+@lower_on_gpu
 @prepared
 def addr(input: Tensor, vec1: Tensor, vec2: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
     return _combine(input, outer(vec1, vec2), beta, alpha)
 
 
+@lower
 @prepared
 def baddbmm(input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
     """beta * input + alpha * (batch1 @ batch2), by batch."""
     return _combine(input, bmm(batch1, batch2), beta, alpha)
 
 
+@lower
 @prepared
 def addbmm(input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
     return _combine(input, bmm(batch1, batch2).sum(0), beta, alpha)
 
 
+@lower
 def chain_matmul(*matrices: Tensor) -> Tensor:
     out = matrices[0]
     for m in matrices[1:]:
@@ -234,6 +247,8 @@ def chain_matmul(*matrices: Tensor) -> Tensor:
     return out
 
 
+@lower_on_cpu
+@widest_on_gpu
 @prepared
 def tensordot(a: Tensor, b: Tensor, dims: Any = 2) -> Tensor:
     """Contraction over ``dims`` trailing/leading dimensions, or over two lists of dimensions."""
@@ -253,6 +268,7 @@ def tensordot(a: Tensor, b: Tensor, dims: Any = 2) -> Tensor:
     return _dot(a, b, da, db)
 
 
+@exact_on_cpu
 @prepared
 def trace(input: Tensor) -> Tensor:
     """The sum of the diagonal of a matrix."""
@@ -276,6 +292,7 @@ def matrix_power(input: Tensor, n: int) -> Tensor:
     return out
 
 
+@widest
 @prepared
 def cross(input: Tensor, other: Tensor, dim: int | None = None) -> Tensor:
     """The cross product of vectors of three along ``dim`` (the first of extent 3)."""
@@ -286,6 +303,7 @@ def cross(input: Tensor, other: Tensor, dim: int | None = None) -> Tensor:
     return stack([a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]], d)
 
 
+@exact
 def cdist(x1: Tensor, x2: Tensor, p: float = 2.0) -> Tensor:
     """The p-norm distances of all pairs of rows."""
     from weft.ops.reduce import norm
@@ -293,6 +311,7 @@ def cdist(x1: Tensor, x2: Tensor, p: float = 2.0) -> Tensor:
     return norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, -1)
 
 
+@lower
 def einsum(equation: str, *operands: Any) -> Tensor:
     """The Einstein sum ``"bij,bjk->bik"``; ellipses and repeated letters (diagonals) are understood.
 

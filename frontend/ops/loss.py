@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from weft.casting import exact, exact_on_cpu, refused_on_gpu
 from weft.composite import composite, composite_of_results
 from weft.dispatch import apply, at_hand
 from weft.ir import prims as P
@@ -36,6 +37,7 @@ def _reduction(reduction: str, size_average: Any, reduce: Any) -> str:
     return "sum" if size_average is False else "mean"
 
 
+@exact
 def cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -158,6 +160,7 @@ def _check_probabilities(name: str, x: Tensor) -> None:
         raise RuntimeError(f"all elements of {name} should be between 0 and 1")
 
 
+@exact
 def nll_loss(
     input: Tensor,
     target: Tensor,
@@ -186,6 +189,7 @@ def _elementwise_loss(loss: Tensor, weight: Tensor | None, reduction: str) -> Te
     )
 
 
+@exact
 @composite
 def mse_loss(
     input: Tensor,
@@ -200,6 +204,7 @@ def mse_loss(
     return _elementwise_loss(d * d, weight, _reduction(reduction, size_average, reduce))
 
 
+@exact
 @composite
 def l1_loss(
     input: Tensor,
@@ -213,6 +218,7 @@ def l1_loss(
     return _elementwise_loss((input - target).abs(), weight, _reduction(reduction, size_average, reduce))
 
 
+@exact
 @composite
 def smooth_l1_loss(
     input: Tensor,
@@ -232,6 +238,7 @@ def smooth_l1_loss(
     return _reduced(loss, _reduction(reduction, size_average, reduce))
 
 
+@exact
 @composite
 def huber_loss(
     input: Tensor, target: Tensor, reduction: str = "mean", delta: float = 1.0, weight: Tensor | None = None
@@ -241,6 +248,12 @@ def huber_loss(
     return _elementwise_loss(where(a < delta, 0.5 * a * a, delta * (a - 0.5 * delta)), weight, reduction)
 
 
+@exact_on_cpu
+@refused_on_gpu(
+    "torch.nn.functional.binary_cross_entropy and torch.nn.BCELoss are unsafe to autocast.\n"
+    "Many models use a sigmoid layer right before the binary cross entropy layer.\nIn this case, combine the "
+    "two layers using torch.nn.functional.binary_cross_entropy_with_logits\nor torch.nn.BCEWithLogitsLoss."
+)
 def binary_cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -268,6 +281,7 @@ def _binary_cross_entropy(input: Tensor, target: Tensor, weight: Tensor | None, 
     return _reduced(loss if weight is None else loss * weight, reduction)
 
 
+@exact
 @composite
 def binary_cross_entropy_with_logits(
     input: Tensor,
@@ -288,6 +302,7 @@ def binary_cross_entropy_with_logits(
     return _reduced(loss if weight is None else loss * weight, _reduction(reduction, size_average, reduce))
 
 
+@exact
 @composite
 def kl_div(
     input: Tensor,
@@ -304,6 +319,7 @@ def kl_div(
     return _reduced(loss, _reduction(reduction, size_average, reduce))
 
 
+@exact
 @composite
 def poisson_nll_loss(
     input: Tensor,
@@ -332,6 +348,7 @@ def gaussian_nll_loss(
     return _reduced(loss + 0.5 * math.log(2 * math.pi) if full else loss, reduction)
 
 
+@exact
 @composite
 def hinge_embedding_loss(
     input: Tensor,
@@ -345,6 +362,7 @@ def hinge_embedding_loss(
     return _reduced(loss, _reduction(reduction, size_average, reduce))
 
 
+@exact
 @composite
 def soft_margin_loss(
     input: Tensor, target: Tensor, size_average: Any = None, reduce: Any = None, reduction: str = "mean"
@@ -352,6 +370,7 @@ def soft_margin_loss(
     return _reduced((-target * input).exp().log1p(), _reduction(reduction, size_average, reduce))
 
 
+@exact
 @composite
 def margin_ranking_loss(
     input1: Tensor,
@@ -366,6 +385,7 @@ def margin_ranking_loss(
     return _reduced(loss, _reduction(reduction, size_average, reduce))
 
 
+@exact
 @composite
 def triplet_margin_loss(
     anchor: Tensor,
@@ -385,6 +405,7 @@ def triplet_margin_loss(
     return _reduced((margin + near - far).clamp_min(0.0), _reduction(reduction, size_average, reduce))
 
 
+@exact
 @composite
 def cosine_embedding_loss(
     input1: Tensor,

@@ -6,6 +6,7 @@ import math
 from functools import partial
 from typing import Any
 
+from weft.casting import EXACT_UNARY, exact_on_gpu, widest
 from weft.composite import composite_of_results
 from weft.dispatch import apply, at_hand
 from weft.dtypes import type_name
@@ -40,36 +41,21 @@ def _float_unary(prim: Primitive, name: str, doc: str) -> Any:
 
     fn.__name__ = fn.__qualname__ = name
     fn.__doc__ = doc + " Elementwise; integers are computed in the default float dtype."
-    return unary_function(prim, prepared(fn) if prim.ufunc is None else fn)
+    made: Any = prepared(fn) if prim.ufunc is None else fn
+    return unary_function(prim, exact_on_gpu(made) if name in EXACT_UNARY else made)
 
 
 _FLOAT_UNARY = {
-    "exp": "e to the power of x.",
-    "exp2": "2 to the power of x.",
-    "expm1": "exp(x) - 1.",
-    "log": "Natural logarithm.",
-    "log2": "Logarithm to base 2.",
-    "log1p": "log(1 + x).",
-    "sin": "Sine.",
-    "cos": "Cosine.",
-    "tan": "Tangent.",
-    "asin": "Inverse sine.",
-    "acos": "Inverse cosine.",
-    "atan": "Inverse tangent.",
-    "sinh": "Hyperbolic sine.",
-    "cosh": "Hyperbolic cosine.",
-    "tanh": "Hyperbolic tangent.",
-    "asinh": "Inverse hyperbolic sine.",
-    "acosh": "Inverse hyperbolic cosine.",
-    "atanh": "Inverse hyperbolic tangent.",
-    "erf": "Error function.",
-    "erfc": "1 - erf(x), without cancellation.",
-    "erfinv": "Inverse error function.",
-    "lgamma": "Logarithm of the absolute gamma function.",
-    "digamma": "Derivative of lgamma.",
-    "sqrt": "Square root.",
-    "rsqrt": "1 / sqrt(x).",
-}
+    "exp": "e to the power of x.", "exp2": "2 to the power of x.", "expm1": "exp(x) - 1.",
+    "log": "Natural logarithm.", "log2": "Logarithm to base 2.", "log1p": "log(1 + x).", "sin": "Sine.",
+    "cos": "Cosine.", "tan": "Tangent.", "asin": "Inverse sine.", "acos": "Inverse cosine.",
+    "atan": "Inverse tangent.", "sinh": "Hyperbolic sine.", "cosh": "Hyperbolic cosine.",
+    "tanh": "Hyperbolic tangent.", "asinh": "Inverse hyperbolic sine.",
+    "acosh": "Inverse hyperbolic cosine.", "atanh": "Inverse hyperbolic tangent.", "erf": "Error function.",
+    "erfc": "1 - erf(x), without cancellation.", "erfinv": "Inverse error function.",
+    "lgamma": "Logarithm of the absolute gamma function.", "digamma": "Derivative of lgamma.",
+    "sqrt": "Square root.", "rsqrt": "1 / sqrt(x).",
+}  # fmt: skip
 _made = {name: _float_unary(getattr(P, name + "_p"), name, doc) for name, doc in _FLOAT_UNARY.items()}
 exp, exp2, expm1, log, log2, log1p = (_made[n] for n in ("exp", "exp2", "expm1", "log", "log2", "log1p"))
 sin, cos, tan, asin, acos, atan = (_made[n] for n in ("sin", "cos", "tan", "asin", "acos", "atan"))
@@ -82,6 +68,7 @@ erf, erfc, erfinv, lgamma, digamma, sqrt, rsqrt = (
 arcsin, arccos, arctan, arcsinh, arccosh, arctanh = asin, acos, atan, asinh, acosh, atanh
 
 
+@exact_on_gpu
 @prepared
 def log10(input: Tensor) -> Tensor:
     """Logarithm to base 10."""
@@ -186,6 +173,7 @@ def frac(input: Tensor) -> Tensor:
     return input - trunc(input)
 
 
+@exact_on_gpu
 @prepared
 def reciprocal(input: Tensor) -> Tensor:
     """1 / x."""
@@ -391,6 +379,7 @@ def remainder(input: Any, other: Any) -> Tensor:
     return where((r != 0) & ((r < 0) != (b < 0)), r + b, r)
 
 
+@exact_on_gpu
 @prepared
 def pow(input: Any, exponent: Any) -> Tensor:
     """input ** exponent. RuntimeError for integers to a negative integer power."""
@@ -434,6 +423,7 @@ def float_power(input: Any, exponent: Any) -> Tensor:
 
 
 @partial(binary_function, P.atan2_p)
+@widest
 def atan2(input: Any, other: Any) -> Tensor:
     """The angle of the point (other, input)."""
     return binary(P.atan2_p, input, other, to_float=True)
@@ -525,6 +515,7 @@ def lerp(input: Tensor, end: Tensor, weight: Any) -> Tensor:
     return where(w < 0.5, input + delta * w, end - delta * (1 - w))
 
 
+@widest
 @prepared
 def addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: Any = 1) -> Tensor:
     """input + value * tensor1 * tensor2."""
@@ -532,6 +523,7 @@ def addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: Any = 1) 
     return input + (p if type(value) is int and value == 1 else p * value)
 
 
+@widest
 @prepared
 def addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: Any = 1) -> Tensor:
     """input + value * tensor1 / tensor2."""

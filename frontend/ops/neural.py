@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from weft.autograd.grad_mode import no_grad
+from weft.casting import exact_on_gpu, lower
 from weft.composite import composite
 from weft.ops import math as M
 from weft.ops import reduce as R
@@ -79,6 +80,7 @@ def _mish(x: Tensor) -> Tensor:
     return x * softplus(x).tanh()
 
 
+@exact_on_gpu
 @composite
 @in_float32
 def softplus(input: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
@@ -128,6 +130,7 @@ def _leaky_relu(x: Tensor, slope: float) -> Tensor:
     return where(x > 0, x, x * slope)
 
 
+@lower
 @composite
 def prelu(input: Tensor, weight: Tensor) -> Tensor:
     """As leaky_relu, with a slope of each channel (dimension 1)."""
@@ -249,6 +252,7 @@ def normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, o
     return input / R.norm(input, p, dim, True).clamp_min(eps)
 
 
+@exact_on_gpu
 @composite
 def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
     """The cosine of the angle between vectors along ``dim``."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
+from weft.casting import lower
 from weft.composite import composite
 from weft.dispatch import apply
 from weft.ir import prims as P
@@ -132,6 +133,7 @@ def _where(keep: Value, x: Value, old: Value) -> Value:
     return P.where_p.bind(P.broadcast_p.bind(keep, shape=x.type.shape, axes=(0,)), x, old)
 
 
+@lower
 def layer(
     mode: str, x: Tensor, state: tuple[Tensor, ...], weights: Weights, reverse: bool, keep: Tensor | None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -174,6 +176,7 @@ def _layer(
     return out[-1], *out[:-1]
 
 
+@lower
 def cell(mode: str, x: Tensor, state: tuple[Tensor, ...], weights: Weights) -> tuple[Tensor, ...]:
     """One step on ``x`` [batch, inputs]: the new state."""
     return layer(mode, x.unsqueeze(0), state, weights, False, None)[1]

@@ -6,6 +6,7 @@ import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from weft.casting import exact, exact_on_gpu
 from weft.dispatch import apply
 from weft.dtypes import as_dtype, type_name
 from weft.ir import prims as P
@@ -45,6 +46,7 @@ def _fold(prim: Any, x: Tensor, dim: Any, keepdim: bool) -> Tensor:
     return keep_dims(apply(prim, x, axes=dims), shape, dims, keepdim)
 
 
+@exact_on_gpu
 @prepared
 def sum(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """The sum of all elements, or along dimensions. Integers and bools are summed in int64.
@@ -65,6 +67,7 @@ def nansum(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any 
     return sum(where(isnan(input), 0, input) if input.dtype.is_inexact else input, dim, keepdim, dtype=dtype)
 
 
+@exact
 @prepared
 def prod(input: Tensor, dim: int | None = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """The product of all elements, or along one dimension."""
@@ -165,6 +168,7 @@ def std_mean(
     return sqrt(v), m
 
 
+@exact_on_gpu
 @prepared
 def norm(input: Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Tensor:
     """The p-norm of the elements (all, or along dimensions): 2 by default; inf, -inf, 0 and any number."""
@@ -190,6 +194,7 @@ def norm(input: Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False, 
     return sum(a**p, dim, keepdim) ** (1.0 / p)
 
 
+@exact_on_gpu
 @prepared
 def logsumexp(input: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
     """log(sum(exp(x))) along dimensions, without overflow."""
@@ -355,12 +360,14 @@ def _scan(prim: Any, input: Tensor, dim: int, dtype: Any) -> Tensor:
     return apply(prim, x, axis=axis, reverse=False)
 
 
+@exact_on_gpu
 @prepared
 def cumsum(input: Tensor, dim: int, *, dtype: Any = None) -> Tensor:
     """The running sum along a dimension."""
     return _scan(P.cumsum_p, input, dim, dtype)
 
 
+@exact_on_gpu
 @prepared
 def cumprod(input: Tensor, dim: int, *, dtype: Any = None) -> Tensor:
     """The running product along a dimension."""
@@ -404,5 +411,6 @@ def diff(input: Tensor, n: int = 1, dim: int = -1) -> Tensor:
     return out
 
 
+@exact_on_gpu
 def dist(input: Tensor, other: Tensor, p: float = 2) -> Tensor:
     return norm(input - other, p)

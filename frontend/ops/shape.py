@@ -8,6 +8,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
+from weft.casting import widest
 from weft.creation import shape_of_args
 from weft.dispatch import apply, at_hand
 from weft.ir import prims as P
@@ -433,6 +434,7 @@ def unfold(input: Tensor, dimension: int, size: int, step: int) -> Tensor:
 # -- joins --------------------------------------------------------------------------------------------------
 
 
+@widest
 @prepared
 def cat(tensors: Sequence[Tensor], dim: int = 0, **kw: Any) -> Tensor:
     """Tensors one after the other along ``dim``. RuntimeError where other extents differ."""
@@ -468,6 +470,7 @@ def _check_cat(first: tuple[int, ...], other: tuple[int, ...], axis: int, i: int
             )
 
 
+@widest
 @prepared
 def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Tensors of one shape along a new dimension."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from weft.casting import exact_on_cpu
 from weft.ops.common import check_tensor, shape_of, wrap_dim
 from weft.ops.linalg import matmul
 from weft.ops.math import floor, lerp, sqrt
@@ -61,6 +62,7 @@ def _quantile(input: Tensor, q: Any, dim: Any, keepdim: bool, interpolation: str
     return out if levels.ndim else out.squeeze(0)
 
 
+@exact_on_cpu
 def quantile(
     input: Tensor, q: Any, dim: Any = None, keepdim: bool = False, *, interpolation: str = "linear"
 ) -> Tensor:
@@ -73,6 +75,7 @@ def quantile(
     return _quantile(input, q, dim, keepdim, interpolation, skip_nan=False)
 
 
+@exact_on_cpu
 def nanquantile(
     input: Tensor, q: Any, dim: Any = None, keepdim: bool = False, *, interpolation: str = "linear"
 ) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from weft.casting import lower
 from weft.creation import constant
 from weft.dispatch import apply
 from weft.ir import prims as P
@@ -116,6 +117,7 @@ def _check_conv(x: Tensor, w: Tensor, bias: Any, groups: int, pads: Any, dilatio
         )
 
 
+@lower
 @prepared
 def conv1d(
     input: Tensor,
@@ -130,6 +132,7 @@ def conv1d(
     return _conv(1, input, weight, bias, stride, padding, dilation, groups)
 
 
+@lower
 @prepared
 def conv2d(
     input: Tensor,
@@ -144,6 +147,7 @@ def conv2d(
     return _conv(2, input, weight, bias, stride, padding, dilation, groups)
 
 
+@lower
 @prepared
 def conv3d(
     input: Tensor,
@@ -208,6 +212,7 @@ def _conv_transpose(
     return _finish(out, bias, rank, batched)
 
 
+@lower
 def conv_transpose1d(
     input: Tensor,
     weight: Tensor,
@@ -222,6 +227,7 @@ def conv_transpose1d(
     return _conv_transpose(1, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
+@lower
 def conv_transpose2d(
     input: Tensor,
     weight: Tensor,
@@ -236,6 +242,7 @@ def conv_transpose2d(
     return _conv_transpose(2, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
+@lower
 def conv_transpose3d(
     input: Tensor,
     weight: Tensor,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from functools import cache
 
 from weft.codegen.gpu.target import GpuTarget
@@ -16,6 +17,7 @@ from weft.runtime.cuda.driver import CudaError
 from weft.runtime.cuda.executable import DeviceArtifact, DeviceExecutable
 from weft.runtime.host import host_target
 from weft.runtime.pause import collection_paused
+from weft.runtime.precision import switches
 
 
 def compile_for_device(
@@ -25,7 +27,7 @@ def compile_for_device(
     state = device_state(index_of(device)) if device is not None and target is None else None
     if target is None:
         assert state is not None
-        target = state.target
+        target = allowed(state.target)
     store = disk_cache()
     kind = state.driver.kind if state else "none"
     stamp = f"{target!r} {kind} {host_target()!r}"
@@ -42,6 +44,13 @@ def compile_for_device(
     if store:
         store.store(entry, made.artifact.to_bytes())
     return made
+
+
+def allowed(target: GpuTarget) -> GpuTarget:
+    """The target with the precision that the switches of the moment ask for, if it has the instructions."""
+    if target.capability < (8, 0):
+        return target
+    return replace(target, tf32=switches.now.matmul_tf32, conv_tf32=switches.now.conv_tf32)
 
 
 def gpu_key(*parts: str) -> str:

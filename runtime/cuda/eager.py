@@ -19,11 +19,19 @@ from weft.runtime.cuda.array import DeviceArray, empty, from_host
 from weft.runtime.cuda.device import index_of
 from weft.runtime.cuda.driver import driver
 from weft.runtime.oneop import Layout, broadcast_operands, graph_of, placing, prepared, vjp_rule
+from weft.runtime.precision import switches
 
 _LIMIT = 1 << 14  # runners kept; the executables behind them have a cache of their own
 _runners: dict[Any, Callable[..., list[Any]]] = {}
 _dense_runners: dict[Any, Callable[..., list[Any]]] = {}  # the same by what _kinds says
 _gradients: dict[Any, Callable[..., list[Any]] | None] = {}
+
+
+@switches.listeners.append
+def _forget() -> None:
+    """Drop what was compiled for another precision."""
+    for known in (_runners, _dense_runners, _gradients):
+        known.clear()
 
 
 # -- views --------------------------------------------------------------------------------------------------

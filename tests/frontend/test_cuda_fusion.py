@@ -21,6 +21,7 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture(autouse=True)
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    weft.backends.cudnn.allow_tf32 = False  # results are compared with those of exact convolutions
     if not weft.cuda.is_available():
         monkeypatch.setenv("WEFT_CUDA", "emulate")
         monkeypatch.setenv("WEFT_CUDA_DEVICES", "2")  # the driver that other tests use, too

@@ -13,7 +13,9 @@ for folder in (Path(__file__).parent, Path(__file__).parent.parent):
 @pytest.fixture(autouse=True)
 def device(monkeypatch):
     from weft.runtime.cuda.driver import is_available
+    from weft.runtime.precision import switches
 
+    switches.allow(conv_tf32=False)  # results are compared with those of exact convolutions
     if not is_available():
         monkeypatch.setenv("WEFT_CUDA", "emulate")
         monkeypatch.setenv("WEFT_CUDA_DEVICES", os.environ.get("WEFT_CUDA_DEVICES", "2"))
