@@ -37,6 +37,7 @@ _SUMS_BYTES = 24 << 10  # of the sums of one unit: in the first-level cache besi
 _BAND_BYTES = 16 << 10  # of copied lines: half of that cache
 _PIECE = 256  # taps or k that are summed before the sums go back to memory, about
 _ACROSS = 8.0  # slots to add up the lanes of a vector
+_TURNED = 2.5  # by how much results, and copies, are dearer that have to be transposed
 _MOST_PARTS = 16
 _THREADS = 4  # that come to read the same weights
 _MOST_TILES = 128  # of a unit: their sums wait on the stack
@@ -148,7 +149,7 @@ def direct_plans(p: DirectProblem, target: Target) -> Iterator[DirectPlan]:
 def direct_cost(p: DirectProblem, plan: DirectPlan, target: Target) -> float:
     """Slots for all of it."""
     row_bytes = plan.vectors * p.lanes * p.size
-    total, units = packed(p.copied, target) if p.copied else 0.0, 0
+    total, units = packed(p.copied, target) * _TURNED if p.copied else 0.0, 0
     weights = p.groups * -(-p.outputs // (plan.vectors * p.lanes)) * row_bytes * p.depth
     taps = max(t for _, t in p.classes)
     if not p.block:
@@ -176,7 +177,9 @@ def _class_cost(
         step = max(step, row_bytes / target.line_bytes * NEAR_LINE)
     chunks = -(-taps // c.taps) * -(-p.depth // c.depth)
     each = k * step + taps * (_TAP + plan.rows) + chunks * (CALL + 2 * slots * (chunks > 1))
-    total = tiles * columns * (each + slots * STORE * (1.0 if p.turned else 1.5))
+    here = c.tiles * plan.rows  # pixels of a unit: results that are turned go by whole vectors of them
+    stored = STORE if p.turned else STORE * _TURNED * -(-here // p.lanes) * p.lanes / here
+    total = tiles * columns * (each + slots * stored)
     listed = c.units * c.tiles * plan.rows * taps * _LISTED * (1 if taps <= _WRITTEN_OUT else 2)
     # units that follow each other find their weights in the cache, where the same thread runs them
     parts = -(-tiles // p.samples // c.tiles)
