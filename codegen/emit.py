@@ -172,8 +172,8 @@ class VectorBuilder(ScalarMath):
         if d.is_floating_point:
             if op == "copysign":
                 return self.intrinsic("llvm.copysign", d, [x, y], x.lanes or y.lanes)
-            if op == "div" and x.lanes * x.dtype.bits == 512 and not y.lanes:
-                return self._divide_by_one(x, y)
+            if op == "div":
+                return self.divide(x, y)
             return self._scaled_sum(op, x, y) or self.simple("f" + op, d, x, y)
         if op in ("idiv", "irem"):
             return self._integer_division(op, x, y)
@@ -202,6 +202,12 @@ class VectorBuilder(ScalarMath):
                     z, c = (turned, c) if left else (z, turned)
                 return self.fma(v, c, z)
         return None
+
+    def divide(self, x: Reg, y: Reg) -> Reg:
+        """A quotient of floats."""
+        if x.lanes * x.dtype.bits == 512 and not y.lanes:
+            return self._divide_by_one(x, y)
+        return self.simple("fdiv", x.dtype, x, y)
 
     def _divide_by_one(self, x: Reg, y: Reg) -> Reg:
         """A vector divided by one number for all lanes: by its reciprocal and one correction, which is four

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from typing import TYPE_CHECKING
 
@@ -18,8 +17,6 @@ def lookup(b: VectorBuilder, values: list[str], index: Reg, dtype: DType) -> Reg
     """``values[index mod 16]``; ``values`` are literals of f32, the index an i32 of any value."""
     assert dtype is T.f32 and len(values) == 16
     target, lanes = b.target, index.lanes
-    if target is not None and target.architecture == "nvptx64":
-        return _memory(b, values, index)
     features = target.features.split(",") if target else []
     if lanes == 16 and target is not None and target.masked:
         return _permute(b, "llvm.x86.avx512.permvar.sf.512", values, index)
@@ -28,29 +25,6 @@ def lookup(b: VectorBuilder, values: list[str], index: Reg, dtype: DType) -> Reg
     if lanes == 4 and target is not None and target.architecture == "aarch64":
         return _bytes(b, values, index)
     return _tree(b, values, index)
-
-
-def _memory(b: VectorBuilder, values: list[str], index: Reg) -> Reg:
-    """A line of global memory: a warp reads one line of the first cache, whatever its threads ask for."""
-    name = "weft_table_" + hashlib.sha256(" ".join(values).encode()).hexdigest()[:16]
-    b.fn.declares.add(
-        f"@{name} = internal addrspace(1) constant [16 x float] [{_vector(values, 'float')[1:-1]}], align 64"
-    )
-    low = b.binary("and", index, b.const(15, T.i32))
-
-    def one(i: str) -> Reg:
-        p = b.emit(f"getelementptr float, ptr addrspace(1) @{name}, i32 {i}", T.u64, 0, low.depth)
-        load = f"load float, ptr addrspace(1) {p.text}, align 4, !invariant.load !{{}}"
-        return b.emit(load, T.f32, 0, low.depth)
-
-    if not low.lanes:
-        return one(low.text)
-    vector, out = reg_type(T.f32, low.lanes), "poison"
-    for i in range(low.lanes):
-        each = b.emit(f"extractelement <{low.lanes} x i32> {low.text}, i32 {i}", T.i32, 0, low.depth)
-        put = f"insertelement {vector} {out}, float {one(each.text).text}, i32 {i}"
-        out = b.emit(put, T.f32, low.lanes, low.depth).text
-    return b.reg(out, T.f32, low.lanes, low.depth)
 
 
 def _vector(values: list[str], ty: str) -> str:

@@ -13,9 +13,24 @@ from collections.abc import Sequence
 
 from weft.ir.scalarexpr import Num, fast_two_sum, horner, two_product
 
+Row = tuple[float, ...]
+_FAMILIES: dict[Row, tuple[Row, ...]] = {}
+
+
+def family(*rows: Row) -> tuple[Row, ...]:
+    """Tables that are looked up at the same index."""
+    _FAMILIES.update(dict.fromkeys(rows, rows))
+    return rows
+
+
+def family_of(row: Row) -> tuple[Row, ...]:
+    """The tables that are looked up where this one is."""
+    return _FAMILIES.get(row, (row,))
+
+
 # erf(k/4 + r) for |r| <= 1/8, k = 0 .. 15: a row per power of r. Row 1 lacks a one at k = 0. The last column
 # rises a little faster than erf, so as to reach 1 at the end, where erf is 1 but for 0.7 of a unit of it.
-ERF = (
+ERF = family(
     (0.0, 0.2763264, 0.5204999, 0.71115565, 0.8427008, 0.92290014, 0.96610516, 0.9866717, 0.9953223,
      0.9985373, 0.999593, 0.9998994, 0.9999779, 0.9999957, 0.9999993, 0.9999999),
     (0.12837917, 1.0600142, 0.8787827, 0.64293104, 0.4151075, 0.23652112, 0.11893029, 0.052774996,
@@ -38,7 +53,7 @@ ERF = (
 # tanh(k h + r) for |r| <= h/2, k = 0 .. 15
 TANH_STEP = 149 / 256
 TANH_END = 9.015663146972656
-TANH = (
+TANH = family(
     (0.0, 0.52414024, 0.82235944, 0.9409293, 0.9811748, 0.9940842, 0.9981492, 0.9994218, 0.99981946,
      0.9999436, 0.9999824, 0.9999945, 0.9999983, 0.99999946, 0.9999998, 0.99999994),
     (1.0, 0.72527725, 0.323725, 0.114652015, 0.03729597, 0.011796614, 0.0036981143, 0.0011560787,
@@ -84,7 +99,7 @@ SIXTEENTHS = 1.5 * 2.0**19  # adding it rounds to sixteenths, and leaves their n
 
 # c = 1/(1 + (j + 1/2)/16) roughly, but 1 for j = 0 and 1/2 for j = 15; -log(c) and -log2(c) as sums, whose
 # first parts are multiples of 2^-15: the sum with an exponent's is exact
-LOG_TABLE = (
+LOG_TABLE = family(
     (1.0, 0.9140625, 0.86328125, 0.8203125, 0.78125, 0.74609375, 0.7109375, 0.6796875, 0.65234375,
      0.62890625, 0.60546875, 0.58203125, 0.5625, 0.54296875, 0.5234375, 0.5),
     (0.0, 0.08984375, 0.14700317, 0.19805908, 0.24685669, 0.2929077, 0.341156, 0.3861084, 0.42718506,
@@ -94,7 +109,7 @@ LOG_TABLE = (
      -1.4262088e-05, -1.2226589e-06, 1.4286068e-06),
 )  # fmt: skip
 
-LOG2_TABLE = (
+LOG2_TABLE = family(
     (0.0, 0.12963867, 0.21209717, 0.2857666, 0.35614014, 0.4225769, 0.49221802, 0.5570679, 0.6163025,
      0.6690979, 0.72387695, 0.78082275, 0.8300781, 0.881073, 0.9338989, 1.0),
     (0.0, -3.3914584e-06, 2.7263982e-07, -1.2119229e-05, 3.6735066e-06, -5.7323327e-06, -1.2657777e-05,
@@ -110,7 +125,7 @@ LOG2E_PARTS = (1.4426950216293335, 1.925963033500011e-08)
 
 # The same with c of six bits, so that m c - 1 is exact for all m of 24 bits: it is less than 1/16. -log2(c)
 # as a sum, of which an exponent plus the first part is exact.
-LOG2_DOUBLE = (
+LOG2_DOUBLE = family(
     (1.0, 0.90625, 0.875, 0.8125, 0.78125, 0.75, 0.71875, 0.6875, 0.65625, 0.625, 0.59375, 0.59375,
      0.5625, 0.53125, 0.53125, 0.5),
     (0.0, 0.14202880859375, 0.192657470703125, 0.299560546875, 0.35614013671875, 0.4150390625,

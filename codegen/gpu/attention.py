@@ -105,7 +105,7 @@ class Forward(Scores):
         count = self.batch * self.heads * blocks * self.slices * parts.count
         self.kernel.keep(fn, count, self.block.bytes)
         if parts.count > 1:
-            parts.combine(lambda f, x: self.exponential(f, engine, x), self._element)
+            parts.combine(lambda f, x: self.exponential(f, x), self._element)
         cells = self.batch * self.heads * self.length * self.keys * (0.5 if self.causal else 1.0)
         return self.kernel.code(self._describe(), int(2 * cells * sum(self.widths)))
 
@@ -131,10 +131,10 @@ class Forward(Scores):
             peak = b.reg(text, self.acc)
             none = b.compare("eq", peak, b.const(float("-inf"), self.acc))
             base = b.select(none, b.const(0.0, self.acc), peak)
-            alpha = self.exponential(fn, engine, b.binary("sub", before, base))
+            alpha = self.exponential(fn, b.binary("sub", before, base))
             part = b.binary("mul", b.reg(total[r], self.acc), alpha)
             for n in mine:
-                weights[n] = self.exponential(fn, engine, b.binary("sub", scores[n], base))
+                weights[n] = self.exponential(fn, b.binary("sub", scores[n], base))
                 part = b.binary("add", part, weights[n])
             top[r], total[r] = peak.text, part.text
             sums = self._rescaled(fn, r, alpha, sums)

@@ -276,7 +276,7 @@ class Backward(Scores):
             if c.query not in known:
                 known[c.query] = numbers(c)
             lse, delta = known[c.query]
-            p = self.exponential(fn, engine, b.binary("sub", b.reg(scores[c.number], self.acc), lse))
+            p = self.exponential(fn, b.binary("sub", b.reg(scores[c.number], self.acc), lse))
             slope, kept = b.reg(products[1][c.number], self.acc), p
             if self.state is not None:
                 drop = self.kept(fn, where, (c.query, c.key))

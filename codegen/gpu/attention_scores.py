@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 from weft.codegen.attention_tiles import LOG2E, attention_of, exp2, lies
 from weft.codegen.blocks import Ix
-from weft.codegen.emit import Reg, VectorBuilder
+from weft.codegen.emit import Reg
 from weft.codegen.gpu.attention_engine import AnyEngine, Stream, TensorEngine
+from weft.codegen.gpu.builder import DeviceBuilder
 from weft.codegen.gpu.contract_code import BlockCode
 from weft.codegen.gpu.contract_region import lanes_within, load_aligned, store_elements, vector_of
 from weft.codegen.gpu.contract_tiles import Kernel
@@ -18,7 +19,7 @@ from weft.ir.graph import Op, Value
 from weft.ir.prims.attention import accumulator, split_optional
 from weft.ir.prims.attention_numpy import threshold
 from weft.ir.prims.base import PRIMITIVES
-from weft.ir.types import DType, bool_, i64, u32, u64
+from weft.ir.types import DType, bool_, f64, i64, u32, u64
 
 Cell = tuple[Ix, Ix]  # a query and a key
 Load = Callable[[Stream, Ix, Ix, str | None], None]  # of (stream, slot, column, use)
@@ -141,16 +142,13 @@ class Scores:
         self.state = None if state is None else self.graph.params.index(state)
         self.widths = (self.width, self.out_width)
 
-    def builder(self, fn: BlockCode) -> VectorBuilder:
-        return VectorBuilder(fn, 0)
+    def builder(self, fn: BlockCode) -> DeviceBuilder:
+        return DeviceBuilder(fn, 0)
 
-    def exponential(self, fn: BlockCode, engine: AnyEngine, x: Reg) -> Reg:
-        """2^x of an x of at most 0: on tensor cores, where weights are rounded anyway, the unit's own."""
+    def exponential(self, fn: BlockCode, x: Reg) -> Reg:
+        """2^x of an x of at most 0; what lies below the smallest normal number is 0."""
         b = self.builder(fn)
-        if not isinstance(engine, TensorEngine):
-            return exp2(b, x)
-        got = fn.call("llvm.nvvm.ex2.approx.ftz.f", "float", f"float {x.text}")
-        return b.reg(got, self.acc)
+        return exp2(b, x) if x.dtype is f64 else b.unit("llvm.nvvm.ex2.approx.ftz.f", x)
 
     def pointer(self, number: int) -> str:
         return f"%arg{number}"

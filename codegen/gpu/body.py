@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from weft.codegen.emit import Reg, VectorBuilder, memory_form
+from weft.codegen.emit import Reg, memory_form
+from weft.codegen.gpu.builder import DeviceBuilder
 from weft.codegen.gpu.device import DeviceFunction
 from weft.codegen.gpu.target import GpuTarget
 from weft.codegen.gpu.team import Team, memory_of
@@ -45,7 +46,7 @@ class DeviceBody(BodyEmitter):
         self, fn: DeviceFunction, target: GpuTarget, buffers: dict[str, Buffer], lanes: int
     ) -> None:
         super().__init__(fn, target, buffers, lanes)  # type: ignore[arg-type]
-        self.b = VectorBuilder(fn, 0, target)
+        self.b = DeviceBuilder(fn, 0, target)
         self.team: Team | None = None
         self.point: Any = None  # the step of a team's loop that is written out, the same in all loops
         self.inside = 0  # open loops that the team shares

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from weft.codegen.blocks import Ix
 from weft.codegen.emit import Reg, VectorBuilder
+from weft.codegen.gpu.builder import DeviceBuilder
 from weft.codegen.gpu.device import DeviceFunction
 from weft.codegen.gpu.kernel import DeviceCode, DeviceLaunch
 from weft.codegen.gpu.target import GpuTarget
@@ -55,9 +56,9 @@ class DeviceWriter:
 
     # -- functions
 
-    def builder(self, fn: DeviceFunction) -> VectorBuilder:
+    def builder(self, fn: DeviceFunction) -> DeviceBuilder:
         """Writes scalar rules into a function."""
-        return VectorBuilder(fn, 0, self.target)
+        return DeviceBuilder(fn, 0, self.target)
 
     @contextmanager
     def launch(self, slots: tuple[int, ...], blocks: int, threads: int = THREADS) -> Iterator[DeviceFunction]:

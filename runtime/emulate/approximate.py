@@ -1,7 +1,7 @@
 """The functions that the hardware approximates: ex2, lg2, rsqrt, sin, cos, tanh.
 
 Their documented errors are small multiples of an ulp, or 2^-20.9 and the like in absolute terms; here they
-are computed in f64 and rounded, which is within all of them.
+are computed in f64 and rounded to a neighbour, which is within all of them but not always the nearest.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from weft.runtime.emulate import half
 from weft.runtime.emulate.floating import modified
 from weft.runtime.emulate.program import Decoder, Step, instruction
 from weft.runtime.emulate.ptx_ast import Instruction
+from weft.runtime.emulate.rounding import either
 from weft.runtime.emulate.steps import elementwise
 
 Array = Any
 
 
 def _through_f64(fn: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    return lambda x: fn(x.astype(np.float64)).astype(x.dtype)
+    return lambda x: either(fn(x.astype(np.float64)), x)
 
 
 _FUNCTIONS: dict[str, Callable[[Array], Array]] = {

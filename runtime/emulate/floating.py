@@ -202,7 +202,7 @@ def _sqrt(d: Decoder, ins: Instruction) -> Step:
 
 @instruction("rcp")
 def _rcp(d: Decoder, ins: Instruction) -> Step:
-    mode = mode_of(ins)
     if "approx" in ins.mods:
-        mode = "rn"
+        return _apply(d, ins, lambda a: rounding.either(1 / a.astype(np.float64), a))
+    mode = mode_of(ins)
     return _apply(d, ins, lambda a: rounding.divide(a.dtype.type(1), a, mode))

@@ -55,6 +55,19 @@ def narrow(exact: Array, mode: str = "rn", error: Array | None = None) -> Array:
     return np.where(np.isfinite(exact), stepped, rounded)
 
 
+def either(exact: Array, like: Array) -> Array:
+    """An f64 value as one of its two neighbours among floats of ``like``, whose bits decide which: hardware
+    that approximates does not always give the nearer one, and what is built on it must not need it."""
+    rounded = exact.astype(like.dtype)
+    if like.dtype != _F32:
+        return rounded
+    lost = exact - rounded
+    beyond = np.where(lost > 0, np.inf, np.where(lost < 0, -np.inf, rounded)).astype(np.float32)
+    hashed = np.ascontiguousarray(like).view(np.uint32) * np.uint32(2654435761)
+    usual = np.isfinite(rounded) & (np.abs(rounded) > np.finfo(np.float32).tiny)
+    return np.where(usual & (hashed >> 31 != 0), np.nextafter(rounded, beyond), rounded)
+
+
 def _zero_sign(value: Array, opposite: Array, mode: str) -> Array:
     """Towards minus infinity the sum of opposite numbers is -0."""
     return np.where((value == 0) & opposite, -np.abs(value), value) if mode == "rm" else value
