@@ -7,7 +7,7 @@ emulated one, which executes the generated PTX in numpy. Nothing here loads eith
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from weft.devices import cuda as _cuda
@@ -136,11 +136,42 @@ def stream(stream: Any) -> Iterator[None]:
         yield
 
 
+def is_current_stream_capturing() -> bool:
+    """Whether the work of the calling thread is being recorded in a graph."""
+    if not is_initialized():
+        return False
+    return _cuda.stream.current_stream().cuda_stream in _state(None).capturing
+
+
+class graph:
+    """Records the work inside the block in a :class:`CUDAGraph`, on a stream of the graph's own, not run.
+
+    What is computed keeps its memory, at the same addresses in each replay: copy new inputs into the tensors
+    that the block read, call ``replay``, and read the tensors that it made. RuntimeError for work that needs
+    the host.
+    """
+
+    def __init__(
+        self, cuda_graph: Any, pool: Any = None, stream: Any = None, capture_error_mode: str = "global"
+    ) -> None:
+        self.cuda_graph, self._arguments = cuda_graph, (pool, capture_error_mode)
+
+    def __enter__(self) -> None:
+        synchronize()
+        self._block = self.cuda_graph.capture()
+        self._block.__enter__()
+
+    def __exit__(self, *exc: Any) -> None:
+        self._block.__exit__(*exc)
+
+
+_ELSEWHERE = {"Stream": "stream", "Event": "stream", "OutOfMemoryError": "memory", "CUDAGraph": "graphs",
+              "CudaError": "driver"}  # fmt: skip
+
+
 def __getattr__(name: str) -> Any:
-    if name in ("Stream", "Event"):
-        return getattr(_cuda.stream, name)
-    if name == "OutOfMemoryError":
-        return _cuda.memory.OutOfMemoryError
+    if name in _ELSEWHERE:
+        return getattr(getattr(_cuda, _ELSEWHERE[name]), name)
     raise AttributeError(f"module 'weft.cuda' has no attribute {name!r}")
 
 
@@ -173,6 +204,16 @@ def max_memory_reserved(device: Any = None) -> int:
     """The most bytes that the allocator held."""
     found = _allocator(device)
     return 0 if found is None else found.max_reserved()
+
+
+def memory_stats(device: Any = None) -> dict[str, int]:
+    """Bytes of tensors and bytes held, now and at most, by PyTorch's names."""
+    return {
+        "allocated_bytes.all.current": memory_allocated(device),
+        "allocated_bytes.all.peak": max_memory_allocated(device),
+        "reserved_bytes.all.current": memory_reserved(device),
+        "reserved_bytes.all.peak": max_memory_reserved(device),
+    }
 
 
 def reset_peak_memory_stats(device: Any = None) -> None:
@@ -215,6 +256,12 @@ def manual_seed_all(seed: int) -> None:
         _generator(index).manual_seed(seed)
 
 
+def seed_all() -> None:
+    """Seed the generators of all GPUs from the operating system."""
+    for index in range(device_count()):
+        _generator(index).seed()
+
+
 def seed() -> None:
     """Seed the generator of the current GPU from the operating system."""
     _generator(None).seed()
@@ -233,3 +280,14 @@ def get_rng_state(device: Any = "cuda") -> Tensor:
 def set_rng_state(new_state: Tensor, device: Any = "cuda") -> None:
     """Set the state of the generator of a GPU."""
     _generator(device).set_state(new_state)
+
+
+def get_rng_state_all() -> list[Tensor]:
+    """The states of the generators of all GPUs."""
+    return [get_rng_state(index) for index in range(device_count())]
+
+
+def set_rng_state_all(new_states: Iterable[Tensor]) -> None:
+    """Set the states of the generators of all GPUs."""
+    for index, state in enumerate(new_states):
+        set_rng_state(state, index)

@@ -16,10 +16,10 @@ from typing import Any
 from weft.runtime import stats
 from weft.runtime.cuda import api
 from weft.runtime.cuda.device import current_device, device_state
-from weft.runtime.cuda.stream import Stream, stream_of, using_stream
+from weft.runtime.cuda.stream import Stream, set_stream, stream_of
 
 
-class CudaGraph:
+class CUDAGraph:
     """Captured work of a device; ``replay`` issues it on the current stream.
 
     Only launches and copies of the device can be captured: what waits for the device, takes numbers from the
@@ -31,6 +31,7 @@ class CudaGraph:
         self._stream = Stream(self._state.index)
         self._state.allocator.private.add(self._stream.cuda_stream)
         self._graph = 0
+        self._before: Stream | None = None  # the current stream outside of a capture
 
     def __del__(self) -> None:
         if not sys.is_finalizing() and hasattr(self, "_stream"):
@@ -42,24 +43,39 @@ class CudaGraph:
     @contextmanager
     def capture(self) -> Iterator[None]:
         """Record what is issued inside the block, which is not run. RuntimeError where it cannot be."""
-        if self._graph:
-            raise RuntimeError("this graph holds a capture already; reset it first")
-        driver, handle = self._state.driver, self._stream.cuda_stream
-        self._stream.wait_stream(stream_of(self._state))
-        self._state.activate()
-        driver.call("cuStreamBeginCapture_v2", handle, api.CAPTURE_RELAXED)
-        self._state.capturing.add(handle)
+        self.capture_begin()
         try:
-            with using_stream(self._stream):
-                yield
+            yield
         except BaseException:
             with contextlib.suppress(Exception):  # the first error is what matters
-                self._finish(driver, handle)
+                self.capture_end()
                 self.reset()
             raise
-        self._finish(driver, handle)
+        self.capture_end()
 
-    def _finish(self, driver: Any, handle: int) -> None:
+    def capture_begin(self, pool: Any = None, capture_error_mode: str = "global") -> None:
+        """Record what the calling thread issues from now on. Memory is always the graph's own, and other
+        threads are not disturbed, whatever ``pool`` and ``capture_error_mode`` say."""
+        if self._graph:
+            raise RuntimeError("this graph holds a capture already; reset it first")
+        if self._before is not None:
+            raise RuntimeError("this graph is being captured already")
+        handle = self._stream.cuda_stream
+        before = stream_of(self._state)
+        self._stream.wait_stream(before)
+        self._state.activate()
+        self._state.driver.call("cuStreamBeginCapture_v2", handle, api.CAPTURE_RELAXED)
+        self._state.capturing.add(handle)
+        self._before = before
+        set_stream(self._stream)
+
+    def capture_end(self) -> None:
+        """End the recording. RuntimeError where there was none, or something in it could not be recorded."""
+        if self._before is None:
+            raise RuntimeError("no capture was begun")
+        set_stream(self._before)
+        self._before = None
+        driver, handle = self._state.driver, self._stream.cuda_stream
         self._state.capturing.discard(handle)
         found = driver.word("cuStreamEndCapture", handle)
         self._graph = driver.instantiate(found)

@@ -352,3 +352,50 @@ def test_a_graph_break_reads_a_value_and_goes_on() -> None:
 
     x = weft.ones(3, device="cuda")
     assert f(x).tolist() == [3, 3, 3] and f(-x).tolist() == [-3, -3, -3] and f(x).is_cuda
+
+
+# -- captured graphs ----------------------------------------------------------------------------------------
+
+
+def test_a_graph_repeats_eager_and_compiled_work_on_new_inputs() -> None:
+    x = weft.ones(8, 8).cuda()
+    double = weft.compile(lambda x: x * 2 + 1)
+    double(x)
+    g = weft.cuda.CUDAGraph()
+    with weft.cuda.graph(g):
+        assert weft.cuda.is_current_stream_capturing()
+        y = double(x).sum(0)
+    assert not weft.cuda.is_current_stream_capturing()
+    for value in (1.0, 5.0):
+        x.fill_(value)
+        g.replay()
+        assert y.tolist() == [8 * (2 * value + 1)] * 8
+    g.reset()
+    with pytest.raises(RuntimeError, match="nothing was captured"):
+        g.replay()
+
+
+def test_a_graph_begins_and_ends_once() -> None:
+    g = weft.cuda.CUDAGraph()
+    with pytest.raises(RuntimeError, match="no capture was begun"):
+        g.capture_end()
+    g.capture_begin()
+    with pytest.raises(RuntimeError, match="being captured already"):
+        g.capture_begin()
+    g.capture_end()
+    with pytest.raises(RuntimeError, match="holds a capture already"), weft.cuda.graph(g):
+        pass
+    x = weft.ones(3).cuda()
+    with pytest.raises(RuntimeError, match="cannot wait"), weft.cuda.graph(weft.cuda.CUDAGraph()):
+        x.sum().item()
+    assert x.sum().item() == 3 and not weft.cuda.is_current_stream_capturing()
+
+
+def test_the_states_of_all_generators() -> None:
+    states = weft.cuda.get_rng_state_all()
+    assert len(states) == weft.cuda.device_count()
+    first = weft.randn(4, device="cuda").tolist()
+    weft.cuda.set_rng_state_all(states)
+    assert weft.randn(4, device="cuda").tolist() == first
+    stats = weft.cuda.memory_stats()
+    assert stats["allocated_bytes.all.peak"] >= stats["allocated_bytes.all.current"] >= 0

@@ -12,7 +12,7 @@ from weft.ir.interp import run
 from weft.runtime import compile_graph, stats
 from weft.runtime.cuda.array import empty, from_host
 from weft.runtime.cuda.device import device_state
-from weft.runtime.cuda.graphs import CudaGraph
+from weft.runtime.cuda.graphs import CUDAGraph
 from weft.runtime.cuda.stream import Event, Stream, current_stream
 
 pytestmark = pytest.mark.gpu
@@ -23,7 +23,7 @@ def test_replays_read_the_arguments_anew():
     arrays = G.samples(G.running(False, 3))
     given = [from_host(a) for a in arrays]
     made.runner(*given)
-    graph = CudaGraph()
+    graph = CUDAGraph()
     with graph.capture():
         outs = made.runner(*given)
     for scale in (1, 2):
@@ -40,7 +40,7 @@ def test_replays_read_the_arguments_anew():
 def test_its_memory_is_nobody_elses():
     made = compile_graph(on_device(G.tiny()))
     x, y = (from_host(a) for a in G.samples(G.tiny()))
-    graph = CudaGraph()
+    graph = CUDAGraph()
     with graph.capture():
         made.runner(x, y)  # a result that nobody holds
     gc.collect()
@@ -58,7 +58,7 @@ def test_its_memory_is_nobody_elses():
 
 def test_what_cannot_be_captured():
     x = from_host(np.zeros(8, np.float32))
-    graph = CudaGraph()
+    graph = CUDAGraph()
     with pytest.raises(RuntimeError, match="cannot wait for a stream"), graph.capture():
         x.copy_to_host()
     step = compile_graph(on_device(G.doubling()))
@@ -71,7 +71,7 @@ def test_what_cannot_be_captured():
 
 
 def test_one_capture_a_graph():
-    graph = CudaGraph()
+    graph = CUDAGraph()
     x = from_host(np.ones(8, np.float32))
     with graph.capture():
         out = x.copy()
@@ -85,7 +85,7 @@ def test_one_capture_a_graph():
 
 
 def test_memory_may_be_taken_from_the_driver_while_capturing():
-    graph = CudaGraph()
+    graph = CUDAGraph()
     allocator = device_state(0).allocator
     with graph.capture():
         reserved = allocator.reserved()
@@ -94,7 +94,7 @@ def test_memory_may_be_taken_from_the_driver_while_capturing():
 
 
 def test_the_host_cannot_ask_about_an_event_in_a_graph():
-    graph, event = CudaGraph(), Event()
+    graph, event = CUDAGraph(), Event()
     with graph.capture():
         event.record()
     with pytest.raises(RuntimeError, match="CAPTURED_EVENT"):
