@@ -172,11 +172,13 @@ class OnDevice(Interpreter):
     def bind(
         self, prim: Primitive, operands: Sequence[Any], attrs: Mapping[str, Any], regions: Sequence[Graph]
     ) -> Any:
+        if prim.name == "transfer":
+            return transfer(operands[0], attrs["device"])
         given = [x if getattr(x, "on_device", False) else _number(x) for x in operands]
         states = {x.state for x in given if type(x) is not _ndarray}
         near = len(states) == 1 and all(type(x) is not _ndarray or not x.ndim for x in given)
         main: Any = next((x.device for x in given if type(x) is not _ndarray), None) if not near else None
-        if main is not None and prim.name != "transfer":
+        if main is not None:
             places: list[Any] = [
                 x.device if type(x) is not _ndarray else CPU if x.ndim else main for x in given
             ]

@@ -354,6 +354,20 @@ def test_a_graph_break_reads_a_value_and_goes_on() -> None:
     assert f(x).tolist() == [3, 3, 3] and f(-x).tolist() == [-3, -3, -3] and f(x).is_cuda
 
 
+def test_numbers_fill_a_tensor_whether_or_not_gradients_are_recorded() -> None:
+    x = weft.zeros(3, 4).cuda()
+    assert x.fill_(2.5).sum().item() == 30
+    x[1:] = 1
+    with weft.no_grad():
+        x[:, 0] = 4
+    assert x.tolist() == [[4, 2.5, 2.5, 2.5], [4, 1, 1, 1], [4, 1, 1, 1]]
+    w = weft.ones(2, 2).cuda().requires_grad_()
+    y = w * 1
+    y[0].fill_(7)
+    y.sum().backward()
+    assert w.grad is not None and w.grad.tolist() == [[0, 0], [1, 1]]
+
+
 # -- captured graphs ----------------------------------------------------------------------------------------
 
 
