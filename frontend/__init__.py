@@ -62,7 +62,6 @@ from weft.indexing import index_put
 from weft.legacy import TYPES as _TYPES
 from weft.ops import FUNCTIONS as _FUNCTIONS
 from weft.ops.shape import broadcast_to_ as broadcast_to
-from weft.printing import set_printoptions
 from weft.promotion import promote_types
 from weft.random import (
     Generator,
@@ -85,7 +84,6 @@ from weft.random import (
     seed,
     set_rng_state,
 )
-from weft.serialization import load, save
 from weft.tensor import Tensor
 
 __version__ = "0.1.0"
@@ -129,6 +127,10 @@ _LAZY: dict[str, tuple[str, str | None]] = {
     ),
     "set_deterministic_debug_mode": ("weft.backends", "set_deterministic_debug_mode"),
     "get_deterministic_debug_mode": ("weft.backends", "get_deterministic_debug_mode"),
+    "save": ("weft.serialization", "save"),
+    "load": ("weft.serialization", "load"),
+    "serialization": ("weft.serialization", None),
+    "set_printoptions": ("weft.printing", "set_printoptions"),
     # capture
     "capture": ("weft.capture", None),
     "compile": ("weft.capture", "compile"),

@@ -174,7 +174,7 @@ class OnDevice(Interpreter):
     ) -> Any:
         if prim.name == "transfer":
             return transfer(operands[0], attrs["device"])
-        given = [x if getattr(x, "on_device", False) else _number(x) for x in operands]
+        given: list[Any] = [x if getattr(x, "on_device", False) else _number(x) for x in operands]
         states = {x.state for x in given if type(x) is not _ndarray}
         near = len(states) == 1 and all(type(x) is not _ndarray or not x.ndim for x in given)
         main: Any = next((x.device for x in given if type(x) is not _ndarray), None) if not near else None

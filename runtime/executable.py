@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import io
 import pickle
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from types import MappingProxyType
@@ -76,7 +77,51 @@ def _read_only(attrs: dict[str, Any]) -> MappingProxyType[str, Any]:
     return MappingProxyType(attrs)  # the type itself has no name that pickle finds
 
 
-class Executable:
+class Compiled(ABC):
+    """What executables on any device can tell of themselves: the products of the passes, worked out when
+    asked for where the code came from the disk cache."""
+
+    def _describe(
+        self, graph: Graph, donate: Mapping[int, int], target: Any, name: str, artifact: Any, built: Any
+    ) -> None:
+        self.graph, self.name, self.target = graph, name, target
+        self.donate = dict(donate)
+        self.in_types: tuple[TensorType, ...] = tuple(p.type for p in graph.params)
+        self.out_types: tuple[TensorType, ...] = tuple(r.type for r in graph.results)
+        self.artifact = artifact
+        self.n_kernels: int = artifact.n_kernels
+        self._built = built
+
+    @property
+    @abstractmethod
+    def built(self) -> Any:
+        """The passes' products."""
+
+    @property
+    def stages(self) -> list[tuple[str, Graph]]:
+        """(name, graph) after each pass."""
+        return self.built.stages
+
+    @property
+    def kernels(self) -> list[KernelInfo]:
+        """The kernels in order."""
+        return self.built.kernels
+
+    @property
+    def plan(self) -> Any:
+        """The memory plan."""
+        return self.built.plan
+
+    def llvm(self) -> str:
+        """The LLVM IR of all kernels."""
+        return self.built.llvm
+
+    @abstractmethod
+    def asm(self) -> str:
+        """The assembly of all kernels; on a GPU the PTX."""
+
+
+class Executable(Compiled):
     """A compiled graph.
 
     ``call(arrays)`` checks its arguments and copies those that are not contiguous; ``runner(*arrays)`` is
@@ -88,13 +133,7 @@ class Executable:
         self, graph: Graph, donate: Mapping[int, int], target: Target, name: str, artifact: Artifact,
         built: Built | None = None, compile_only: bool = False,
     ) -> None:  # fmt: skip
-        self.graph, self.name, self.target = graph, name, target
-        self.donate = dict(donate)
-        self.in_types: tuple[TensorType, ...] = tuple(p.type for p in graph.params)
-        self.out_types: tuple[TensorType, ...] = tuple(r.type for r in graph.results)
-        self.artifact = artifact
-        self.n_kernels = artifact.n_kernels
-        self._built = built
+        self._describe(graph, donate, target, name, artifact, built)
         self.runner: Callable[..., list[np.ndarray]] = self._refuse
         if not compile_only:
             self._load()
@@ -124,29 +163,11 @@ class Executable:
 
     @cached_property
     def built(self) -> Built:
-        """The passes' products."""
         from weft.runtime.build import build  # with all passes: a warm start does without
 
         return self._built or build(self.graph, self.target, self.donate)
 
-    @property
-    def stages(self) -> list[tuple[str, Graph]]:
-        return self.built.stages
-
-    @property
-    def kernels(self) -> list[KernelInfo]:
-        return self.built.kernels
-
-    @property
-    def plan(self) -> Any:
-        return self.built.plan
-
-    def llvm(self) -> str:
-        """The LLVM IR of the whole module."""
-        return self.built.llvm
-
     def asm(self) -> str:
-        """The assembly of the whole module."""
         return jit.assembly(self.llvm(), self.target)
 
     def call(self, arrays: Sequence[Any]) -> list[np.ndarray]:

@@ -6,6 +6,7 @@ import hashlib
 from typing import Any
 
 from weft.codegen.emit import Reg, VectorBuilder, literal
+from weft.ir import math_exponential
 from weft.ir.math_tables import LOG2E_PARTS, family_of
 from weft.ir.scalarexpr import Num
 from weft.ir.types import DType, f32, i32, u64
@@ -26,12 +27,13 @@ class DeviceBuilder(VectorBuilder):
 
     def exp(self, x: Reg) -> Reg:
         if x.dtype is not f32:
-            return super().exp(x)
+            return math_exponential.exp(Num(self, x)).h
         high, low = LOG2E_PARTS
         return self._power(Num(self, x), high, low)
 
     def exp2(self, x: Reg) -> Reg:
-        return self._power(Num(self, x), 1.0, 0.0) if x.dtype is f32 else super().exp2(x)
+        n = Num(self, x)
+        return self._power(n, 1.0, 0.0) if x.dtype is f32 else math_exponential.exp2(n).h
 
     def _power(self, x: Num, high: float, low: float) -> Reg:
         """2^(x (high + low)) by the unit for powers of two, to 2 ULP.

@@ -133,7 +133,8 @@ def matmul(input: Tensor, other: Tensor) -> Tensor:
     >>> (weft.ones(2, 3) @ weft.ones(3)).shape
     weft.Size([2])
     """
-    check_tensor(input, "matmul"), check_tensor(other, "matmul", "other")
+    check_tensor(input, "matmul")
+    check_tensor(other, "matmul", "other")
     a, b = input.ndim, other.ndim
     if a == 0 or b == 0:
         raise RuntimeError(f"both arguments to matmul need to be at least 1D, but they are {a}D and {b}D")

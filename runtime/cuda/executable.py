@@ -22,11 +22,10 @@ from weft.runtime.cuda.device import DeviceState
 from weft.runtime.cuda.driver import CudaError
 from weft.runtime.cuda.memory import round_size
 from weft.runtime.cuda.stream import stream_of
-from weft.runtime.executable import pickled
+from weft.runtime.executable import Compiled, pickled
 from weft.runtime.jit import ENTRY
 
 if TYPE_CHECKING:
-    from weft.runtime.build import KernelInfo
     from weft.runtime.cuda.build import DeviceBuilt
 
 SCALAR_BYTES = 64  # an argument up to this size may come from the host, with the call
@@ -86,7 +85,7 @@ class _Parameter:
         self.shape, self.dtype = t.shape, t.dtype.np
 
 
-class DeviceExecutable:
+class DeviceExecutable(Compiled):
     """A compiled graph of a GPU, with the interface of :class:`weft.runtime.executable.Executable`.
 
     ``runner(*arrays)`` takes a DeviceArray for each parameter, or, where the parameter is small (a Python
@@ -100,17 +99,12 @@ class DeviceExecutable:
         name: str, artifact: DeviceArtifact, built: DeviceBuilt | None = None, marks: int = 0,
     ) -> None:  # fmt: skip
         self._marks = marks  # address of the marks of a profile
-        self.graph, self.name, self.target, self.state = graph, name, target, state
-        self.donate = dict(donate)
-        self.in_types: tuple[TensorType, ...] = tuple(p.type for p in graph.params)
-        self.out_types: tuple[TensorType, ...] = tuple(r.type for r in graph.results)
-        self.artifact = artifact
-        self.n_kernels = artifact.n_kernels
-        self._built = built
+        self._describe(graph, donate, target, name, artifact, built)
+        self.state = state
         self.runner: Callable[..., list[Any]] = self._refuse
         if state is not None:
             self._load(state)
-            self.runner = self.native_runner(self._run)
+            self.runner = self.native_runner(self._run) or self._run
 
     def _refuse(self, *arrays: Any) -> list[Any]:
         raise RuntimeError(f"{self.name} was compiled for {self.target.name}, not to run here")
@@ -159,27 +153,10 @@ class DeviceExecutable:
     # -- how it was made --------------------------------------------------------------------------------
     @cached_property
     def built(self) -> DeviceBuilt:
-        """The passes' products."""
         from weft.runtime.cuda.build import build_for_device  # with all passes: a warm start does without
         from weft.runtime.host import host_target
 
         return self._built or build_for_device(self.graph, self.target, host_target(), self.donate)
-
-    @property
-    def stages(self) -> list[tuple[str, Graph]]:
-        return self.built.stages
-
-    @property
-    def kernels(self) -> list[KernelInfo]:
-        return self.built.kernels
-
-    @property
-    def plan(self) -> Any:
-        return self.built.plan
-
-    def llvm(self) -> str:
-        """The LLVM IR of the kernels."""
-        return self.built.llvm
 
     def ptx(self) -> str:
         """The PTX of the kernels."""
