@@ -64,6 +64,8 @@ class Region:
     ``uniform`` holds registers of values that are the same wherever they are asked for.
     """
 
+    make_builder: type[VectorBuilder] = VectorBuilder  # what writes the rules of maps
+
     def __init__(
         self,
         fn: Code,
@@ -74,7 +76,7 @@ class Region:
         uniform: Mapping[Value, Reg] | None = None,
     ) -> None:
         self.fn, self.graph, self.lanes, self.pointers, self.mask = fn, graph, lanes, pointers, mask
-        self.builder = VectorBuilder(fn, lanes)
+        self.builder = self.make_builder(fn, lanes)
         self.producers = graph.producers()
         self.given: dict[tuple[Value, int], Reg] = {}
         self.uniform: Mapping[Value, Reg] = uniform or {}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 from weft.codegen.emit import Reg, VectorBuilder, literal
+from weft.codegen.llvm import reg_type
 from weft.ir import math_exponential
 from weft.ir.math_tables import LOG2E_PARTS, family_of
 from weft.ir.scalarexpr import Num
@@ -16,12 +18,23 @@ _LEAST, _MOST = -126, 127  # exponents of normal numbers
 
 
 class DeviceBuilder(VectorBuilder):
-    """Emits rules for one element of one thread."""
+    """Emits rules for one element of a thread, or for some next to one another."""
+
+    def each(self, rule: Callable[[Reg], Reg], x: Reg) -> Reg:
+        """A rule that gives f32 of one element, for all of them."""
+        if not x.lanes:
+            return rule(x)
+        out, v = "poison", reg_type(x.dtype, x.lanes)
+        for i in range(x.lanes):
+            one = self.emit(f"extractelement {v} {x.text}, i32 {i}", x.dtype, 0, x.depth)
+            put = f"insertelement <{x.lanes} x float> {out}, float {rule(one).text}, i32 {i}"
+            out = self.emit(put, f32, x.lanes, x.depth).text
+        return Reg(out, f32, x.lanes, x.depth)
 
     def unit(self, name: str, x: Reg) -> Reg:
         """A function of f32 that a unit of the hardware approximates."""
         self.fn.declares.add(f"declare float @{name}(float)")
-        return self.emit(f"call float @{name}(float {self.text(x, 0)})", f32, 0, x.depth)
+        return self.each(lambda one: self.emit(f"call float @{name}(float {one.text})", f32, 0, one.depth), x)
 
     # -- exponentials
 
@@ -88,9 +101,13 @@ class DeviceBuilder(VectorBuilder):
         array = f"[{16 * len(rows)} x float] [{data}]"
         self.fn.declares.add(f"{name} = internal addrspace(1) constant {array}, align 64")
         low = self.binary("and", Reg(index.text, i32, index.lanes, index.depth), self.const(15, i32))
-        first = f"getelementptr float, ptr addrspace(1) {name}, i32 {low.text}"
-        p = self.emit(first, u64, 0, low.depth)
         row = 64 * rows.index(values)
-        p = self.emit(f"getelementptr i8, ptr addrspace(1) {p.text}, i32 {row}", u64, 0, low.depth)
-        load = f"load float, ptr addrspace(1) {p.text}, align 4, !invariant.load !{{}}"
-        return self.emit(load, f32, 0, low.depth)
+
+        def read(i: Reg) -> Reg:
+            first = f"getelementptr float, ptr addrspace(1) {name}, i32 {i.text}"
+            p = self.emit(first, u64, 0, i.depth)
+            p = self.emit(f"getelementptr i8, ptr addrspace(1) {p.text}, i32 {row}", u64, 0, i.depth)
+            load = f"load float, ptr addrspace(1) {p.text}, align 4, !invariant.load !{{}}"
+            return self.emit(load, f32, 0, i.depth)
+
+        return self.each(read, low)

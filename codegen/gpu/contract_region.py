@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from weft.codegen.blocks import Ix
 from weft.codegen.emit import Reg
+from weft.codegen.gpu.builder import DeviceBuilder
 from weft.codegen.gpu.contract_code import BlockCode, power_of_two
 from weft.codegen.lanes import to_memory, to_register
 from weft.codegen.llvm import mem_type, reg_type
@@ -21,6 +22,7 @@ class DeviceRegion(Region):
     """A region whose accesses are as wide as is known to be aligned."""
 
     fn: BlockCode
+    make_builder = DeviceBuilder
 
     def load(self, base: str, dtype: DType, linear: Coord, size: int) -> Reg:
         if linear.vec is None and linear.step == 0:

@@ -84,3 +84,18 @@ def test_no_branches_and_one_address_for_the_tables():
     ptx = compile_graph(erf.graph, target=gpu_target("sm_90")).ptx()
     loads = re.findall(r"ld\.global\.nc\S* +\S+ \[(%rd\d+)", ptx)
     assert len(loads) == 6 * len(set(loads))
+
+
+def test_epilogues_of_products_have_the_same_rules():
+    """An epilogue is evaluated on vectors, whose elements take the same units and tables."""
+
+    @weft.compile
+    def gelu(x, w):
+        return weft.nn.functional.gelu(x @ w) / (1 + weft.exp(-x @ w))
+
+    x, w = weft.randn(16, 16), weft.randn(16, 16)
+    here, there = gelu(x, w), gelu(x.cuda(), w.cuda())
+    np.testing.assert_allclose(there.cpu().numpy(), here.numpy(), rtol=1e-5, atol=1e-6)
+    ptx = gelu.asm()
+    assert "ex2.approx.ftz" in ptx and "rcp.approx.ftz" in ptx and "div.rn" not in ptx
+    assert len(re.findall(r"ld\.global\.nc\.b32", ptx)) % 6 == 0 and ptx.count("selp") < 80
