@@ -9,8 +9,6 @@ estimated to be worth it, and run on all threads.
 
 from __future__ import annotations
 
-import argparse
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +27,7 @@ from weft.passes.fuse import fuse
 from weft.passes.pipeline import PASSES
 
 from benchmarks.choices_loops import setting
-from benchmarks.choices_table import Choice, choice, compare, save, show
+from benchmarks.choices_table import Choice, choice, compare, plans_of
 
 Ints = tuple[int, ...]
 
@@ -165,24 +163,4 @@ def measured(graph: Graph, most: int, everything: bool) -> Choice:
 
 def main(arguments: list[str]) -> None:
     """Print a line per convolution."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--cases", default="", help="only the cases whose name contains this text")
-    parser.add_argument("--slack", type=float, default=0.05, help="by how much an alternative must be faster")
-    parser.add_argument("--most", type=int, default=8, help="plans tried of each way, about")
-    parser.add_argument("--all", action="store_true", help="print every plan of every case")
-    parser.add_argument("--save", action="store_true", help="put the cases into results/choices.md")
-    args = parser.parse_args(arguments)
-    os.environ["WEFT_CACHE"] = "0"
-    rows: dict[str, Choice] = {}
-    for layer in LAYERS:
-        for direction, graph in layer.graphs():
-            name = f"{layer.name}, {direction}"
-            if args.cases in name:
-                rows[name] = measured(graph, args.most, args.all)
-                show(name, rows[name], args.slack)
-    beaten = sum(c.loss > args.slack for c in rows.values())
-    print(f"{beaten} of {len(rows)} choices were beaten by more than {args.slack:.0%}")
-    if args.save:
-        save("convolution", rows)
+    plans_of("convolution", __doc__, LAYERS, measured, arguments)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -82,3 +84,32 @@ def save(family: str, rows: Mapping[str, Choice]) -> None:
         mean = float(np.exp(np.mean(np.log1p(losses)))) - 1
         text.append(f"\n{over} of {len(losses)} lost more than 5 %; on average {mean:.1%} were lost.\n")
     (RESULTS / "choices.md").write_text("\n".join(text))
+
+
+def plans_of(
+    family: str, description: str | None, cases: Sequence[Any], measured: Callable[..., Choice],
+    arguments: list[str],
+) -> None:  # fmt: skip
+    """The command of a family: a line for each direction of each case, whose ``graphs()`` gives them.
+    ``measured(graph, most, everything)`` tries about ``most`` plans."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cases", default="", help="only the cases whose name contains this text")
+    parser.add_argument("--slack", type=float, default=0.05, help="by how much an alternative must be faster")
+    parser.add_argument("--most", type=int, default=8, help="plans tried, about")
+    parser.add_argument("--all", action="store_true", help="print every plan of every case")
+    parser.add_argument("--save", action="store_true", help="put the cases into results/choices.md")
+    args = parser.parse_args(arguments)
+    os.environ["WEFT_CACHE"] = "0"
+    rows: dict[str, Choice] = {}
+    for case in cases:
+        for direction, graph in case.graphs():
+            name = f"{case.name}, {direction}"
+            if args.cases in name:
+                rows[name] = measured(graph, args.most, args.all)
+                show(name, rows[name], args.slack)
+    beaten = sum(c.loss > args.slack for c in rows.values())
+    print(f"{beaten} of {len(rows)} choices were beaten by more than {args.slack:.0%}")
+    if args.save:
+        save(family, rows)

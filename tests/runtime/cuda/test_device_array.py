@@ -116,6 +116,7 @@ def test_bits_under_another_dtype():
 
 
 def test_a_view_keeps_the_memory():
+    gc.collect()  # what other tests left behind
     state = device_state(0)
     x = from_host(BASE)
     view = x[1]
@@ -190,6 +191,7 @@ def test_dlpack_there_and_back(dtype):
 
 
 def test_dlpack_keeps_and_frees():
+    gc.collect()  # what other tests left behind
     state = device_state(0)
     used, alive = state.allocator.allocated(), len(dlpack._alive)
     x = from_host(BASE)
